@@ -1,0 +1,20 @@
+FROM python:3.13-slim AS build
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY gateway gateway
+# Without pip inside: the image holds the program and what it imports.
+RUN python -m venv --without-pip /opt/gateway \
+    && pip --python /opt/gateway/bin/python install --no-cache-dir .
+
+FROM python:3.13-slim
+COPY --from=build /opt/gateway /opt/gateway
+ENV PATH="/opt/gateway/bin:$PATH" \
+    GATEWAY_LISTEN="0.0.0.0:3000" \
+    PYTHONDONTWRITEBYTECODE="1" \
+    PYTHONUNBUFFERED="1"
+WORKDIR /
+# A number, so that Kubernetes can check runAsNonRoot; any other works as well.
+USER 65532:65532
+EXPOSE 3000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["gateway", "healthcheck"]
+ENTRYPOINT ["gateway"]

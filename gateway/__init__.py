@@ -1,0 +1,29 @@
+"""A rate-limiting gateway for costly APIs, to embed in an asyncio program.
+
+from gateway import Config, Gateway
+
+async with Gateway(Config(target_api_url="https://api.openai.com/v1", rate_limit="60/minute")) as gateway:
+    token = gateway.issue_token(name="worker")
+    ...  # clients use gateway.url + "/api" as base URL and the token as key
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gateway.config import Config
+    from gateway.errors import ConfigError, GatewayError, RateLimited, StoreUnavailable
+    from gateway.server import Gateway
+
+__all__ = ["Config", "ConfigError", "Gateway", "GatewayError", "RateLimited", "StoreUnavailable"]
+
+_HOMES = {"Config": "gateway.config", "Gateway": "gateway.server"}
+
+
+def __getattr__(name: str) -> object:
+    # Looked up on first use, so that `gateway healthcheck` does not load a server (PEP 562).
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "gateway.errors")), name)

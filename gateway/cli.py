@@ -1,0 +1,209 @@
+"""The `gateway` command.
+
+Exit codes: 0 fine, 1 failure at run time, 2 bad usage or configuration, each failure with one line on stderr.
+A command's own modules are imported when it is run, so that `gateway healthcheck` does not load a server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from gateway.config import SETTINGS, describe, listen_address, load
+from gateway.errors import ConfigError, GatewayError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gateway.config import Config
+
+FINE, FAILURE, USAGE = 0, 1, 2
+INTERRUPTED = 130
+"""128 + SIGINT, as shells have it; `serve` handles the signal itself and ends with 0."""
+
+HEALTHCHECK_TIMEOUT_S = 3.0
+"""Well under the 30 s after which container runtimes give up by themselves."""
+
+_LATER = frozenset({"token", "usage", "run", "ledger", "reconcile", "simulate"})
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (where a check connects, not a listener)
+
+_SECRETS_HELP = (
+    "Give keys and secrets in the environment or a file, not as options: every user of a machine can read "
+    "the command lines of its processes. Precedence: options, then the environment, then the file."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The arguments without the program's name; None for the process's own.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: With 2 when the arguments cannot be read, with 0 after `--help` or `--version`.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or (words[0].startswith("-") and words[0] not in {"-h", "--help", "--version"}):
+        words.insert(0, "serve")
+    try:
+        options = _parse(words)
+        run: Callable[[argparse.Namespace], int] = options.run
+        return run(options)
+    except ConfigError as error:
+        return _fail(str(error), USAGE)
+    except (GatewayError, OSError) as error:
+        return _fail(str(error), FAILURE)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"gateway: {message}", file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is told in one line that repeats no value: it could be a key."""
+
+    def error(self, message: str) -> NoReturn:
+        harmless = "no such command" if "invalid choice" in message else message
+        self.exit(USAGE, f"gateway: {harmless}; see {self.prog} --help\n")
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    if words[0] in _LATER:
+        raise ConfigError(
+            words[0],
+            "this command is not available yet",
+            "serve, check-config, healthcheck or demo",
+            "gateway demo",
+        )
+    parser = _parser()
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        parser.error(f"unknown option {name}" if name.startswith("--") else "unexpected argument")
+    return options
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="gateway",
+        description="A rate-limiting gateway in front of a costly HTTP API.",
+        epilog=_SECRETS_HELP,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], summary: str, epilog: str = "") -> _Parser:
+        added = commands.add_parser(name, help=summary, description=summary, epilog=epilog, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    for name, run, summary in (
+        ("serve", _serve, "run in the foreground until SIGTERM or SIGINT (the default command)"),
+        ("check-config", _check_config, "validate the configuration and print what it resolves to"),
+    ):
+        _add_settings(command(name, run, summary, _SECRETS_HELP))
+    check = command("healthcheck", _healthcheck, "exit 0 if a gateway on this machine answers /healthz, else 1")
+    check.add_argument("--url", help="its address (default: from GATEWAY_LISTEN)")
+    _add_file(check)
+    command("demo", _demo, "send 8 requests through a gateway with RATE_LIMIT=5 to a mock API; needs nothing")
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    _add_file(parser)
+    group = parser.add_argument_group("settings")
+    for name, setting in SETTINGS.items():
+        group.add_argument(setting.option, dest=name, metavar="VALUE", default=None, help=setting.meaning)
+
+
+def _add_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="a TOML file of settings (default: GATEWAY_CONFIG)")
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when asked: the package metadata takes 15 ms to import."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version  # see above
+
+        print(f"gateway {version('rate-limiting-gateway')}")
+        parser.exit(FINE)
+
+
+def _file(options: argparse.Namespace) -> Path | None:
+    name = options.config or os.environ.get("GATEWAY_CONFIG")
+    return Path(name) if name else None
+
+
+def _load(options: argparse.Namespace) -> Config:
+    arguments = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
+    for name in arguments:
+        setting = SETTINGS[name]
+        if setting.secret:
+            print(
+                f"gateway: warning: every user of this machine can read {setting.option} in the process "
+                f"list; give it as {setting.environment} in the environment",
+                file=sys.stderr,
+            )
+    return load(arguments=arguments, environ=os.environ, file=_file(options))
+
+
+def _serve(options: argparse.Namespace) -> int:
+    config = _load(options)
+    # What this process may start has no business with the keys. (/proc/PID/environ keeps them, for the same
+    # user and root alone.)
+    for setting in SETTINGS.values():
+        if setting.secret:
+            os.environ.pop(setting.environment, None)
+    from gateway.workers import serve  # loads the server
+
+    return serve(config)
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    for name, resolved in describe(_load(options)):
+        print(f"{name:<26}{resolved}")
+    return FINE
+
+
+def _healthcheck(options: argparse.Namespace) -> int:
+    import http.client  # 12 ms of start-up
+    from urllib.parse import urlsplit  # comes with http.client
+
+    try:
+        url = urlsplit(options.url or _local_url(options))
+        host, port = url.hostname, url.port
+    except ValueError:
+        host = port = None
+    if not host or url.scheme != "http":
+        raise ConfigError("--url", "is not an http:// address", "a gateway's address", "--url http://127.0.0.1:3000")
+    connection = http.client.HTTPConnection(host, port, timeout=HEALTHCHECK_TIMEOUT_S)
+    try:
+        connection.request("GET", "/healthz")
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return _fail(f"no answer from {url.netloc}: {error or type(error).__name__}", FAILURE)
+    finally:
+        connection.close()
+    return FINE if status == 200 else _fail(f"{url.netloc} answered {status}", FAILURE)
+
+
+def _local_url(options: argparse.Namespace) -> str:
+    address = listen_address(environ=os.environ, file=_file(options))
+    return f"http://{address._replace(host=_WILDCARDS.get(address.host, address.host))}"
+
+
+def _demo(_: argparse.Namespace) -> int:
+    from gateway.demo import run_demo  # loads the server
+
+    return run_demo()

@@ -1,0 +1,16 @@
+"""The configuration: what users write, validated once and compiled to what the program reads.
+
+Text comes in through `load` (command line, environment, file) or `Config(...)` (the library). `values` and
+`target` read single values, `table` has the words for messages, `settings` puts the two together, and
+`describing` says what came out. Nothing here opens a connection; of the file system, only the TOML file is
+read and the CA file is looked for.
+"""
+
+from gateway.config.describing import describe
+from gateway.config.loading import listen_address, load
+from gateway.config.settings import Config, Settings
+from gateway.config.table import SETTINGS, Setting
+from gateway.config.target import Target
+from gateway.config.values import Address
+
+__all__ = ["SETTINGS", "Address", "Config", "Setting", "Settings", "Target", "describe", "listen_address", "load"]

@@ -1,0 +1,73 @@
+"""What a configuration resolves to, in words that hold no secret."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.config.table import SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.config.settings import Config
+    from gateway.limits import Policy
+    from gateway.stores.address import RedisAddress
+
+
+def describe(config: Config) -> list[tuple[str, str]]:
+    """Return every setting's environment name and what it resolves to.
+
+    No secret is in it, nor part of one: of keys there is the length, of `REDIS_URL` all but the credentials.
+    """
+    resolved = _resolved(config)
+    return [
+        (setting.environment, resolved.get(name) or _as_written(getattr(config, name)))
+        for name, setting in SETTINGS.items()
+    ]
+
+
+def _resolved(config: Config) -> dict[str, str]:
+    settings = config.settings
+    durations = (name.removesuffix("_s") for name in type(settings).__slots__ if name.endswith("_s"))
+    words = {name: f"{getattr(settings, name + '_s')} s" for name in durations}
+    words |= {
+        "target_api_url": settings.target.url,
+        "target_api_key": _length(config.target_api_key) or "not set: requests go upstream without a key",
+        "rate_limit": _limits(settings.limits),
+        "global_rate_limit": _limits(settings.global_limits),
+        "redis_url": _redis(settings.redis),
+        "gateway_listen": ", ".join(map(str, settings.listen)),
+        "token_secret": _token_secret(config),
+        "token_ttl": "no end" if settings.token_ttl_s is None else f"{settings.token_ttl_s} s",
+        "admin_key": _length(config.admin_key) or "not set: /register and /admin/ answer loopback peers only",
+        "max_body": "no limit" if settings.max_body is None else f"{settings.max_body} bytes",
+        "target_ca_file": config.target_ca_file or "the system's roots",
+    }
+    return words
+
+
+def _redis(address: RedisAddress | None) -> str:
+    if address is None:
+        return "not set: the embedded store"
+    return f"{address}, password {_length(address.password) or 'not set'}"
+
+
+def _token_secret(config: Config) -> str:
+    lengths = [_length(secret.decode()) for secret in config.settings.token_secrets]
+    if lengths:
+        return ", then ".join(lengths)
+    if config.settings.redis is not None:
+        return "not set: shared through Redis, made by the first instance"
+    return "not set: made at start, so tokens end with the process"
+
+
+def _length(secret: str | None) -> str:
+    return f"set ({len(secret)} characters)" if secret else ""
+
+
+def _limits(policies: Sequence[Policy]) -> str:
+    return ", ".join(f"{policy.quota} in {policy.window_s} s" for policy in policies)
+
+
+def _as_written(value: object) -> str:
+    return "not set" if value is None else str(value)

@@ -1,0 +1,244 @@
+"""`Config`, what a user writes, and `Settings`, what the program reads."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import InitVar, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from gateway.config import values
+from gateway.config.table import SETTINGS
+from gateway.config.target import Target, parse_key_style, parse_url, with_key
+from gateway.errors import ConfigError
+from gateway.limits import parse_limits
+from gateway.stores.address import parse_redis_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from gateway.config.values import Address
+    from gateway.limits import Policy
+    from gateway.stores.address import RedisAddress
+
+_T = TypeVar("_T")
+
+_OWN_EXAMPLE = re.compile(r"[;,] e\.g\. ")
+"""Where a reader's message goes on to an example of its own: the one that a ConfigError ends with is enough."""
+
+_LOOPBACK = {
+    "0.0.0.0": {"127.0.0.1", "localhost"},  # noqa: S104 (a listener that is recognised, not opened)
+    "::": {"127.0.0.1", "::1", "localhost"},
+    "127.0.0.1": {"localhost"},
+    "::1": {"localhost"},
+    "localhost": {"127.0.0.1", "::1"},
+}
+"""The literals by which a listener on the key's host is reached from this machine, besides its own."""
+
+
+class Spelling(NamedTuple):
+    """How the user wrote a setting.
+
+    Args:
+        name: For the start of a message: `RATE_LIMIT`, `--rate-limit`, `rate_limit in gateway.toml`.
+        line: A line that sets it, with `{}` for the value.
+    """
+
+    name: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A configuration that has been found good, as typed values. Seconds are floats, sizes are bytes.
+
+    Args:
+        target: The upstream API.
+        limits: Per token; all must allow.
+        global_limits: All tokens together; all must allow. May be empty.
+        redis: Where the shared store is; None for the embedded one.
+        store_timeout_s: The longest a request waits for the shared store.
+        listen: One or more addresses; a port of 0 is chosen by the kernel.
+        token_secrets: The first signs, all verify; empty when none is configured.
+        token_ttl_s: How long an issued token is good; None for no end.
+        admin_key: Guards `/register` and `/admin/…`; None: loopback peers only.
+        log_level: `debug`, `info`, `warning` or `error`.
+        max_body: The longest request body, in bytes; None for no limit.
+        connect_timeout_s: Connecting upstream, TLS included.
+        response_timeout_s: From the request's end to the first byte of its answer.
+        idle_timeout_s: Between two bytes of a body.
+        header_timeout_s: For a client's whole head.
+        keepalive_timeout_s: An idle client connection.
+        drain_timeout_s: How long a stop waits for what is in flight; may be 0.
+        upstream_pool: Connections kept per upstream, 1 to 65535.
+        upstream_idle_s: How long one of them may idle.
+    """
+
+    target: Target
+    limits: tuple[Policy, ...]
+    global_limits: tuple[Policy, ...]
+    redis: RedisAddress | None = field(repr=False)
+    store_timeout_s: float
+    listen: tuple[Address, ...]
+    token_secrets: tuple[bytes, ...] = field(repr=False)
+    token_ttl_s: int | None
+    admin_key: bytes | None = field(repr=False)
+    log_level: str
+    max_body: int | None
+    connect_timeout_s: float
+    response_timeout_s: float
+    idle_timeout_s: float
+    header_timeout_s: float
+    keepalive_timeout_s: float
+    drain_timeout_s: float
+    upstream_pool: int
+    upstream_idle_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A gateway's configuration, one field per setting, each as the user writes it; validated as it is made.
+
+    The README's table says what each setting means. Durations are `"5s"`, `"100ms"`, `"2m"`, `"1h"`, `"30d"`
+    or a number of seconds; sizes are `"10MB"`, `"10MiB"` or a number of bytes. Secrets do not show in `repr`.
+
+    Args:
+        spelled: How each setting was written, for messages; `load` fills it in. None: as keyword arguments.
+
+    Raises:
+        ConfigError: A value that the gateway cannot run with, or one whose feature is not available yet.
+    """
+
+    target_api_url: str
+    target_api_key: str | None = field(default=None, repr=False)
+    target_api_auth: str = "bearer"
+    rate_limit: str | int = "60"
+    global_rate_limit: str | int | None = None
+    concurrency_limit: str | int | None = None
+    global_concurrency_limit: str | int | None = None
+    redis_url: str | None = field(default=None, repr=False)
+    on_store_loss: str = "deny"
+    store_timeout: str | float = "100ms"
+    gateway_listen: str = "127.0.0.1:0"
+    gateway_workers: str | int = 1
+    token_secret: str | None = field(default=None, repr=False)
+    token_ttl: str | float = "30d"  # noqa: S105 (a duration)
+    admin_key: str | None = field(default=None, repr=False)
+    access_log: str = "off"
+    log_level: str = "info"
+    max_body: str | int | None = None
+    connect_timeout: str | float = "5s"
+    response_timeout: str | float = "600s"
+    idle_timeout: str | float = "600s"
+    header_timeout: str | float = "10s"
+    keepalive_timeout: str | float = "75s"
+    drain_timeout: str | float = "30s"
+    upstream_pool: str | int = 256
+    upstream_idle: str | float = "10s"
+    target_ca_file: str | None = None
+    spelled: InitVar[Mapping[str, Spelling] | None] = None
+    settings: Settings = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self, spelled: Mapping[str, Spelling] | None) -> None:
+        object.__setattr__(self, "settings", _compile(_Reader(self, spelled or {})))
+
+
+class _Reader:
+    """Reads one setting after the other, and turns what is wrong with a value into a ConfigError."""
+
+    __slots__ = ("_config", "_spelled")
+
+    def __init__(self, config: Config, spelled: Mapping[str, Spelling]) -> None:
+        self._config = config
+        self._spelled = spelled
+
+    def __call__(self, name: str, parse: Callable[[str], _T]) -> _T:
+        """Parse a setting that has a value, or a default."""
+        value = getattr(self._config, name)
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise self.error(name, f"is {_kind(value)}, not a text or a number")
+        try:
+            return parse(str(value))
+        except ValueError as error:
+            # Not chained: a traceback through the parsers could show a value that is a secret.
+            raise self.error(name, _OWN_EXAMPLE.split(str(error))[0]) from None
+
+    def optional(self, name: str, parse: Callable[[str], _T]) -> _T | None:
+        """Parse a setting that may have no value: then None."""
+        return None if getattr(self._config, name) is None else self(name, parse)
+
+    def error(self, name: str, problem: str) -> ConfigError:
+        """Return the error that says what is wrong with a setting and what would be right."""
+        setting = SETTINGS[name]
+        spelling = self._spelled.get(name) or Spelling(name, f'{name}="{{}}"')
+        example = spelling.line.format(setting.example) if setting.example else "without it"
+        return ConfigError(spelling.name, problem, setting.takes, example)
+
+
+def _compile(read: _Reader) -> Settings:
+    for name in ("concurrency_limit", "global_concurrency_limit"):
+        read.optional(name, _not_available)
+    read("on_store_loss", _only("deny", later=("local", "allow")))
+    read("gateway_workers", _only("1", later=("auto", "[0-9]{1,4}")))
+    read("access_log", _only("off", later=("json", "common")))
+    listen = read("gateway_listen", values.addresses)
+    return Settings(
+        target=_target(read, listen),
+        limits=read("rate_limit", parse_limits),
+        global_limits=read.optional("global_rate_limit", lambda text: parse_limits(text, shared=True)) or (),
+        redis=read.optional("redis_url", parse_redis_url),
+        store_timeout_s=read("store_timeout", values.duration_s),
+        listen=listen,
+        token_secrets=read.optional("token_secret", values.secrets) or (),
+        token_ttl_s=read("token_ttl", values.lifetime_s),
+        admin_key=read.optional("admin_key", values.secret),
+        log_level=read("log_level", values.log_level),
+        max_body=read.optional("max_body", values.size_bytes),
+        connect_timeout_s=read("connect_timeout", values.duration_s),
+        response_timeout_s=read("response_timeout", values.duration_s),
+        idle_timeout_s=read("idle_timeout", values.duration_s),
+        header_timeout_s=read("header_timeout", values.duration_s),
+        keepalive_timeout_s=read("keepalive_timeout", values.duration_s),
+        drain_timeout_s=read("drain_timeout", values.duration_or_zero_s),
+        upstream_pool=read("upstream_pool", values.count),
+        upstream_idle_s=read("upstream_idle", values.duration_s),
+    )
+
+
+def _target(read: _Reader, listen: tuple[Address, ...]) -> Target:
+    target = read("target_api_url", parse_url)
+    for address in listen:
+        if address.port == target.port and target.host in {address.host, *_LOOPBACK.get(address.host, ())}:
+            raise read.error("target_api_url", f"{target.url} is this gateway itself, which listens on {address}")
+    style = read("target_api_auth", parse_key_style)
+    keyed = read.optional("target_api_key", lambda key: with_key(target, key, style))
+    return replace(keyed or target, ca_file=read.optional("target_ca_file", _readable_file))
+
+
+def _readable_file(text: str) -> str:
+    if not Path(text).is_file() or not os.access(text, os.R_OK):
+        raise ValueError(f"{text!r} is not a readable file")
+    return text
+
+
+def _not_available(text: str) -> None:
+    raise ValueError(f"{values.quoted(text)} is not available yet")
+
+
+def _only(value: str, *, later: tuple[str, ...]) -> Callable[[str], str]:
+    """Return a reader for a setting that has one value yet, and others (as patterns) in a later version."""
+
+    def parse(text: str) -> str:
+        if text == value:
+            return text
+        if any(re.fullmatch(pattern, text) for pattern in later):
+            _not_available(text)
+        raise ValueError(f"{values.quoted(text)} is not one of its values")
+
+    return parse
+
+
+def _kind(value: object) -> str:
+    names = {bool: "a boolean", list: "an array", dict: "a table", type(None): "not set"}
+    return names.get(type(value), f"a {type(value).__name__}")

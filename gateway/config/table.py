@@ -1,0 +1,125 @@
+"""The settings by name: what each takes, in words, for messages and for `--help`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Setting(NamedTuple):
+    """One row of the settings table.
+
+    Args:
+        name: The environment's name in lower case, which is also its key in a file and its field in `Config`.
+        takes: What it takes, for "it takes …".
+        example: A value that would work.
+        meaning: What it is for, in a few words.
+        secret: Whether its value is never shown.
+    """
+
+    name: str
+    takes: str
+    example: str
+    meaning: str
+    secret: bool = False
+
+    @property
+    def environment(self) -> str:
+        """Its name in the environment: `RATE_LIMIT`."""
+        return self.name.upper()
+
+    @property
+    def option(self) -> str:
+        """Its name on the command line: `--rate-limit`."""
+        return "--" + self.name.replace("_", "-")
+
+
+_DURATION = "a duration in ms, s, m, h or d"
+_LIMITS = "N/second, N/minute, N/hour, N/day or N/30s, several joined by commas"
+_UNAVAILABLE = "nothing in this version; leave it unset"
+
+SETTINGS: dict[str, Setting] = {
+    setting.name: setting
+    for setting in (
+        Setting(
+            "target_api_url",
+            "the API's base URL, http:// or https://",
+            "https://api.openai.com/v1",
+            "base URL of the API; required",
+        ),
+        Setting(
+            "target_api_key",
+            "the API's key, printable ASCII",
+            "YOUR_KEY",
+            "the API's key; clients never see it",
+            secret=True,
+        ),
+        Setting(
+            "target_api_auth",
+            "bearer, header:NAME, query:NAME or basic",
+            "header:x-api-key",
+            "how the key goes upstream (default: bearer)",
+        ),
+        Setting("rate_limit", _LIMITS, "60/minute", "requests per token (default: 60/minute)"),
+        Setting("global_rate_limit", _LIMITS, "1000/minute", "requests of all tokens together"),
+        Setting("concurrency_limit", _UNAVAILABLE, "", "requests in flight per token (not available yet)"),
+        Setting("global_concurrency_limit", _UNAVAILABLE, "", "requests in flight in all (not available yet)"),
+        Setting(
+            "redis_url",
+            "redis://, rediss:// or unix://",
+            "redis://127.0.0.1:6379/0",
+            "shares limits between instances (default: none, in-process)",
+            secret=True,
+        ),
+        Setting("on_store_loss", "deny", "deny", "when Redis does not answer in time: deny (503)"),
+        Setting("store_timeout", _DURATION, "100ms", "the longest a request waits for Redis (default: 100ms)"),
+        Setting(
+            "gateway_listen",
+            "host:port or [v6]:port, several joined by commas",
+            "127.0.0.1:3000",
+            "where to listen (default: 127.0.0.1:3000)",
+        ),
+        Setting("gateway_workers", "1", "1", "processes sharing the port (only 1 yet)"),
+        Setting(
+            "token_secret",
+            "printable ASCII without spaces, 32 characters or more; 'new,old' while rotating",
+            "$(openssl rand -hex 32)",
+            "signs tokens (default: made at start, or shared through Redis)",
+            secret=True,
+        ),
+        Setting("token_ttl", f"{_DURATION}; 0 for no end", "30d", "how long a token is good (default: 30d)"),
+        Setting(
+            "admin_key",
+            "printable ASCII without spaces, 32 characters or more",
+            "$(openssl rand -hex 32)",
+            "guards /register and /admin/ (default: loopback peers only)",
+            secret=True,
+        ),
+        Setting("access_log", "off", "off", "a line per request (only off yet)"),
+        Setting("log_level", "debug, info, warning or error", "info", "the program's own log (default: info)"),
+        Setting(
+            "max_body",
+            "a number of bytes, or kB, MB, GB, KiB, MiB, GiB",
+            "10MB",
+            "a longer request body gets 413 (default: none)",
+        ),
+        Setting("connect_timeout", _DURATION, "5s", "connecting upstream (default: 5s)"),
+        Setting("response_timeout", _DURATION, "600s", "to the first byte of the answer (default: 600s)"),
+        Setting("idle_timeout", _DURATION, "600s", "between two bytes of a body (default: 600s)"),
+        Setting("header_timeout", _DURATION, "10s", "for a client's whole head (default: 10s)"),
+        Setting("keepalive_timeout", _DURATION, "75s", "an idle client connection (default: 75s)"),
+        Setting("drain_timeout", f"{_DURATION}, or 0", "30s", "how long a stop waits (default: 30s)"),
+        Setting(
+            "upstream_pool",
+            "a whole number from 1 to 65535",
+            "256",
+            "connections kept per upstream (default: 256)",
+        ),
+        Setting("upstream_idle", _DURATION, "10s", "how long one of them may idle (default: 10s)"),
+        Setting(
+            "target_ca_file",
+            "the path of a readable PEM file",
+            "/etc/ssl/certs/ca-certificates.crt",
+            "trusted roots for the upstream (default: the system's)",
+        ),
+    )
+}

@@ -1,0 +1,165 @@
+"""Readers of single values: text in, typed value out, ValueError with half a sentence for what is wrong.
+
+The half-sentence follows the setting's name in a ConfigError, so it carries no name of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from typing import NamedTuple
+
+_DURATION = re.compile(r"([0-9]{1,10}(?:\.[0-9]{1,6})?)(ms|s|m|h|d|)")
+_SECONDS = {"ms": 0.001, "s": 1, "": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION_LIMIT_S = 10 * 366 * 86400  # ten years: beyond that it is a slip, and timers overflow not far off
+
+_SIZE = re.compile(r"([0-9]{1,15})(b|kb|mb|gb|kib|mib|gib|)")
+_BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+_LABEL = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
+_ADDRESS = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
+
+SECRET_MIN_CHARACTERS = 32
+
+
+class Address(NamedTuple):
+    """Where the gateway listens.
+
+    Args:
+        host: A name, an IPv4 literal or an IPv6 literal without brackets.
+        port: 0 to 65535; 0 lets the kernel choose.
+    """
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def duration_s(text: str) -> float:
+    """Read `5s`, `100ms`, `2m`, `1h`, `30d` or a number of seconds: more than 0, at most ten years."""
+    seconds = duration_or_zero_s(text)
+    if not seconds:
+        raise ValueError("must be more than 0")
+    return seconds
+
+
+def duration_or_zero_s(text: str) -> float:
+    """Read a duration as `duration_s` does, or 0."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{quoted(text)} is not a duration")
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds > _DURATION_LIMIT_S:
+        raise ValueError(f"{quoted(text)} is longer than ten years")
+    return seconds
+
+
+def lifetime_s(text: str) -> int | None:
+    """Read a duration of whole seconds; 0, which stands for no end, gives None."""
+    seconds = duration_or_zero_s(text)
+    if seconds != int(seconds):
+        raise ValueError(f"{quoted(text)} is not a whole number of seconds")
+    return int(seconds) or None
+
+
+def size_bytes(text: str) -> int:
+    """Read a number of bytes, plain, in kB, MB, GB (powers of 1000) or KiB, MiB, GiB (of 1024): 1 or more."""
+    match = _SIZE.fullmatch(text.lower())
+    if match is None:
+        raise ValueError(f"{quoted(text)} is not a size")
+    size = int(match[1]) * _BYTES[match[2]]
+    if not size:
+        raise ValueError("must be at least 1 byte")
+    return size
+
+
+def count(text: str) -> int:
+    """Read a whole number from 1 to 65535."""
+    if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
+        raise ValueError(f"{quoted(text)} is not a whole number from 1 to 65535")
+    return int(text)
+
+
+def log_level(text: str) -> str:
+    """Read a level of the program's own log, in either case."""
+    level = text.lower()
+    if level not in {"debug", "info", "warning", "error"}:
+        raise ValueError(f"{quoted(text)} is not a log level")
+    return level
+
+
+def addresses(text: str) -> tuple[Address, ...]:
+    """Read `host:port` and `[v6]:port`, several joined by commas, none of them twice."""
+    found = tuple(_address(part.strip()) for part in text.split(","))
+    fixed = [address for address in found if address.port]
+    if len(set(fixed)) != len(fixed):
+        raise ValueError("the same address is there twice")
+    return found
+
+
+def _address(text: str) -> Address:
+    if text.startswith("unix:"):
+        raise ValueError("'unix:' is not available yet")
+    match = _ADDRESS.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{quoted(text)} is not host:port")
+    host, port = match["v6"] if match["v6"] is not None else match["host"].lower(), int(match["port"])
+    if match["v6"] is None:
+        check_host(host)
+    elif not is_ipv6(host.partition("%")[0]):  # a zone, as in fe80::1%eth0
+        raise ValueError(f"{quoted(text)} has no IPv6 address in its brackets")
+    if port > 65535:
+        raise ValueError(f"{quoted(text)} has a port over 65535")
+    return Address(host, port)
+
+
+def secrets(text: str) -> tuple[bytes, ...]:
+    """Read secrets joined by commas: printable ASCII without spaces, 32 characters or more, all different."""
+    found = tuple(secret(part.strip()) for part in text.split(","))
+    if len(set(found)) != len(found):
+        raise ValueError("the same secret is there twice")
+    return found
+
+
+def secret(text: str) -> bytes:
+    """Read one secret: printable ASCII without spaces, 32 characters or more."""
+    if not re.fullmatch(r"[!-~]*", text):
+        raise ValueError("the value (masked) has spaces, control characters or characters outside ASCII")
+    if len(text) < SECRET_MIN_CHARACTERS:
+        raise ValueError(f"the value (masked) has {len(text)} characters, which is too short to be safe")
+    return text.encode()
+
+
+def check_host(host: str) -> None:
+    """Raise ValueError unless `host` is an IPv4 literal or a name in lower-case ASCII."""
+    if not _HOST_NAME.fullmatch(host):
+        raise ValueError(f"{quoted(host)} is not a host name")
+    # Resolvers read '127.1' and '2130706433' as addresses too, each in its own way.
+    if host.rpartition(".")[2].isdigit() and not is_ipv4(host):
+        raise ValueError(f"{quoted(host)} is not an IPv4 address")
+
+
+def is_ipv4(text: str) -> bool:
+    """Whether `text` is an IPv4 literal of four decimal numbers."""
+    return _is_literal(socket.AF_INET, text)
+
+
+def is_ipv6(text: str) -> bool:
+    """Whether `text` is an IPv6 literal without brackets and zone."""
+    return _is_literal(socket.AF_INET6, text)
+
+
+def _is_literal(family: int, text: str) -> bool:
+    try:
+        socket.inet_pton(family, text)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def quoted(text: str) -> str:
+    """Return `text` for a message: quoted, on one line, cut when long."""
+    return repr(text if len(text) <= 60 else text[:57] + "…")

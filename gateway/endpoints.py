@@ -1,0 +1,125 @@
+"""The gateway's own endpoints: `/register`, `/healthz`, `/readyz`. Everything else is 404."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.config.values import lifetime_s
+from gateway.errors import BadRequest, Draining, MethodNotAllowed, NotAllowed, NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.admission import Admission
+    from gateway.http1.message import RequestHead
+    from gateway.stores import Store
+
+Answer = tuple[int, list[tuple[str, str]], bytes]
+"""Status, fields and content."""
+
+_JSON: Final = ("Content-Type", "application/json")
+_NO_STORE: Final = ("Cache-Control", "no-store")
+_REGISTER_TAKES: Final = 'an object with any of "name" (text), "ttl" ("30d") and "limits" (["60/minute"])'
+
+
+class Endpoints:
+    """Answers requests to the gateway itself.
+
+    Args:
+        admission: Issues tokens.
+        store: Asked whether it answers.
+        admin_key: Guards `/register`; None: local peers only.
+        is_draining: Whether the gateway is stopping.
+    """
+
+    def __init__(
+        self, admission: Admission, store: Store, admin_key: bytes | None, is_draining: Callable[[], bool]
+    ) -> None:
+        self._admission = admission
+        self._store = store
+        self._admin_key = admin_key
+        self._is_draining = is_draining
+
+    async def __call__(self, head: RequestHead, body: bytes, is_local: bool) -> Answer:  # noqa: FBT001
+        """Answer one request.
+
+        Args:
+            head: Its head.
+            body: All of its body.
+            is_local: Whether its peer is on this machine.
+
+        Raises:
+            GatewayError: The refusal to send instead.
+        """
+        # The exact bytes decide: no spelling of /register that some router would fold into it mints a token.
+        match head.target.partition(b"?")[0]:
+            case b"/register" if head.target == b"/register":
+                _need(head, b"POST")
+                return self._register(head, body, is_local=is_local)
+            case b"/healthz":
+                _need(head, b"GET", b"HEAD")
+                return _json(200, {"status": "ok"})
+            case b"/readyz":
+                _need(head, b"GET", b"HEAD")
+                return await self._ready()
+        raise NotFound("No endpoint and no target has this path; the API is under /api/.")
+
+    def _register(self, head: RequestHead, body: bytes, *, is_local: bool) -> Answer:
+        is_admin = self._is_admin(head.bearer)
+        if not is_admin and (self._admin_key is not None or not is_local):
+            raise NotAllowed(
+                "Registering takes the admin key as 'Authorization: Bearer KEY'."
+                if self._admin_key is not None
+                else "Registering is for peers on the gateway's own machine, as long as no ADMIN_KEY is set."
+            )
+        wishes = _read_wishes(body) if is_admin else {}
+        try:
+            token, claims = self._admission.issue(time.time(), **wishes)
+        except ValueError as error:
+            raise BadRequest(f"No such token can be issued: {error}.") from None
+        ends = claims.expires_at_s
+        expires_at = None if ends is None else datetime.fromtimestamp(ends, UTC).isoformat().replace("+00:00", "Z")
+        return _json(201, {"token": token, "id": claims.id, "expires_at": expires_at})
+
+    def _is_admin(self, bearer: bytes | None) -> bool:
+        key = self._admin_key
+        return key is not None and bearer is not None and hmac.compare_digest(key, bearer)
+
+    async def _ready(self) -> Answer:
+        if self._is_draining():
+            raise Draining("This instance is stopping.")
+        await self._store.ping()
+        return _json(200, {"status": "ready"})
+
+
+def _need(head: RequestHead, *methods: bytes) -> None:
+    if head.method not in methods:
+        raise MethodNotAllowed(b", ".join(methods).decode())
+
+
+def _json(status: int, members: dict[str, object]) -> Answer:
+    return status, [_JSON, _NO_STORE], json.dumps(members).encode() + b"\n"
+
+
+def _read_wishes(body: bytes) -> dict[str, Any]:
+    """Read what an admin wants of a new token."""
+    if not body:
+        return {}
+    try:
+        wishes = json.loads(body)
+        if not isinstance(wishes, dict) or not wishes.keys() <= {"name", "ttl", "limits"}:
+            raise TypeError
+        name, ttl, limits = wishes.get("name"), wishes.get("ttl"), wishes.get("limits")
+        if name is not None and not isinstance(name, str):
+            raise TypeError
+        if limits is not None and not (isinstance(limits, list) and all(isinstance(one, str) for one in limits)):
+            raise TypeError
+        if isinstance(ttl, bool) or not isinstance(ttl, str | int | None):
+            raise TypeError
+        return {"name": name, "limits": limits, "ttl_s": None if ttl is None else lifetime_s(str(ttl)) or 0}
+    except (TypeError, ValueError, RecursionError):
+        raise BadRequest(f"The body is not {_REGISTER_TAKES}.") from None

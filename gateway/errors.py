@@ -1,0 +1,203 @@
+"""What can go wrong, as types: every refusal and failure that a user of the gateway can meet.
+
+An error says whose fault it was (`origin`) and whether the same request may be sent again without risk
+(`retryable`). Turning one into bytes is `http1.writer`'s work; deciding to raise one is everybody else's.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+Origin = Literal["client", "gateway", "store", "upstream"]
+
+
+class GatewayError(Exception):
+    """A request that the gateway answers itself, with the status and code of INTERFACE's table.
+
+    Args:
+        detail: One sentence for the person who reads the answer. Never a secret, never a client's bytes.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+    origin: ClassVar[Origin] = "gateway"
+    retryable: ClassVar[bool] = False
+    closes: ClassVar[bool] = False
+    """Whether the client connection ends with this answer: what follows on it cannot be trusted."""
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or self.title
+
+
+class BadRequest(GatewayError):
+    """The request is not HTTP/1.1 as this gateway accepts it."""
+
+    status, code, title, origin, closes = 400, "bad_request", "Bad request", "client", True
+
+
+class RequestTimeout(GatewayError):
+    """The client did not send its head, or the next bytes of its body, in time."""
+
+    status, code, title, origin, closes = 408, "request_timeout", "Request timeout", "client", True
+
+
+class BodyTooLarge(GatewayError):
+    """The request body is longer than `MAX_BODY`."""
+
+    status, code, title, origin, closes = 413, "body_too_large", "Body too large", "client", True
+
+
+class TargetTooLong(GatewayError):
+    """The request line is longer than the gateway reads."""
+
+    status, code, title, origin, closes = 414, "target_too_long", "Request target too long", "client", True
+
+
+class FieldsTooLarge(GatewayError):
+    """The head has more fields, longer lines or more bytes than the gateway reads."""
+
+    status, code, title, origin, closes = 431, "fields_too_large", "Header fields too large", "client", True
+
+
+class HttpVersionUnsupported(GatewayError):
+    """The request speaks a version other than HTTP/1.0 and HTTP/1.1."""
+
+    status, code, title, origin, closes = 505, "bad_request", "HTTP version not supported", "client", True
+
+
+class NotImplementedHere(GatewayError):
+    """A method or transfer coding that the gateway does not have."""
+
+    status, code, title, origin, closes = 501, "not_implemented", "Not implemented", "client", True
+
+
+class TokenError(GatewayError):
+    """The request carries no token that counts here (RFC 6750 §3)."""
+
+    status, code, title, origin = 401, "token_invalid", "Token invalid", "client"
+
+
+class TokenMissing(TokenError):
+    """No field of the request carries a token."""
+
+    code, title = "token_missing", "Token missing"
+
+
+class TokenInvalid(TokenError):
+    """The token was not issued here, or was changed since."""
+
+
+class TokenExpired(TokenError):
+    """The token was issued here and its time is over."""
+
+    code, title = "token_expired", "Token expired"
+
+
+class NotAllowed(GatewayError):
+    """The caller has no right to this endpoint or target."""
+
+    status, code, title, origin = 403, "not_allowed", "Not allowed", "client"
+
+
+class NotFound(GatewayError):
+    """No endpoint and no target has this path."""
+
+    status, code, title, origin = 404, "not_found", "Not found", "client"
+
+
+class MethodNotAllowed(GatewayError):
+    """The endpoint exists, for other methods.
+
+    Args:
+        allow: The methods it takes, as the `Allow` field lists them (RFC 9110 §10.2.1).
+    """
+
+    status, code, title, origin = 405, "method_not_allowed", "Method not allowed", "client"
+
+    def __init__(self, allow: str) -> None:
+        super().__init__(f"This endpoint takes {allow}.")
+        self.allow = allow
+
+
+class RateLimited(GatewayError):
+    """A limit has no place left: nothing was sent upstream and nothing was counted.
+
+    Args:
+        policy: The limit's name, as in `RateLimit-Policy`.
+        quota: How many requests it allows in its window.
+        window_s: The window in seconds.
+        retry_after_us: Microseconds until a place comes free.
+    """
+
+    status, code, title, origin, retryable = 429, "rate_limited", "Rate limit exceeded", "client", True
+
+    def __init__(self, policy: str, quota: int, window_s: int, retry_after_us: int) -> None:
+        super().__init__(
+            f"The limit '{policy}' allows {quota} requests in {window_s} seconds; "
+            f"a place comes free in {max(retry_after_us, 0) / 1e6:.1f} seconds."
+        )
+        self.policy = policy
+        self.quota = quota
+        self.window_s = window_s
+        self.retry_after_us = retry_after_us
+
+    @property
+    def retry_after_s(self) -> float:
+        """Seconds until a place comes free."""
+        return self.retry_after_us / 1e6
+
+
+class UpstreamUnreachable(GatewayError):
+    """No connection to the upstream could be made, or it ended before a byte of the answer."""
+
+    status, code, title, origin = 502, "upstream_unreachable", "Upstream unreachable", "upstream"
+    retryable = True
+
+
+class UpstreamProtocolError(GatewayError):
+    """The upstream's answer is not HTTP/1.1 that could be passed on without ambiguity."""
+
+    status, code, title, origin = 502, "upstream_protocol", "Upstream protocol error", "upstream"
+
+
+class UpstreamTimeout(GatewayError):
+    """The upstream did not connect, or did not answer, in time."""
+
+    status, code, title, origin = 504, "upstream_timeout", "Upstream timeout", "upstream"
+
+
+class StoreUnavailable(GatewayError):
+    """The limits could not be checked, so nothing was sent upstream."""
+
+    status, code, title, origin, retryable = (
+        503,
+        "store_unavailable",
+        "Limit store unavailable",
+        "store",
+        True,
+    )
+    retry_after_s: ClassVar[int] = 1
+
+
+class Draining(GatewayError):
+    """The instance is stopping and takes no new requests."""
+
+    status, code, title, origin, retryable, closes = 503, "draining", "Draining", "gateway", True, True
+    retry_after_s: ClassVar[int] = 1
+
+
+class ConfigError(Exception):
+    """A setting has a value that the gateway cannot run with.
+
+    Args:
+        setting: Its name, as the user wrote it: `RATE_LIMIT`, `--rate-limit` or `rate_limit`.
+        problem: What is wrong, with the value (masked when it is a secret).
+        takes: What the setting takes.
+        example: A line that would work.
+    """
+
+    def __init__(self, setting: str, problem: str, takes: str, example: str) -> None:
+        super().__init__(f"{setting}: {problem}; it takes {takes}, e.g. {example}")
+        self.setting = setting

@@ -1,0 +1,126 @@
+"""What a field means to a gateway: passed on, read, or kept from the other side (RFC 9110 §7.6.1)."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from binascii import Error as Base64Error
+from typing import Final
+
+# Kinds of field. Plain ints: they are compared for every line of every head.
+PLAIN: Final = 0
+HOST: Final = 1
+CONTENT_LENGTH: Final = 2
+AUTHORIZATION: Final = 3
+CONNECTION: Final = 4
+TRANSFER_ENCODING: Final = 5
+API_KEY: Final = 6
+EXPECT: Final = 7
+DROPPED: Final = 8
+
+_HOP_BY_HOP: Final = (
+    b"keep-alive",
+    b"proxy-connection",
+    b"te",
+    b"trailer",
+    b"upgrade",
+    b"http2-settings",
+    b"proxy-authenticate",
+    b"proxy-authorization",
+    b"proxy-authentication-info",
+)
+
+REQUEST_FIELDS: Final[dict[bytes, int]] = {
+    b"host": HOST,
+    b"content-length": CONTENT_LENGTH,
+    b"authorization": AUTHORIZATION,
+    b"connection": CONNECTION,
+    b"transfer-encoding": TRANSFER_ENCODING,
+    b"x-api-key": API_KEY,
+    b"api-key": API_KEY,
+    b"x-goog-api-key": API_KEY,
+    b"expect": EXPECT,
+    **dict.fromkeys(_HOP_BY_HOP, DROPPED),
+}
+
+ANSWER_FIELDS: Final[dict[bytes, int]] = {
+    b"content-length": CONTENT_LENGTH,
+    b"connection": CONNECTION,
+    b"transfer-encoding": TRANSFER_ENCODING,
+    **dict.fromkeys(_HOP_BY_HOP, DROPPED),
+}
+
+# The order in which a client's token is looked for, after Authorization.
+API_KEY_ORDER: Final = (b"x-api-key", b"api-key", b"x-goog-api-key")
+
+# Named in `Connection` by a client, these would take the message apart: they are ours to set, never its to remove
+# (RFC 9110 §7.6.1 forbids a sender to list them; a hostile one does).
+_NEVER_REMOVED: Final = frozenset(
+    (b"host", b"content-length", b"transfer-encoding", b"authorization", b"content-type", b"date")
+)
+
+# Trailers may carry none of the fields that frame, route, authenticate or describe the message (RFC 9110 §6.5.1).
+FORBIDDEN_TRAILERS: Final = frozenset(
+    (
+        *REQUEST_FIELDS,
+        b"content-encoding",
+        b"content-type",
+        b"content-range",
+        b"cache-control",
+        b"cookie",
+        b"set-cookie",
+        b"max-forwards",
+        b"www-authenticate",
+    )
+)
+
+# uri-host [":" port] (RFC 9110 §7.2, RFC 3986 §3.2.2): a bracketed address, or a registered name or IPv4 address.
+_HOST: Final = re.compile(
+    rb"(?:\[[0-9A-Fa-f:.]+\]|\[v[0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+,;=:-]+\]"
+    rb"|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]{0,5})?"
+)
+
+
+def is_host(value: bytes) -> bool:
+    """Whether a value is one that `Host` may have (RFC 9110 §7.2)."""
+    return _HOST.fullmatch(value) is not None
+
+
+def list_members(value: bytes) -> list[bytes]:
+    """Split a comma-separated field value into its lower-cased, non-empty members (RFC 9110 §5.6.1)."""
+    return [member for member in (part.strip(b" \t").lower() for part in value.split(b",")) if member]
+
+
+def remove_named(lines: list[bytes], options: list[bytes]) -> list[bytes]:
+    """Drop the lines whose names `Connection` lists (RFC 9110 §7.6.1).
+
+    Args:
+        lines: Field lines, `name: value`.
+        options: Lower-cased connection options.
+    """
+    names = {option for option in options if option not in _NEVER_REMOVED}
+    return [line for line in lines if line.partition(b":")[0].lower() not in names]
+
+
+def credential(authorization: bytes) -> bytes | None:
+    """Read a client's token from the value of `Authorization`.
+
+    Args:
+        authorization: `Bearer TOKEN` (RFC 6750 §2.1) or `Basic BASE64` (RFC 7617), where the token is the user
+            name or, if that is empty, the password. Schemes are case-insensitive (RFC 9110 §11.1).
+
+    Returns:
+        The token, or None if there is none in it.
+    """
+    scheme, _, rest = authorization.partition(b" ")
+    rest = rest.strip(b" ")
+    match scheme.lower():
+        case b"bearer":
+            return rest or None
+        case b"basic":
+            try:
+                user, _, password = b64decode(rest, validate=True).partition(b":")
+            except (Base64Error, ValueError):
+                return None
+            return user or password or None
+    return None

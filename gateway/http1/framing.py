@@ -1,0 +1,100 @@
+"""Where a body ends (RFC 9112 §6.3), and walkers that count it down without touching it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.http1.chunked import ChunkedBody
+from gateway.http1.message import CHUNKED, NO_BODY, UNTIL_CLOSE
+
+if TYPE_CHECKING:
+    from gateway.errors import GatewayError
+    from gateway.http1.message import AnswerHead
+
+
+class Body(Protocol):
+    """Walks one message body as its bytes arrive."""
+
+    done: bool
+    """Whether the last byte of the body has been fed."""
+    seen_bytes: int
+    """How many bytes were fed, chunk framing included."""
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """Take bytes; return those to pass on and those that lie behind the body's end.
+
+        Raises:
+            GatewayError: The framing is broken; of the class the body was made with.
+        """
+        ...
+
+
+class LengthBody:
+    """A body of known length: bytes are counted and passed on as the objects they came as."""
+
+    __slots__ = ("_left", "done", "seen_bytes")
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.done = length == 0
+        self.seen_bytes = 0
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """See `Body.feed`."""
+        left = self._left
+        size = len(data)
+        if size < left:
+            self._left = left - size
+            self.seen_bytes += size
+            return data, b""
+        self._left = 0
+        self.done = True
+        self.seen_bytes += left
+        if size == left:
+            return data, b""
+        return data[:left], data[left:]
+
+
+class UntilCloseBody:
+    """A body that ends when its connection does (RFC 9112 §6.3 rule 8)."""
+
+    __slots__ = ("done", "seen_bytes")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.seen_bytes = 0
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """See `Body.feed`."""
+        self.seen_bytes += len(data)
+        return data, b""
+
+
+def answer_length(method: bytes, head: AnswerHead) -> int:
+    """Say how long an answer's body is, in the order of RFC 9112 §6.3.
+
+    Args:
+        method: The request's.
+        head: The answer's.
+
+    Returns:
+        Bytes, `CHUNKED` or `UNTIL_CLOSE`.
+    """
+    if method == b"HEAD" or head.status in (204, 304) or head.status < 200:
+        return NO_BODY
+    return head.length
+
+
+def body(length: int, error: type[GatewayError], *, decode: bool = False) -> Body:
+    """Make the walker for a body.
+
+    Args:
+        length: Bytes, `CHUNKED` or `UNTIL_CLOSE`.
+        error: What broken chunk framing raises.
+        decode: Pass on a chunked body's content without its framing, for an HTTP/1.0 client.
+    """
+    if length == CHUNKED:
+        return ChunkedBody(error, decode=decode)
+    if length == UNTIL_CLOSE:
+        return UntilCloseBody()
+    return LengthBody(length)

@@ -1,0 +1,66 @@
+"""A parsed head: what the gateway needs to know of a message, and the field lines it passes on."""
+
+from __future__ import annotations
+
+from typing import Final
+
+CRLF: Final = b"\r\n"
+HEAD_END: Final = b"\r\n\r\n"
+
+NO_BODY: Final = 0
+CHUNKED: Final = -1
+UNTIL_CLOSE: Final = -2
+
+MAX_HEAD_BYTES: Final = 32 * 1024
+MAX_LINE_BYTES: Final = 16 * 1024
+MAX_FIELDS: Final = 100
+
+
+class RequestHead:
+    """The head of a request.
+
+    Attributes:
+        method: As sent; case matters (RFC 9110 §9.1).
+        target: The request-target, byte for byte.
+        minor: 0 or 1, of HTTP/1.x.
+        lines: Field lines to pass on, in their order and case. Neither connection-specific ones nor credentials
+            nor `Host` are among them; a `Content-Length` is. `lines[0]` is a free place for the request line.
+        length: Bytes of body (0 to 10^18 - 1), or `CHUNKED`.
+        keep_alive: Whether the client would use the connection again (RFC 9112 §9.3).
+        bearer: The text of `Authorization: Bearer` or `Basic`'s user name, else of one of the API-key fields.
+        expects_continue: Whether the client waits for 100 before it sends the body (RFC 9110 §10.1.1).
+    """
+
+    __slots__ = ("bearer", "expects_continue", "keep_alive", "length", "lines", "method", "minor", "target")
+
+    def __init__(self, method: bytes, target: bytes, minor: int) -> None:
+        self.method = method
+        self.target = target
+        self.minor = minor
+        self.lines: list[bytes] = []
+        self.length = NO_BODY
+        self.keep_alive = minor == 1
+        self.bearer: bytes | None = None
+        self.expects_continue = False
+
+
+class AnswerHead:
+    """The head of an answer from upstream.
+
+    Attributes:
+        status: 100 to 599.
+        start_line: The status line as it goes to the client, always HTTP/1.1.
+        lines: Field lines to pass on. `lines[0]` is a free place for the status line.
+        length: Bytes of body as the fields say, `CHUNKED`, or `UNTIL_CLOSE`; `framing.answer_length` says what the
+            request's method and the status make of it.
+        keep_alive: Whether the upstream would use the connection again.
+    """
+
+    __slots__ = ("keep_alive", "length", "lines", "start_line", "status")
+
+    def __init__(self, status: int, start_line: bytes, minor: int) -> None:
+        self.status = status
+        self.start_line = start_line
+        self.lines: list[bytes] = []
+        self.length = UNTIL_CLOSE
+        self.keep_alive = minor == 1

@@ -1,0 +1,149 @@
+"""The gateway's own answers as bytes, and the field lines it adds to others'."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from gateway.errors import MethodNotAllowed, RateLimited, TokenError, TokenMissing
+from gateway.http1.message import CRLF, HEAD_END
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gateway.errors import GatewayError
+
+
+STORM_AFTER_S: Final = 60
+"""A wait longer than this tells the official SDKs not to retry: they would only come back too early."""
+
+_REASONS: Final = {
+    100: "Continue",
+    200: "OK",
+    201: "Created",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    413: "Content Too Large",
+    414: "URI Too Long",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    501: "Not Implemented",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+    505: "HTTP Version Not Supported",
+}
+
+# `error.type` as the OpenAI and Anthropic SDKs know it.
+_SDK_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+_DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def http_date(moment: tuple[int, ...]) -> str:
+    """Spell a moment as an IMF-fixdate (RFC 9110 §5.6.7), whatever the process's locale.
+
+    Args:
+        moment: UTC, as `time.gmtime` gives it.
+    """
+    year, month, day, hour, minute, second, weekday = moment[:7]
+    clock = f"{hour:02}:{minute:02}:{second:02}"
+    return f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04} {clock} GMT"
+
+
+def answer(
+    status: int,
+    fields: Iterable[tuple[str, str]],
+    content: bytes,
+    *,
+    keep_alive: bool,
+    head_only: bool = False,
+    limit_lines: bytes = b"",
+) -> bytes:
+    """Make a whole answer of the gateway's own.
+
+    Args:
+        status: One of those the gateway answers with.
+        fields: Names and values; neither Content-Length nor Connection.
+        content: The body.
+        keep_alive: Whether the connection goes on; said either way, for HTTP/1.0 clients' sake.
+        head_only: Leave the body out, as for HEAD (RFC 9110 §9.3.2).
+        limit_lines: Ready field lines that say how the request's limits stand, or nothing.
+    """
+    lines = [f"HTTP/1.1 {status} {_REASONS[status]}"]
+    lines += [f"{name}: {value}" for name, value in fields]
+    lines.append(f"Content-Length: {len(content)}")
+    lines.append("Connection: keep-alive" if keep_alive else "Connection: close")
+    head = "\r\n".join(lines).encode("latin-1")
+    if limit_lines:
+        head += CRLF + limit_lines
+    return head + HEAD_END if head_only else head + HEAD_END + content
+
+
+def problem(error: GatewayError) -> bytes:
+    """Make the body of an error answer: RFC 9457's members and the shape that SDKs print."""
+    sdk_type = _SDK_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    return json.dumps(
+        {
+            "type": f"urn:rate-limiting-gateway:{error.code}",
+            "title": error.title,
+            "status": error.status,
+            "detail": error.detail,
+            "error": {"message": error.detail, "type": sdk_type, "code": error.code, "param": None},
+        }
+    ).encode()
+
+
+def error_fields(error: GatewayError) -> list[tuple[str, str]]:
+    """List the fields of an error answer that follow from the error alone."""
+    fields = [
+        ("Content-Type", "application/problem+json"),
+        ("X-Gateway-Error", error.code),
+        ("Cache-Control", "no-store"),
+    ]
+    if isinstance(error, RateLimited):
+        fields += _retry_fields(error)
+    elif isinstance(error, TokenError):
+        fields.append(("WWW-Authenticate", _challenge(error)))
+    elif isinstance(error, MethodNotAllowed):
+        fields.append(("Allow", error.allow))
+    elif error.status == 503:
+        fields.append(("Retry-After", "1"))
+    return fields
+
+
+def _retry_fields(error: RateLimited) -> list[tuple[str, str]]:
+    wait_us = error.retry_after_us
+    wait_s = _ceil(wait_us, 1_000_000)
+    fields = [
+        ("Retry-After", str(wait_s)),
+        ("retry-after-ms", str(_ceil(wait_us, 1000))),
+        ("X-RateLimit-Limit", str(error.quota)),
+        ("X-RateLimit-Remaining", "0"),
+        ("X-RateLimit-Reset", str(wait_s)),
+    ]
+    if wait_us > STORM_AFTER_S * 1_000_000:
+        fields.append(("x-should-retry", "false"))
+    return fields
+
+
+def _challenge(error: TokenError) -> str:
+    """RFC 6750 §3: no error code where the request carried no token at all."""
+    if isinstance(error, TokenMissing):
+        return 'Bearer realm="gateway"'
+    return f'Bearer realm="gateway", error="invalid_token", error_description="{error.title}"'
+
+
+def _ceil(dividend: int, divisor: int) -> int:
+    return -(-dividend // divisor)

@@ -1,0 +1,305 @@
+"""One client connection: cuts the stream into requests and gives each to an exchange, one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final, cast
+
+from gateway.errors import Draining, FieldsTooLarge, GatewayError, RequestTimeout
+from gateway.http1 import writer
+from gateway.http1.message import HEAD_END, MAX_HEAD_BYTES
+from gateway.http1.partial import PartialHead
+from gateway.proxy.clock import NEVER
+from gateway.proxy.exchange import Exchange
+from gateway.proxy.hangup import HangupWatch
+from gateway.proxy.local import LocalExchange
+
+if TYPE_CHECKING:
+    from gateway.http1.message import RequestHead
+    from gateway.proxy.context import LocalAnswer, ProxyContext
+
+MAX_PIPELINED_BYTES: Final = 64 * 1024
+LINGER_S: Final = 2.0
+MAX_LINGER_BYTES: Final = 1024 * 1024
+
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+class ClientConnection(asyncio.Protocol):
+    """Reads requests, answers in their order, and keeps what came too early.
+
+    Args:
+        context: What all connections share.
+    """
+
+    __slots__ = (
+        "_advancing",
+        "_buffer",
+        "_context",
+        "_exchange",
+        "_hangup",
+        "_lingering_bytes",
+        "_partial",
+        "deadline_s",
+        "transport",
+        "writable",
+    )
+
+    def __init__(self, context: ProxyContext) -> None:
+        self._context = context
+        self.transport = cast("asyncio.Transport", None)
+        self.deadline_s = NEVER
+        self.writable = True
+        self._exchange: Exchange | LocalExchange | None = None
+        self._buffer = b""
+        self._partial: PartialHead | None = None
+        self._advancing = False
+        self._hangup: HangupWatch | None = None
+        self._lingering_bytes = -1  # not lingering
+
+    # --- what the transport says ---------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        self.transport = cast("asyncio.Transport", transport)
+        context = self._context
+        context.connections.add(self)
+        context.clock.watched.add(self)
+        self.deadline_s = context.clock.deadline(context.settings.keepalive_timeout_s)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if self._exchange is not None:
+            data = self._exchange.on_client_bytes(data)
+            if not data:
+                return
+        if self._lingering_bytes >= 0:
+            self._linger_on(len(data))
+            return
+        if self._exchange is None:
+            self._buffer = data
+            self._advance()
+        else:
+            self._buffer += data
+            if len(self._buffer) > MAX_PIPELINED_BYTES:
+                self.transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """See `asyncio.Protocol`. A client may end its side and still wait for its answer (RFC 9112 §9.6)."""
+        exchange = self._exchange
+        if exchange is None or not exchange.request_done:
+            return False
+        self._hangup = HangupWatch(self._context.loop, self.transport, self.abort, self._may_probe)
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        connections = self._context.connections
+        connections.discard(self)
+        if not connections:
+            self._context.emptied.set()
+        self._context.clock.watched.discard(self)
+        self.deadline_s = NEVER
+        self._buffer = b""
+        if self._hangup is not None:
+            self._hangup.stop()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.on_client_lost()
+
+    def pause_writing(self) -> None:
+        """See `asyncio.BaseProtocol`."""
+        self.writable = False
+        if self._exchange is not None:
+            self._exchange.on_client_full()
+
+    def resume_writing(self) -> None:
+        """See `asyncio.BaseProtocol`."""
+        self.writable = True
+        if self._exchange is not None:
+            self._exchange.on_client_ready()
+
+    def on_deadline(self) -> None:
+        """See `clock.Watched`."""
+        self.deadline_s = NEVER
+        if self.transport.is_closing():
+            self.transport.abort()
+        elif self._exchange is not None:
+            self._exchange.on_deadline()
+        elif self._lingering_bytes >= 0 or self._partial is None:
+            self.close()
+        else:
+            self.refuse(RequestTimeout("The request head did not come in time."), None, keep_alive=False)
+
+    # --- requests ------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Start exchanges as long as there are whole heads and no exchange is under way."""
+        if self._advancing:
+            return
+        self._advancing = True
+        while self._exchange is None and self._buffer and self._lingering_bytes < 0:
+            try:
+                head = self._next_head()
+            except GatewayError as error:
+                self.refuse(error, None, keep_alive=False)
+                break
+            if head is None:
+                break
+            self._start(head)
+        self._advancing = False
+
+    def _next_head(self) -> RequestHead | None:
+        """Take the next head out of the buffer, if it is all there.
+
+        Raises:
+            GatewayError: It is not one, or can no longer become one.
+        """
+        if self._partial is not None:
+            whole = self._partial.feed(self._buffer)
+            if whole is None:
+                self._buffer = b""
+                return None
+            self._partial = None
+            self._buffer = whole
+        data = self._buffer
+        end = data.find(HEAD_END)
+        if end < 0 or data.startswith(b"\r"):
+            return self._begin_partial(data)
+        if end > MAX_HEAD_BYTES:
+            raise FieldsTooLarge(f"The head is longer than {MAX_HEAD_BYTES} bytes.")
+        head = self._context.parser.parse(data[:end])
+        self._buffer = data[end + 4 :]
+        return head
+
+    def _begin_partial(self, data: bytes) -> RequestHead | None:
+        self._buffer = b""
+        self._partial = PartialHead()
+        whole = self._partial.feed(data)
+        if whole is not None:  # there were empty lines before it
+            self._partial = None
+            self._buffer = whole
+            return self._next_head()
+        context = self._context
+        self.deadline_s = context.clock.deadline(context.settings.header_timeout_s)
+        return None
+
+    def _start(self, head: RequestHead) -> None:
+        context = self._context
+        exchange: Exchange | LocalExchange
+        if context.route.matches(head.target):
+            exchange = Exchange(context, self, head)
+        else:
+            exchange = LocalExchange(context, self, head)
+        self._exchange = exchange
+        try:
+            self._buffer = exchange.take_first(self._buffer)
+        except GatewayError as error:
+            self._exchange = None
+            self.refuse(error, head, keep_alive=False)
+            return
+        exchange.begin()
+
+    # --- answers -------------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Send bytes of an answer, unless the connection is already ending."""
+        if not self.transport.is_closing():
+            self.transport.write(data)
+
+    def answer(
+        self, answer: LocalAnswer, head: RequestHead | None, *, keep_alive: bool, limit_lines: bytes = b""
+    ) -> None:
+        """Send an answer of the gateway's own, and end the exchange."""
+        status, fields, content = answer
+        keep_alive = keep_alive and not self._context.draining
+        head_only = head is not None and head.method == b"HEAD"
+        fields = [*fields, ("Date", self._context.clock.date())]
+        self.write(
+            writer.answer(status, fields, content, keep_alive=keep_alive, head_only=head_only, limit_lines=limit_lines)
+        )
+        self.on_exchange_done(keep_alive=keep_alive)
+
+    def refuse(
+        self, error: GatewayError, head: RequestHead | None, *, keep_alive: bool, limit_lines: bytes = b""
+    ) -> None:
+        """Send an error answer, and end the exchange; the connection too, where what follows cannot be trusted."""
+        answer = (error.status, writer.error_fields(error), writer.problem(error))
+        self.answer(answer, head, keep_alive=keep_alive and not error.closes, limit_lines=limit_lines)
+
+    def on_exchange_done(self, *, keep_alive: bool) -> None:
+        """The answer is written: go on with the next request, or close."""
+        unread_body = self._exchange is None or not self._exchange.request_done
+        self._exchange = None
+        if self.transport.is_closing():
+            return
+        if not keep_alive:
+            if unread_body or self._buffer:
+                self._linger()
+            else:
+                self.close()
+            return
+        if self._hangup is not None and not self._buffer:
+            self.close()
+            return
+        context = self._context
+        self.deadline_s = context.clock.deadline(context.settings.keepalive_timeout_s)
+        if not self.transport.is_reading() and self._hangup is None:
+            self.transport.resume_reading()
+        if self._buffer:
+            self._advance()
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the connection in good order; what was written still goes out."""
+        self.deadline_s = self._context.clock.deadline(self._context.settings.idle_timeout_s)
+        self.transport.close()
+
+    def abort(self) -> None:
+        """Reset the connection, so that the client cannot take what it has for the whole."""
+        if self.transport.is_closing():
+            return
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.transport.abort()
+
+    def drain(self) -> None:
+        """The gateway is stopping: close now if idle, else after the answer under way."""
+        if self._exchange is None and self._lingering_bytes < 0:
+            if self._partial is not None:
+                self.refuse(Draining("This instance is stopping."), None, keep_alive=False)
+            else:
+                self.close()
+
+    def _linger(self) -> None:
+        """Let the client read its answer before the connection ends: closing on unread bytes would reset it."""
+        self._buffer = b""
+        self._lingering_bytes = 0
+        self.deadline_s = self._context.clock.deadline(LINGER_S)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        if not self.transport.is_reading():
+            self.transport.resume_reading()
+
+    def _linger_on(self, more_bytes: int) -> None:
+        self._lingering_bytes += more_bytes
+        if self._lingering_bytes > MAX_LINGER_BYTES:
+            self.transport.close()
+
+    def _may_probe(self) -> bool:
+        return self._exchange is not None and self._exchange.takes_interim
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the peer is on this machine: loopback, or a unix socket."""
+        peer = self.transport.get_extra_info("peername")
+        if not isinstance(peer, tuple):
+            return True
+        address = ip_address(peer[0].partition("%")[0])
+        mapped = getattr(address, "ipv4_mapped", None)
+        return (mapped or address).is_loopback

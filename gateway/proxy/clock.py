@@ -1,0 +1,74 @@
+"""Coarse time for the whole process: one timer that keeps `now_s` fresh and ends what is past its deadline."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, Protocol
+
+from gateway.http1.writer import http_date
+
+if TYPE_CHECKING:
+    import asyncio
+
+TICK_S: Final = 0.25
+NEVER: Final = float("inf")
+
+
+class Watched(Protocol):
+    """Something with a deadline."""
+
+    deadline_s: float
+    """On the clock's time line; `NEVER` for none."""
+
+    def on_deadline(self) -> None:
+        """The deadline has passed. Called at each tick until it is moved or the object is no longer watched."""
+        ...
+
+
+class Clock:
+    """Reading it costs an attribute; a deadline costs a store. Both are true to within two ticks.
+
+    Attributes:
+        now_s: The loop's time at the last tick.
+        wall_s: Seconds since the epoch at the last tick.
+        watched: What is looked at in every tick.
+    """
+
+    __slots__ = ("_loop", "_timer", "now_s", "wall_s", "watched")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+        self.now_s = loop.time()
+        self.wall_s = time.time()
+        self.watched: set[Watched] = set()
+
+    def start(self) -> None:
+        """Begin to tick, until `stop`."""
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+
+    def stop(self) -> None:
+        """End the ticking."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def deadline(self, timeout_s: float) -> float:
+        """Say when `timeout_s` seconds from now will be over: never early, at most two ticks late."""
+        return self.now_s + timeout_s + TICK_S
+
+    def date(self) -> str:
+        """Spell the current time for a `Date` field."""
+        return http_date(time.gmtime(self.wall_s))
+
+    def sweep(self) -> None:
+        """Take the time and end what is past its deadline."""
+        self.now_s = now = self._loop.time()
+        self.wall_s = time.time()
+        for watched in tuple(self.watched):
+            if watched.deadline_s < now:
+                watched.on_deadline()
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(TICK_S, self._tick)
+        self.sweep()

@@ -1,0 +1,384 @@
+"""One proxied request's life: authenticate → admit → acquire → send → relay → finish.
+
+Read it top to bottom. Each phase is one short method, called by the phase before it or, where something must be
+waited for, called back by the connection or the store that has it. Whatever happens, every exchange ends in
+`_end`, which gives up the upstream connection; `_finish` then lets the client connection go on.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+
+from gateway.errors import (
+    BadRequest,
+    BodyTooLarge,
+    GatewayError,
+    MethodNotAllowed,
+    RequestTimeout,
+    UpstreamProtocolError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from gateway.http1 import framing
+from gateway.http1.message import CHUNKED, CRLF, HEAD_END, UNTIL_CLOSE
+from gateway.proxy.relay import Relay
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from gateway.admission import Subject
+    from gateway.errors import StoreUnavailable
+    from gateway.http1.message import AnswerHead, RequestHead
+    from gateway.proxy.client import ClientConnection
+    from gateway.proxy.context import ProxyContext
+    from gateway.proxy.upstream import UpstreamConnection
+    from gateway.stores import Verdict
+
+# RFC 9110 §9.2.2. Only these may be sent a second time when it is not known what became of the first.
+_IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS"))
+# TRACE's answer would show the key that went upstream (RFC 9110 §9.3.8); CONNECT has no path to be sent to.
+_REFUSED_METHODS: Final = frozenset((b"TRACE", b"CONNECT"))
+_METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+
+
+class Exchange:
+    """A request to the target, its answer, and what the gateway holds for them meanwhile.
+
+    Args:
+        context: What all exchanges share.
+        client: The connection that the request came on.
+        head: The request's head.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_answer_started",
+        "_body",
+        "_client",
+        "_connecting",
+        "_context",
+        "_head",
+        "_keep_alive",
+        "_lap_began_s",
+        "_over",
+        "_own_s",
+        "_replay",
+        "_subject",
+        "_upload",
+        "_upstream",
+        "_verdict",
+        "request_done",
+    )
+
+    def __init__(self, context: ProxyContext, client: ClientConnection, head: RequestHead) -> None:
+        self._lap_began_s = perf_counter()
+        self._own_s = 0.0
+        self._context = context
+        self._client = client
+        self._head = head
+        self._keep_alive = head.keep_alive
+        self.request_done = False
+        self._body = b""
+        self._upload: Relay | None = None
+        self._answer: Relay | None = None
+        self._answer_started = False
+        self._over = False
+        self._subject: Subject | None = None
+        self._verdict: Verdict | None = None
+        self._upstream: UpstreamConnection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._replay = b""
+
+    def take_first(self, data: bytes) -> bytes:
+        """Take what came behind the head; return what belongs to the next request. To be called before `begin`.
+
+        Raises:
+            BadRequest: The body's framing is broken.
+        """
+        length = self._head.length
+        if 0 <= length <= len(data):  # all of it is here: nothing to relay
+            self.request_done = True
+            self._body = data[:length]
+            return data[length:]
+        self._upload = Relay(framing.body(length, BadRequest), self._client.transport)
+        return self._upload_more(self._upload, data)
+
+    def _upload_more(self, upload: Relay, data: bytes) -> bytes:
+        rest = upload.feed(data)
+        self.request_done = upload.body.done
+        limit = self._context.settings.max_body
+        if limit is not None and upload.body.seen_bytes > limit:
+            raise BodyTooLarge(f"The body is longer than {limit} bytes.")
+        return rest
+
+    # --- authenticate, admit -------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Find out whose request this is, and ask for a place for it."""
+        context, head = self._context, self._head
+        limit = context.settings.max_body
+        if limit is not None and head.length > limit:
+            self._refuse(BodyTooLarge(f"The body is longer than {limit} bytes."))
+            return
+        if head.method in _REFUSED_METHODS:
+            self._refuse(MethodNotAllowed(_METHODS))
+            return
+        try:
+            self._subject = subject = context.admission.authenticate(head.bearer, context.clock.wall_s)
+            self._replay = context.route.write_head(head)
+        except GatewayError as error:
+            self._refuse(error)
+            return
+        context.admission.check(subject, self)
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        """See `stores.Waiter`."""
+        subject = self._subject
+        assert subject is not None  # noqa: S101 - `begin` sets it before it asks
+        if self._over:  # the client left before anything was sent for it
+            if verdict.admitted:
+                self._context.admission.give_back(subject, verdict)
+            return
+        self._verdict = verdict
+        if verdict.admitted:
+            self._acquire()
+        else:
+            self._refuse(subject.refusal(verdict))
+
+    def on_store_loss(self, error: StoreUnavailable) -> None:
+        """See `stores.Waiter`."""
+        self._refuse(error)
+
+    # --- acquire, send -------------------------------------------------------------------------------------------
+
+    def _acquire(self) -> None:
+        connection = self._context.pool.take()
+        if connection is None:
+            self._connecting = self._context.pool.connect(self)
+        else:
+            self._send(connection)
+
+    def on_connected(self, connection: UpstreamConnection) -> None:
+        """See `pool.Connector`."""
+        self._connecting = None
+        self._send(connection)
+
+    def on_connect_failed(self, error: GatewayError) -> None:
+        """See `pool.Connector`."""
+        self._connecting = None
+        self._refuse(error)
+
+    def _send(self, connection: UpstreamConnection) -> None:
+        self._upstream = connection
+        upload = self._upload
+        request = self._replay + (self._body if upload is None else upload.take_held())
+        self._replay = request if self.request_done else b""
+        self._own_s += self._lap()
+        connection.begin(self, request)
+        if upload is not None:
+            upload.open(connection.transport)
+        self._await_answer()
+
+    # --- relay ---------------------------------------------------------------------------------------------------
+
+    def on_client_bytes(self, data: bytes) -> bytes:
+        """Take what came on the client connection; return what belongs to the next request."""
+        upload = self._upload
+        if upload is None or self.request_done:
+            return data
+        try:
+            rest = self._upload_more(upload, data)
+        except GatewayError as error:
+            self._refuse(error)
+            return b""
+        if self._upstream is not None:
+            self._await_answer()
+        return rest
+
+    def on_interim(self, head: AnswerHead) -> None:
+        """Pass a 1xx answer on, but not to an HTTP/1.0 client (RFC 9110 §15.2)."""
+        self._replay = b""
+        if self._head.minor == 1:
+            head.lines[0] = head.start_line
+            self._client.write(CRLF.join(head.lines) + HEAD_END)
+
+    def on_answer(self, head: AnswerHead, rest: bytes) -> None:
+        """Write the answer's head, and what has come of its body, in one piece."""
+        upstream_s = self._lap()
+        upstream, client = self._upstream, self._client
+        assert upstream is not None  # noqa: S101 - it is the one that calls
+        length = framing.answer_length(self._head.method, head)
+        upstream.reusable = head.keep_alive and length != UNTIL_CLOSE
+        if length == len(rest):  # all of it is here: nothing to relay
+            self._answer_started = True
+            client.write(self._write_answer_head(head, length, upstream_s) + rest)
+            self._finish()
+            return
+        decode = self._head.minor == 0
+        self._answer = answer = Relay(framing.body(length, UpstreamProtocolError, decode=decode), upstream.transport)
+        try:
+            extra = answer.feed(rest)
+        except UpstreamProtocolError as error:
+            self._refuse(error)
+            return
+        self._answer_started = True
+        client.write(self._write_answer_head(head, length, upstream_s) + answer.take_held())
+        answer.open(client.transport)
+        if not client.writable:
+            answer.pause()
+        self._after_bytes(extra)
+
+    def _write_answer_head(self, head: AnswerHead, length: int, upstream_s: float) -> bytes:
+        subject, verdict = self._subject, self._verdict
+        assert subject is not None and verdict is not None  # noqa: S101, PT018 - the phases before set them
+        to_1_0 = self._head.minor == 0
+        ends_with_connection = length == UNTIL_CLOSE or (to_1_0 and length == CHUNKED)
+        if ends_with_connection or not self.request_done or self._context.draining:
+            self._keep_alive = False
+        lines = head.lines
+        lines[0] = head.start_line
+        if head.length == CHUNKED and not to_1_0:
+            lines.append(b"Transfer-Encoding: chunked")
+        if not self._keep_alive:
+            lines.append(b"Connection: close")
+        elif to_1_0:
+            lines.append(b"Connection: keep-alive")
+        lines.append(subject.limit_lines(verdict))
+        own_ms = (self._own_s + self._lap()) * 1e3
+        lines.append(b"Server-Timing: gateway;dur=%.3f, upstream;dur=%.3f\r\n\r\n" % (own_ms, upstream_s * 1e3))
+        return CRLF.join(lines)
+
+    def on_answer_bytes(self, data: bytes) -> None:
+        """Pass on what came of the answer's body."""
+        answer = self._answer
+        assert answer is not None  # noqa: S101 - the head came before, and not all of the body with it
+        try:
+            extra = answer.feed(data)
+        except UpstreamProtocolError:
+            self._abort()
+            return
+        self._after_bytes(extra)
+
+    def _after_bytes(self, extra: bytes) -> None:
+        if extra and self._upstream is not None:
+            # Bytes behind the end may be an answer to a request that is not made yet.
+            self._upstream.reusable = False
+        if self._answer is not None and self._answer.body.done:
+            self._finish()
+        else:
+            self._await_bytes()
+
+    def on_answer_eof(self) -> None:
+        """The upstream has sent all it will: an until-close body is whole, any other is cut short."""
+        if self._answer is not None and isinstance(self._answer.body, framing.UntilCloseBody):
+            self._finish()
+        else:
+            self._abort()
+
+    @property
+    def takes_interim(self) -> bool:
+        """Whether an interim answer may still be written to the client (RFC 9110 §15.2)."""
+        return self._head.minor == 1 and not self._answer_started
+
+    def on_client_full(self) -> None:
+        """The client reads slower than the upstream sends."""
+        if self._answer is not None:
+            self._answer.pause()
+
+    def on_client_ready(self) -> None:
+        """The client has caught up."""
+        if self._answer is not None:
+            self._answer.resume()
+
+    def on_upstream_full(self) -> None:
+        """See `upstream.AnswerReader`."""
+        if self._upload is not None:
+            self._upload.pause()
+
+    def on_upstream_ready(self) -> None:
+        """See `upstream.AnswerReader`."""
+        if self._upload is not None:
+            self._upload.resume()
+
+    def _await_answer(self) -> None:
+        settings = self._context.settings
+        timeout_s = settings.response_timeout_s if self.request_done else settings.idle_timeout_s
+        self._client.deadline_s = self._context.clock.deadline(timeout_s)
+
+    def _await_bytes(self) -> None:
+        self._client.deadline_s = self._context.clock.deadline(self._context.settings.idle_timeout_s)
+
+    # --- what goes wrong -----------------------------------------------------------------------------------------
+
+    def on_upstream_lost(self, *, unsent: bool) -> None:
+        """Try once more where that can bill nobody twice; else say so, or cut what had begun."""
+        connection, self._upstream = self._upstream, None
+        if self._answer_started:
+            self._abort()
+        elif connection and connection.reused and self._replay and (unsent or self._head.method in _IDEMPOTENT):
+            self._connecting = self._context.pool.connect(self)
+        else:
+            self._refuse(UpstreamUnreachable("The upstream ended the connection without an answer."))
+
+    def on_bad_answer(self, error: UpstreamProtocolError) -> None:
+        """See `upstream.AnswerReader`."""
+        self._refuse(error)
+
+    def on_client_lost(self) -> None:
+        """The client hung up: what the upstream still makes of it would be paid for and read by nobody."""
+        self._end()
+
+    def on_deadline(self) -> None:
+        """What was waited for did not come in time."""
+        if not self.request_done and self._client.transport.is_reading():
+            self._refuse(RequestTimeout("The request body did not come in time."))
+        else:
+            self._refuse(UpstreamTimeout("The upstream did not answer in time."))
+
+    def _refuse(self, error: GatewayError) -> None:
+        if self._over:
+            return
+        if self._answer_started:
+            self._abort()
+            return
+        limit_lines = b""
+        if self._subject is not None and self._verdict is not None:
+            limit_lines = self._subject.limit_lines(self._verdict)
+        keep_alive = self._keep_alive and self.request_done
+        self._end()
+        self._client.refuse(error, self._head, limit_lines=limit_lines, keep_alive=keep_alive)
+
+    def _abort(self) -> None:
+        """End both connections so that a cut answer cannot look whole."""
+        self._end()
+        self._client.abort()
+
+    # --- finish --------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """The answer is written: give the upstream back, and let the client connection go on."""
+        upstream = self._upstream
+        if upstream is not None and upstream.reusable and self.request_done:
+            self._upstream = None
+            if self._answer is not None:
+                self._answer.resume()
+            self._context.pool.give_back(upstream)
+        self._end()
+        self._client.on_exchange_done(keep_alive=self._keep_alive)
+
+    def _end(self) -> None:
+        """Let go of everything that is not the client's."""
+        self._over = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        if self._upstream is not None:
+            self._upstream.close()
+            self._upstream = None
+
+    def _lap(self) -> float:
+        now_s = perf_counter()
+        lap_s = now_s - self._lap_began_s
+        self._lap_began_s = now_s
+        return lap_s

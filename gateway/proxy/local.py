@@ -1,0 +1,121 @@
+"""A request to the gateway itself: its body is gathered, an endpoint answers it. Off the hot path."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from gateway.errors import (
+    BadRequest,
+    BodyTooLarge,
+    GatewayError,
+    NotAllowed,
+    NotImplementedHere,
+    RequestTimeout,
+)
+from gateway.http1 import framing
+from gateway.http1.message import CHUNKED
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from gateway.http1.message import RequestHead
+    from gateway.proxy.client import ClientConnection
+    from gateway.proxy.context import ProxyContext
+
+MAX_BODY_BYTES: Final = 4096
+
+
+class LocalExchange:
+    """A request that an endpoint answers. The client connection treats it as it does an `Exchange`.
+
+    Args:
+        context: What all exchanges share.
+        client: The connection that the request came on.
+        head: The request's head.
+    """
+
+    __slots__ = ("_body", "_client", "_context", "_head", "_over", "_task", "_walker", "request_done")
+
+    def __init__(self, context: ProxyContext, client: ClientConnection, head: RequestHead) -> None:
+        self._context = context
+        self._client = client
+        self._head = head
+        self._over = False
+        self._task: asyncio.Task[None] | None = None
+        self._walker = framing.body(head.length, BadRequest)
+        self._body = b""
+        self.request_done = False
+
+    def take_first(self, data: bytes) -> bytes:
+        """Take what came behind the head; return what belongs to the next request. To be called before `begin`.
+
+        Raises:
+            BadRequest: The body's framing is broken.
+        """
+        content, rest = self._walker.feed(data)
+        self._body += content
+        self.request_done = self._walker.done
+        return rest
+
+    def begin(self) -> None:
+        """Refuse what no endpoint takes, else answer as soon as the body is there."""
+        head = self._head
+        if head.method == b"CONNECT":
+            self._refuse(NotImplementedHere("No tunnels here: use this gateway as the API's base URL."))
+        elif not head.target.startswith((b"/", b"*")):
+            self._refuse(NotAllowed("This URL lies under no target of this gateway."))
+        elif head.length == CHUNKED or head.length > MAX_BODY_BYTES:
+            self._refuse(BodyTooLarge(f"Endpoints take at most {MAX_BODY_BYTES} bytes, with a Content-Length."))
+        elif not self._answer_whole() and head.expects_continue:
+            self._client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_client_bytes(self, data: bytes) -> bytes:
+        """Take what came on the client connection; return what belongs to the next request."""
+        if self.request_done:
+            return data
+        rest = self.take_first(data)
+        self._answer_whole()
+        return rest
+
+    @property
+    def takes_interim(self) -> bool:
+        """Endpoints answer soon enough: nobody need find out whether the client is still there."""
+        return False
+
+    def on_client_full(self) -> None:
+        """An answer of the gateway's own is written in one piece."""
+
+    def on_client_ready(self) -> None:
+        """An answer of the gateway's own is written in one piece."""
+
+    def on_client_lost(self) -> None:
+        """The client hung up."""
+        self._over = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def on_deadline(self) -> None:
+        """The body did not come in time."""
+        if not self.request_done:
+            self._refuse(RequestTimeout("The request body did not come in time."))
+
+    def _answer_whole(self) -> bool:
+        if self.request_done:
+            self._task = self._context.loop.create_task(self._ask_endpoint())
+        return self.request_done
+
+    async def _ask_endpoint(self) -> None:
+        head, client = self._head, self._client
+        try:
+            answer = await self._context.endpoint(head, self._body, client.is_local)
+        except GatewayError as error:
+            self._refuse(error)
+            return
+        if not self._over:
+            self._over = True
+            client.answer(answer, head, keep_alive=head.keep_alive)
+
+    def _refuse(self, error: GatewayError) -> None:
+        if not self._over:
+            self._over = True
+            self._client.refuse(error, self._head, keep_alive=self._head.keep_alive and self.request_done)

@@ -1,0 +1,123 @@
+"""Connections kept for the next request: the most recently used first, the stale ones never."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from typing import TYPE_CHECKING, Protocol
+
+from gateway.errors import UpstreamTimeout, UpstreamUnreachable
+from gateway.proxy.clock import TICK_S
+from gateway.proxy.upstream import UpstreamConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from gateway.config import Settings
+    from gateway.errors import GatewayError
+    from gateway.http1.parser import AnswerParser
+    from gateway.proxy.clock import Clock
+
+    Dial = Callable[[UpstreamConnection], Awaitable[None]]
+
+_log = logging.getLogger("gateway.upstream")
+
+
+class Connector(Protocol):
+    """Who waits for a new connection. Exactly one of the two is called, later."""
+
+    def on_connected(self, connection: UpstreamConnection) -> None:
+        """Here it is; it is the caller's until `UpstreamPool.give_back` or `UpstreamConnection.close`."""
+        ...
+
+    def on_connect_failed(self, error: GatewayError) -> None:
+        """There is none to be had."""
+        ...
+
+
+class UpstreamPool:
+    """The connections to one target. Also the clock's `Watched`, to end those that idle too long.
+
+    Args:
+        dial: Connects a protocol to the upstream; raises OSError, an SSLError among them.
+        settings: Timeouts and sizes.
+        parser: The process's answer parser.
+        clock: The process's coarse time.
+    """
+
+    def __init__(self, dial: Dial, settings: Settings, parser: AnswerParser, clock: Clock) -> None:
+        self._dial = dial
+        self._parser = parser
+        self._clock = clock
+        self._timeout_s = settings.connect_timeout_s
+        self._idle_s = settings.upstream_idle_s
+        self._most_idle = settings.upstream_pool
+        self._idle: list[UpstreamConnection] = []
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._open: set[UpstreamConnection] = set()
+        self.deadline_s = 0.0
+
+    def take(self) -> UpstreamConnection | None:
+        """Lend the connection that was used last, if one is idle."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.transport.is_closing():
+                connection.reused = True
+                return connection
+        return None
+
+    def connect(self, waiter: Connector) -> asyncio.Task[None]:
+        """Make a new connection and hand it to `waiter`; cancel the task when it is no longer wanted."""
+        task = asyncio.get_running_loop().create_task(self._connect(waiter))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+        return task
+
+    def give_back(self, connection: UpstreamConnection) -> None:
+        """Keep a connection whose last answer was whole and that the upstream would use again."""
+        if len(self._idle) >= self._most_idle or connection.transport.is_closing():
+            connection.close()
+            return
+        connection.detach()
+        connection.idle_until_s = self._clock.now_s + self._idle_s
+        self._idle.append(connection)
+
+    def on_deadline(self) -> None:
+        """End the connections that have idled for `UPSTREAM_IDLE`; the oldest stand first."""
+        now_s = self._clock.now_s
+        while self._idle and self._idle[0].idle_until_s < now_s:
+            self._idle.pop(0).close()
+        self.deadline_s = now_s + TICK_S
+
+    def close(self) -> None:
+        """End every connection, idle or not, and every attempt at one."""
+        for task in tuple(self._connecting):
+            task.cancel()
+        for connection in tuple(self._open):
+            connection.close()
+
+    def _forget(self, connection: UpstreamConnection) -> None:
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    async def _connect(self, waiter: Connector) -> None:
+        error: GatewayError
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                connection = UpstreamConnection(self._parser, self._forget)
+                await self._dial(connection)
+        except TimeoutError:
+            error = UpstreamTimeout("The upstream did not accept a connection in time.")
+        except ssl.SSLError as failure:
+            _log.warning("TLS to the upstream failed: %s", failure)
+            error = UpstreamUnreachable("The upstream's TLS certificate or handshake was not acceptable.")
+        except OSError as failure:
+            _log.warning("cannot connect to the upstream: %s", failure)
+            error = UpstreamUnreachable("No connection to the upstream could be made.")
+        else:
+            self._open.add(connection)
+            waiter.on_connected(connection)
+            return
+        waiter.on_connect_failed(error)

@@ -1,0 +1,77 @@
+"""Bytes from one end to the other: one `Relay` for each direction of an exchange."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from gateway.http1.framing import Body
+
+MAX_HELD_BYTES: Final = 64 * 1024
+"""How much of a body waits for the far end to be known, before its source is no longer read."""
+
+
+class Relay:
+    """Walks a body and passes its bytes on, as the objects they came as.
+
+    Until `open` says where to, bytes are held; past `MAX_HELD_BYTES` the source rests. The kernel's and the
+    transport's buffers are then all that grows, and they are bounded.
+
+    Args:
+        body: Knows where the body ends.
+        source: Where the bytes come from; paused and resumed.
+    """
+
+    __slots__ = ("_held", "_held_bytes", "_sink", "_source", "body")
+
+    def __init__(self, body: Body, source: asyncio.Transport) -> None:
+        self.body = body
+        self._source = source
+        self._sink: asyncio.Transport | None = None
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes from the source; return those behind the end of the body.
+
+        Raises:
+            GatewayError: The body's framing is broken.
+        """
+        forward, rest = self.body.feed(data)
+        if forward:
+            if self._sink is not None:
+                # uvloop raises on a write between a transport's failure and its connection_lost.
+                if not self._sink.is_closing():
+                    self._sink.write(forward)
+            else:
+                self._held.append(forward)
+                self._held_bytes += len(forward)
+                if self._held_bytes > MAX_HELD_BYTES:
+                    self.pause()
+        return rest
+
+    def take_held(self) -> bytes:
+        """Hand over what was held, to be written together with the head."""
+        if not self._held:
+            return b""
+        held = self._held[0] if len(self._held) == 1 else b"".join(self._held)
+        self._held.clear()
+        self._held_bytes = 0
+        return held
+
+    def open(self, sink: asyncio.Transport) -> None:
+        """Pass bytes on to `sink` from now on."""
+        self._sink = sink
+        self.resume()
+
+    def pause(self) -> None:
+        """Stop reading the source: the far end is slower."""
+        if self._source.is_reading():
+            self._source.pause_reading()
+
+    def resume(self) -> None:
+        """Read the source again."""
+        if not self._source.is_reading() and not self._source.is_closing():
+            self._source.resume_reading()

@@ -1,0 +1,79 @@
+"""From a client's request-target to the upstream's head: the prefix replaced, the key put in. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from gateway.errors import BadRequest
+from gateway.http1.fields import REQUEST_FIELDS
+from gateway.http1.message import CHUNKED, CRLF
+
+if TYPE_CHECKING:
+    from gateway.config import Target
+    from gateway.http1.message import RequestHead
+
+# What some server might take for the end of a path segment, and for a dot segment with or without parameters.
+_SEPARATOR: Final = re.compile(rb"(?i)/|\\|%2f|%5c")
+_DOT: Final = re.compile(rb"(?i)\.|%2e")
+
+
+class TargetRoute:
+    """Writes request heads for one target.
+
+    Args:
+        target: Where requests go, and the key that they carry there.
+    """
+
+    __slots__ = ("_base", "_host", "_key_query", "_own_field", "_prefix", "_tail", "_tail_chunked")
+
+    def __init__(self, target: Target) -> None:
+        self._prefix = target.prefix
+        self._base = target.base_path
+        self._host = b" HTTP/1.1\r\nHost: " + target.authority
+        self._key_query = target.key_query
+        # Credentials that clients send never get this far; a field of any other name has to be looked for.
+        self._own_field = target.key_field if target.key_field not in REQUEST_FIELDS else None
+        key = target.key_line + CRLF if target.key_line is not None else b""
+        self._tail = key + CRLF
+        self._tail_chunked = b"Transfer-Encoding: chunked\r\n" + key + CRLF
+
+    def matches(self, target: bytes) -> bool:
+        """Whether a request-target lies under this target's prefix."""
+        prefix = self._prefix
+        return target.startswith(prefix) and target[len(prefix) : len(prefix) + 1] in (b"/", b"?", b"")
+
+    def write_head(self, head: RequestHead) -> bytes:
+        """Make the upstream's request head. Strips first, then adds, so that no client can name our fields.
+
+        Raises:
+            BadRequest: The path's dot segments climb out of the prefix.
+        """
+        path = head.target[len(self._prefix) :]
+        if (b"." in path or b"%2" in path) and _climbs(path.partition(b"?")[0]):
+            raise BadRequest("The path climbs out of its prefix with dot segments.")
+        if not path.startswith(b"/") and not self._base:
+            path = b"/" + path
+        path = self._base + path
+        if self._key_query is not None:
+            path += (b"&" if b"?" in path else b"?") + self._key_query
+        lines = head.lines
+        if self._own_field is not None:
+            lines = [line for line in lines if line.partition(b":")[0].lower() != self._own_field]
+        lines[0] = head.method + b" " + path + self._host
+        lines.append(self._tail_chunked if head.length == CHUNKED else self._tail)
+        return CRLF.join(lines)
+
+
+def _climbs(path: bytes) -> bool:
+    """Whether some server could read the path as leaving the directory it starts in."""
+    depth = 0
+    for segment in _SEPARATOR.split(path)[1:]:
+        plain = _DOT.sub(b".", segment.partition(b";")[0])
+        if plain == b"..":
+            depth -= 1
+            if depth < 0:
+                return True
+        elif plain not in (b".", b""):
+            depth += 1
+    return False

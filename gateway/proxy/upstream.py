@@ -1,0 +1,187 @@
+"""One connection to the upstream: sends requests, reads answer heads, and is watched while it idles."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final, Protocol, cast
+
+from gateway.errors import UpstreamProtocolError
+from gateway.http1.message import HEAD_END, MAX_HEAD_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.http1.message import AnswerHead
+    from gateway.http1.parser import AnswerParser
+
+MAX_INTERIM_ANSWERS: Final = 32
+
+
+class AnswerReader(Protocol):
+    """Who sent the request and takes the answer."""
+
+    def on_interim(self, head: AnswerHead) -> None:
+        """A 1xx head came; the final one follows."""
+        ...
+
+    def on_answer(self, head: AnswerHead, rest: bytes) -> None:
+        """The final head came, and `rest` behind it."""
+        ...
+
+    def on_answer_bytes(self, data: bytes) -> None:
+        """More of the body came."""
+        ...
+
+    def on_answer_eof(self) -> None:
+        """The upstream ended its side in good order after the final head."""
+        ...
+
+    def on_upstream_lost(self, *, unsent: bool) -> None:
+        """The connection ended with the exchange unfinished; `unsent`: no byte of the request left this machine."""
+        ...
+
+    def on_bad_answer(self, error: UpstreamProtocolError) -> None:
+        """What came is no answer."""
+        ...
+
+    def on_upstream_full(self) -> None:
+        """The upstream reads slower than it is sent to: send no more."""
+        ...
+
+    def on_upstream_ready(self) -> None:
+        """The upstream has caught up."""
+        ...
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """A persistent connection, lent to one exchange at a time.
+
+    Args:
+        parser: The process's answer parser.
+        on_end: Called once, when the connection is closed or has become unfit for another request.
+    """
+
+    __slots__ = (
+        "_answering",
+        "_buffer",
+        "_interims",
+        "_on_end",
+        "_parser",
+        "_sent_bytes",
+        "_unsent",
+        "idle_until_s",
+        "reader",
+        "reusable",
+        "reused",
+        "transport",
+    )
+
+    def __init__(self, parser: AnswerParser, on_end: Callable[[UpstreamConnection], None]) -> None:
+        # For the process.
+        self._parser = parser
+        self._on_end = on_end
+        # For the connection.
+        self.transport = cast("asyncio.Transport", None)
+        self.reused = False
+        self.idle_until_s = 0.0
+        # For the exchange.
+        self.reader: AnswerReader | None = None
+        self.reusable = False
+        self._buffer = b""
+        self._answering = False
+        self._interims = 0
+        self._sent_bytes = 0
+        self._unsent = False
+
+    def begin(self, reader: AnswerReader, request: bytes) -> None:
+        """Send a request (its head, and as much of its body as there is) and give its answer to `reader`."""
+        self.reader = reader
+        self.reusable = False
+        self._answering = False
+        self._interims = 0
+        self._sent_bytes = len(request)
+        self.transport.write(request)
+
+    def detach(self) -> None:
+        """Forget the exchange: from now on, whatever arrives ends the connection."""
+        self.reader = None
+        self._buffer = b""
+
+    def close(self) -> None:
+        """End the connection now. Never waits: a TLS peer that answers no close_notify would hold it for 30 s."""
+        self.reader = None
+        self._on_end(self)
+        if self.transport is not None:
+            self.transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if self.reader is None:
+            # Nobody asked: a stale answer, or an attempt to answer the next request before it is made.
+            self.close()
+        elif self._answering:
+            self.reader.on_answer_bytes(data)
+        else:
+            self._read_head(self._buffer + data if self._buffer else data)
+
+    def eof_received(self) -> None:
+        """See `asyncio.Protocol`. The transport closes itself afterwards."""
+        self._note_unsent()
+        if self.reader is not None and self._answering:
+            self.reader.on_answer_eof()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._on_end(self)
+        reader, self.reader = self.reader, None
+        if reader is not None:
+            reader.on_upstream_lost(unsent=self._unsent)
+
+    def pause_writing(self) -> None:
+        """See `asyncio.BaseProtocol`."""
+        if self.reader is not None:
+            self.reader.on_upstream_full()
+
+    def resume_writing(self) -> None:
+        """See `asyncio.BaseProtocol`."""
+        if self.reader is not None:
+            self.reader.on_upstream_ready()
+
+    def _note_unsent(self) -> None:
+        self._unsent = (
+            self._sent_bytes > 0 and self.transport.get_write_buffer_size() >= self._sent_bytes and not self._answering
+        )
+
+    def _read_head(self, data: bytes) -> None:
+        while self.reader is not None:
+            end = data.find(HEAD_END)
+            if max(end, 0 if end >= 0 else len(data)) > MAX_HEAD_BYTES:
+                self._refuse("The upstream's answer head is longer than the gateway reads.")
+                return
+            if end < 0:
+                self._buffer = data
+                return
+            try:
+                head = self._parser.parse(data[:end])
+            except UpstreamProtocolError as error:
+                self.reader.on_bad_answer(error)
+                return
+            data = data[end + 4 :]
+            if head.status >= 200:
+                self._buffer = b""
+                self._answering = True
+                self.reader.on_answer(head, data)
+                return
+            self._interims += 1
+            if head.status == 101 or self._interims > MAX_INTERIM_ANSWERS:
+                self._refuse("The upstream switched protocols unasked, or sent interim answers without end.")
+                return
+            self.reader.on_interim(head)
+
+    def _refuse(self, detail: str) -> None:
+        if self.reader is not None:
+            self.reader.on_bad_answer(UpstreamProtocolError(detail))

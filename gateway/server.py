@@ -1,0 +1,177 @@
+"""The gateway as an object in somebody's event loop: builds the parts, listens, drains, closes.
+
+It installs no signal handlers, sets up no logging and changes no policy of the process: that is workers.py's
+business when the gateway is the whole program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Final, Self
+
+from gateway.admission import Admission
+from gateway.endpoints import Endpoints
+from gateway.http1.parser import AnswerParser, RequestParser
+from gateway.proxy.client import ClientConnection
+from gateway.proxy.clock import Clock
+from gateway.proxy.context import ProxyContext
+from gateway.proxy.dial import Dialer
+from gateway.proxy.pool import UpstreamPool
+from gateway.proxy.target import TargetRoute
+from gateway.stores.memory import MemoryStore
+from gateway.tokens import TokenSigner
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from gateway.config import Config, Settings
+    from gateway.stores import Store
+
+BACKLOG: Final = 2048
+_SECRET_BYTES: Final = 32
+
+_log = logging.getLogger("gateway")
+
+
+class Gateway:
+    """A running gateway; `async with` starts and stops it.
+
+    Args:
+        config: What it does. `gateway_listen` is a free port of 127.0.0.1 unless it says otherwise.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._settings: Settings = config.settings
+        self._servers: list[asyncio.Server] = []
+        self._store: Store | None = None
+        self._context: ProxyContext | None = None
+
+    async def start(self) -> None:
+        """Connect to the store and listen.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+            OSError: An address cannot be listened on, or `TARGET_CA_FILE` cannot be read.
+        """
+        settings = self._settings
+        loop = asyncio.get_running_loop()
+        self._store = store = _make_store(settings)
+        try:
+            await store.start()
+            signer = TokenSigner(settings.token_secrets or [await store.agree_secret(os.urandom(_SECRET_BYTES))])
+            admission = Admission(store, signer, settings.limits, settings.global_limits, settings.token_ttl_s)
+            clock = Clock(loop)
+            pool = UpstreamPool(Dialer(settings.target), settings, AnswerParser(), clock)
+            context = ProxyContext(
+                loop=loop,
+                settings=settings,
+                clock=clock,
+                parser=RequestParser(),
+                admission=admission,
+                route=TargetRoute(settings.target),
+                pool=pool,
+                endpoint=Endpoints(admission, store, settings.admin_key, lambda: context.draining),
+            )
+            self._context = context
+            clock.watched.add(pool)
+            clock.start()
+            for host, port in settings.listen:
+                server = await loop.create_server(lambda: ClientConnection(context), host, port, backlog=BACKLOG)
+                self._servers.append(server)
+        except BaseException:
+            await self.close()
+            raise
+        if settings.redis is None and not settings.token_secrets:
+            _log.info("tokens end with this process: neither TOKEN_SECRET nor REDIS_URL is set")
+        _log.info("listening on %s, sending to %s", ", ".join(self.urls), settings.target.url)
+
+    @property
+    def urls(self) -> list[str]:
+        """Where it listens, a base URL for each address."""
+        names = [sock.getsockname() for server in self._servers for sock in server.sockets]
+        return [f"http://[{name[0]}]:{name[1]}" if ":" in name[0] else f"http://{name[0]}:{name[1]}" for name in names]
+
+    @property
+    def url(self) -> str:
+        """The first of `urls`, without a path: a client's base URL is this and `/api`."""
+        return self.urls[0]
+
+    def issue_token(
+        self, *, name: str | None = None, limits: Sequence[str] | None = None, ttl_s: int | None = None
+    ) -> str:
+        """Make a token.
+
+        Args:
+            name: For people.
+            limits: In `RATE_LIMIT`'s grammar, in place of the gateway's. None: the gateway's.
+            ttl_s: Seconds that it is good for; 0: without end; None: `TOKEN_TTL`.
+
+        Raises:
+            ValueError: A limit or the name is not one that a token may have.
+            RuntimeError: The gateway is not running.
+        """
+        if self._context is None:
+            raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
+        return self._context.admission.issue(time.time(), name=name, limits=limits, ttl_s=ttl_s)[0]
+
+    async def drain(self) -> bool:
+        """Stop listening, and let what is in flight end, for `DRAIN_TIMEOUT` at most.
+
+        Returns:
+            Whether everything ended in time.
+        """
+        context = self._context
+        if context is None:
+            return True
+        for server in self._servers:
+            server.close()
+        context.draining = True
+        for connection in tuple(context.connections):
+            connection.drain()
+        if context.connections:
+            try:
+                await asyncio.wait_for(context.emptied.wait(), self._settings.drain_timeout_s)
+            except TimeoutError:
+                return False
+        return True
+
+    async def close(self) -> None:
+        """End everything now, and give up every descriptor."""
+        for server in self._servers:
+            server.close()
+        context, self._context = self._context, None
+        if context is not None:
+            context.draining = True
+            for connection in tuple(context.connections):
+                connection.abort()
+            context.pool.close()
+            context.clock.stop()
+        if self._store is not None:
+            await self._store.close()
+        for server in self._servers:
+            await server.wait_closed()
+        self._servers.clear()
+        # Transports tell their protocols of the end in the next turn of the loop.
+        await asyncio.sleep(0)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _make_store(settings: Settings) -> Store:
+    if settings.redis is None:
+        return MemoryStore()
+    # hiredis is loaded only where it is used: the embedded store should not pay for it.
+    from gateway.stores.redis import RedisStore
+
+    return RedisStore(settings.redis, timeout_s=settings.store_timeout_s)

@@ -1,0 +1,205 @@
+"""Tokens: claims that only this gateway can have signed. Pure: `now` is an argument.
+
+A token is `gw_<payload>.<mac>`: the payload is compact JSON in base64url without padding, the mac is
+HMAC-SHA256 (by itsdangerous' `Signer`) over everything before the dot, prefix included. Nothing of a payload
+is decoded before its signature has been found good, so whatever a stranger sends costs one length check or a
+few hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from itsdangerous import Signer
+
+from gateway.errors import TokenExpired, TokenInvalid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TOKEN_LIMIT_BYTES = 2048
+"""Far more than the longest token issued, far less than a head may hold."""
+
+SECRET_MIN_BYTES = 16
+"""128 bits: a shorter key could be searched for, offline, from one token."""
+
+NAME_LIMIT_CHARACTERS = 128
+
+_T = TypeVar("_T")
+_PREFIX = b"gw_"
+_SALT = b"gateway.tokens"
+_MAC_CHARACTERS = 43  # 32 bytes in base64url without padding
+_CLAIMS = frozenset({"id", "name", "iat", "exp", "limits"})
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_MISMATCH = "The token was not issued here, or was changed since."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claims:
+    """What a token says about its bearer.
+
+    Args:
+        id: What limits are counted under: 1 to 64 of letters, digits, `-` and `_` (see `new_token_id`).
+        name: For people, at most 128 characters; None if nobody gave one.
+        issued_at_s: Seconds since the epoch.
+        expires_at_s: Seconds since the epoch; the token is good before this instant. None: it has no end.
+        limits: Policies of its own in the grammar of `RATE_LIMIT`, which stand in for the gateway's; None for
+            the gateway's.
+
+    Raises:
+        ValueError: A claim is out of its range.
+    """
+
+    id: str
+    name: str | None = None
+    issued_at_s: int
+    expires_at_s: int | None = None
+    limits: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not _ID.fullmatch(self.id):
+            raise ValueError("a token id is 1 to 64 letters, digits, '-' and '_'")
+        if self.name is not None and len(self.name) > NAME_LIMIT_CHARACTERS:
+            raise ValueError(f"a token's name has at most {NAME_LIMIT_CHARACTERS} characters")
+        if self.expires_at_s is not None and self.expires_at_s <= self.issued_at_s:
+            raise ValueError("a token expires after it is issued")
+
+
+def new_token_id() -> str:
+    """Return a fresh id: 16 random bytes as 22 letters, digits, `-` and `_`."""
+    return _encode(os.urandom(16)).decode()
+
+
+class TokenSigner:
+    """Issues tokens with its first secret and accepts those signed with any of them.
+
+    Args:
+        secrets: At least one, each of 16 bytes or more, all different. To rotate, put the new one first and
+            drop the old one when the last token signed with it has expired.
+
+    Raises:
+        ValueError: There is no secret, or one is too short or there twice.
+    """
+
+    __slots__ = ("_signers",)
+
+    def __init__(self, secrets: Sequence[bytes]) -> None:
+        if not secrets:
+            raise ValueError("signing tokens needs a secret")
+        if any(len(secret) < SECRET_MIN_BYTES for secret in secrets):
+            raise ValueError(f"a signing secret has at least {SECRET_MIN_BYTES} bytes")
+        if len(set(secrets)) != len(secrets):
+            raise ValueError("the same signing secret is there twice")
+        self._signers = [
+            Signer(secret, salt=_SALT, key_derivation="hmac", digest_method=hashlib.sha256) for secret in secrets
+        ]
+
+    def issue(self, claims: Claims) -> str:
+        """Sign `claims`.
+
+        Returns:
+            The token: ASCII, at most 2048 characters, safe in a header, a URL's user name and a shell.
+
+        Raises:
+            ValueError: The name and limits do not fit in a token.
+        """
+        text = json.dumps(_to_json(claims), separators=(",", ":"))
+        token = self._signers[0].sign(_PREFIX + _encode(text.encode()))
+        if len(token) > TOKEN_LIMIT_BYTES:
+            raise ValueError(f"a token has at most {TOKEN_LIMIT_BYTES} bytes: shorten its name or its limits")
+        return token.decode()
+
+    def verify(self, token: bytes, *, now_s: float) -> Claims:
+        """Return what `token` grants.
+
+        The work is the same whichever secret signed it, and whether one did.
+
+        Args:
+            token: As received, not decoded or trimmed.
+            now_s: Seconds since the epoch.
+
+        Raises:
+            TokenInvalid: It was not signed here, or was changed since.
+            TokenExpired: It was signed here, and `now_s` is its expiry or later.
+
+        Source: RFC 2104 for the mac; RFC 4648 §5 without padding for the text.
+        """
+        if len(token) > TOKEN_LIMIT_BYTES:
+            raise TokenInvalid(f"The token is longer than {TOKEN_LIMIT_BYTES} bytes.")
+        signed, dot, mac = token.rpartition(b".")
+        if not dot or not signed.startswith(_PREFIX) or len(mac) != _MAC_CHARACTERS:
+            raise TokenInvalid("The token does not look like one of this gateway's.")
+        if not self._signed_here(signed, mac):
+            raise TokenInvalid(_MISMATCH)
+        claims = _from_payload(signed[len(_PREFIX) :])
+        if claims.expires_at_s is not None and now_s >= claims.expires_at_s:
+            raise TokenExpired("The token has expired; get a new one from /register or whoever issued it.")
+        return claims
+
+    def _signed_here(self, signed: bytes, mac: bytes) -> bool:
+        # Compared as text: decoding first would let every non-canonical spelling of a good mac pass as well.
+        good = False
+        for signer in self._signers:
+            good |= hmac.compare_digest(signer.get_signature(signed), mac)
+        return good
+
+
+def _encode(data: bytes) -> bytes:
+    return urlsafe_b64encode(data).rstrip(b"=")
+
+
+def _to_json(claims: Claims) -> dict[str, object]:
+    fields: dict[str, object] = {"id": claims.id, "iat": claims.issued_at_s}
+    if claims.name is not None:
+        fields["name"] = claims.name
+    if claims.expires_at_s is not None:
+        fields["exp"] = claims.expires_at_s
+    if claims.limits is not None:
+        fields["limits"] = list(claims.limits)
+    return fields
+
+
+def _from_payload(payload: bytes) -> Claims:
+    """Decode a payload whose signature is good; it may still come from another version of this gateway."""
+    try:
+        return _to_claims(json.loads(urlsafe_b64decode(payload + b"=" * (-len(payload) % 4))))
+    except (ValueError, RecursionError):
+        raise TokenInvalid("The token's claims cannot be read by this version of the gateway.") from None
+
+
+def _to_claims(fields: object) -> Claims:
+    # A claim unknown here may narrow what the token grants, so it must not be passed over.
+    if not isinstance(fields, dict) or not fields.keys() <= _CLAIMS:
+        raise ValueError("not the claims known here")
+    limits = _optional(fields, "limits", list)
+    if limits is not None and not all(isinstance(limit, str) for limit in limits):
+        raise ValueError("limits")
+    return Claims(
+        id=_required(fields, "id", str),
+        name=_optional(fields, "name", str),
+        issued_at_s=_required(fields, "iat", int),
+        expires_at_s=_optional(fields, "exp", int),
+        limits=None if limits is None else tuple(limits),
+    )
+
+
+def _optional(fields: dict[str, object], name: str, kind: type[_T]) -> _T | None:
+    value = fields.get(name)
+    # isinstance would take True for the integer 1.
+    if value is None or type(value) is kind:
+        return value
+    raise ValueError(name)
+
+
+def _required(fields: dict[str, object], name: str, kind: type[_T]) -> _T:
+    value = _optional(fields, name, kind)
+    if value is None:
+        raise ValueError(name)
+    return value

@@ -1,0 +1,28 @@
+"""Skipped tests are named at the end; with `GATEWAY_TESTS_NO_SKIP=1` they fail the run."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from _pytest.terminal import TerminalReporter
+
+
+def skipped_tests(reporter: TerminalReporter) -> list[str]:
+    return sorted({report.nodeid for report in reporter.stats.get("skipped", [])})
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    for name in skipped_tests(terminalreporter):
+        terminalreporter.write_line(f"skipped: {name}", yellow=True)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    forbidden = os.environ.get("GATEWAY_TESTS_NO_SKIP") == "1"
+    if forbidden and reporter is not None and skipped_tests(reporter) and session.exitstatus == pytest.ExitCode.OK:
+        reporter.write_line("\nGATEWAY_TESTS_NO_SKIP=1, and tests were skipped", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

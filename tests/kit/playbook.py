@@ -1,0 +1,408 @@
+r"""A proxied exchange told as a script of both sides: no socket, no sleep, and time passes when the script says so.
+
+    play.client.sends(play.request(b"GET", b"/api/x"))
+    assert play.upstream.request().start == b"GET /v1/x HTTP/1.1"
+    play.upstream.sends(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+    assert play.client.answer().body == b"hi"
+
+Everything between the two transports is the gateway's own. When the script is over, `close` checks that nothing was
+left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVarTuple, Unpack
+
+from gateway.admission import Admission
+from gateway.config import Config
+from gateway.endpoints import Endpoints
+from gateway.errors import StoreUnavailable
+from gateway.http1.parser import AnswerParser, RequestParser
+from gateway.proxy.client import ClientConnection
+from gateway.proxy.clock import TICK_S, Clock
+from gateway.proxy.context import ProxyContext
+from gateway.proxy.pool import UpstreamPool
+from gateway.proxy.target import TargetRoute
+from gateway.stores.memory import MemoryStore
+from gateway.tokens import TokenSigner
+from tests.kit.transport import FakeTransport
+from tests.kit.wire import Incomplete, Message, read_body, read_head
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextvars import Context
+
+    from gateway.limits import Policy
+    from gateway.proxy.upstream import UpstreamConnection
+    from gateway.stores import Plan, Verdict, Waiter
+
+KEY: Final = "sk-the-real-key"
+LOOPBACK: Final = ("127.0.0.1", 50000)
+BODILESS: Final = (204, 304)
+_Ts = TypeVarTuple("_Ts")
+
+
+class ScriptLoop(asyncio.SelectorEventLoop):
+    """A loop whose time stands still until it is told; `settle` runs it until there is nothing left to do."""
+
+    def __init__(self) -> None:
+        self._now_s = 5_000.0
+        self._stirred = False
+        self.failures: list[dict[str, Any]] = []
+        super().__init__()
+        self.set_exception_handler(lambda _, failure: self.failures.append(failure))
+
+    def time(self) -> float:
+        return self._now_s
+
+    def call_soon(
+        self, callback: Callable[[Unpack[_Ts]], object], *args: *_Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        self._stirred = True
+        return super().call_soon(callback, *args, context=context)
+
+    def settle(self) -> None:
+        """Run all that is due."""
+        self._stirred = True
+        while self._stirred:
+            self._stirred = False
+            super().call_soon(self.stop)
+            self.run_forever()
+        for failure in self.failures:
+            raise failure.get("exception") or AssertionError(failure)
+
+    def act(self, action: Callable[[Unpack[_Ts]], object], *args: *_Ts) -> None:
+        """Do something within the loop, as its transports would, and all that follows from it."""
+        self.call_soon(action, *args)
+        self.settle()
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, a tick of the gateway's clock at a time."""
+        end_s = self._now_s + seconds
+        while self._now_s < end_s:
+            self._now_s = min(self._now_s + TICK_S, end_s)
+            self.settle()
+
+
+class ScriptStore:
+    """The embedded store, whose verdicts can be held back, or lost.
+
+    Attributes:
+        holds: Verdicts wait for `decide`, or `lose`.
+        answers: Whether `ping` is answered.
+        refunds: How many charges were given back.
+    """
+
+    def __init__(self, loop: ScriptLoop) -> None:
+        self._loop = loop
+        self._store = MemoryStore(lambda: int(loop.time() * 1e6))
+        self._asked: list[tuple[Plan, Waiter]] = []
+        self.holds = False
+        self.answers = True
+        self.refunds = 0
+
+    def plan(self, subject: str, policies: Sequence[Policy]) -> Plan:
+        return self._store.plan(subject, policies)
+
+    def check(self, plan: Plan, waiter: Waiter) -> None:
+        if self.holds:
+            self._asked.append((plan, waiter))
+        else:
+            self._store.check(plan, waiter)
+
+    def decide(self) -> None:
+        """Decide the oldest check that waits."""
+        self._loop.act(self._store.check, *self._asked.pop(0))
+
+    def lose(self) -> None:
+        """Fail to decide the oldest check that waits."""
+        _, waiter = self._asked.pop(0)
+        self._loop.act(waiter.on_store_loss, StoreUnavailable("The limit store did not answer in time."))
+
+    def refund(self, plan: Plan, at_us: int) -> None:
+        self.refunds += 1
+        self._store.refund(plan, at_us)
+
+    async def start(self) -> None:
+        await self._store.start()
+
+    async def ping(self) -> None:
+        if not self.answers:
+            raise StoreUnavailable("The limit store did not answer in time.")
+
+    async def agree_secret(self, candidate: bytes) -> bytes:
+        return await self._store.agree_secret(candidate)
+
+    async def close(self) -> None:
+        await self._store.close()
+
+
+class _Peer:
+    """The far end of one of the gateway's connections."""
+
+    def __init__(self, loop: ScriptLoop, transport: FakeTransport) -> None:
+        self._loop = loop
+        self._unread = b""
+        self.transport = transport
+
+    def sends(self, *pieces: bytes) -> Self:
+        """Send, each piece by itself."""
+        for piece in pieces:
+            self._loop.act(self.transport.peer_sends, piece)
+        return self
+
+    def dribbles(self, data: bytes) -> Self:
+        """Send byte by byte."""
+        return self.sends(*(data[at : at + 1] for at in range(len(data))))
+
+    def ends(self) -> None:
+        """End this side of the connection (FIN)."""
+        self._loop.act(self.transport.peer_ends)
+
+    def resets(self) -> None:
+        """Break the connection (RST)."""
+        self._loop.act(self.transport.peer_resets)
+
+    def stops_reading(self) -> None:
+        self.transport.peer_stops_reading()
+
+    def reads_on(self) -> None:
+        self._loop.act(self.transport.peer_reads_on)
+
+    @property
+    def state(self) -> str:
+        """What the gateway made of the connection: `open`, `half-closed`, `closed` in good order, or `aborted`."""
+        transport = self.transport
+        if transport.aborted:
+            return "aborted"
+        if transport.is_closing():
+            return "closed"
+        return "half-closed" if transport.eof_written else "open"
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the gateway has ended its side in good order."""
+        return self.state in {"closed", "half-closed"}
+
+    @property
+    def unread(self) -> bytes:
+        """What has come and was not looked at yet."""
+        self._unread += self.transport.take()
+        return self._unread
+
+    def got(self, expected: bytes) -> None:
+        """Exactly these bytes have come since."""
+        assert self.unread == expected
+        self._unread = b""
+
+    def got_nothing(self) -> None:
+        self.got(b"")
+
+    def head(self) -> Message:
+        """Read a head, and leave what is behind it."""
+        message, self._unread = read_head(self.unread)
+        return message
+
+    def has_head(self) -> bool:
+        return b"\r\n\r\n" in self.unread
+
+
+class Client(_Peer):
+    """The side that asks."""
+
+    def answer(self, method: bytes = b"GET") -> Message:
+        """Read the next answer, whole, with the interim ones before it."""
+        interims: list[Message] = []
+        message = self.head()
+        while message.status < 200:
+            interims.append(message)
+            message = self.head()
+        if method != b"HEAD" and message.status not in BODILESS:
+            self._unread = read_body(message, self._unread, until_close=self.transport.lost)
+            if message.values(b"content-length") == [] and message.values(b"transfer-encoding") == []:
+                assert not self.transport.aborted, "cut short"
+        message.interims = interims
+        return message
+
+    def problem(self, status: int, code: str) -> Message:
+        """Read an answer that must be one of the gateway's errors, as INTERFACE has them."""
+        message = self.answer()
+        assert (message.status, message.value(b"x-gateway-error")) == (status, code.encode()), message
+        assert message.value(b"content-type") == b"application/problem+json"
+        problem = json.loads(message.body)
+        assert problem.keys() == {"type", "title", "status", "detail", "error"}
+        assert problem["status"] == status
+        assert problem["error"].keys() == {"message", "type", "code", "param"}
+        assert (problem["error"]["code"], problem["error"]["param"]) == (code, None)
+        assert problem["error"]["message"] == problem["detail"]
+        return message
+
+
+class Upstream(_Peer):
+    """The side that answers."""
+
+    def request(self) -> Message:
+        """Read the next request, whole."""
+        message = self.head()
+        self._unread = read_body(message, self._unread, until_close=None)
+        return message
+
+    def answers(self, content: bytes = b"hi", start: bytes = b"200 OK", *lines: bytes) -> None:
+        """Send a whole answer with a length."""
+        length = b"Content-Length: %d" % len(content)
+        self.sends(b"\r\n".join((b"HTTP/1.1 " + start, *lines, length, b"", content)))
+
+
+class Playbook:
+    """A gateway between scripted clients and a scripted upstream.
+
+    Args:
+        config: Settings that differ from these: an upstream `http://api.test:8080/v1`, its key, 60 requests a minute.
+
+    Attributes:
+        client: The first client; `connect` makes others.
+        upstreams: The upstream's ends of the connections made to it, in their order.
+        dial_error: What connecting fails with.
+        dial_waits: Connecting lasts until `dial_now`.
+    """
+
+    def __init__(self, **config: Any) -> None:
+        self.loop = ScriptLoop()
+        settings = Config(
+            **{
+                "target_api_url": "http://api.test:8080/v1",
+                "target_api_key": KEY,
+                "rate_limit": "60/minute",
+                "connect_timeout": "5s",
+                "response_timeout": "20s",
+                "idle_timeout": "30s",
+                "header_timeout": "10s",
+                "keepalive_timeout": "15s",
+                **config,
+            }
+        ).settings
+        self.store = ScriptStore(self.loop)
+        signer = TokenSigner([b"s" * 32])
+        self.admission = Admission(self.store, signer, settings.limits, settings.global_limits, settings.token_ttl_s)
+        clock = Clock(self.loop)
+        self._pool = pool = UpstreamPool(self._dial, settings, AnswerParser(), clock)
+        self.context = context = ProxyContext(
+            loop=self.loop,
+            settings=settings,
+            clock=clock,
+            parser=RequestParser(),
+            admission=self.admission,
+            route=TargetRoute(settings.target),
+            pool=pool,
+            endpoint=Endpoints(self.admission, self.store, settings.admin_key, lambda: context.draining),
+        )
+        clock.watched.add(pool)
+        clock.start()
+        self.token = self.admission.issue(time.time())[0].encode()
+        self.upstreams: list[Upstream] = []
+        self.dials = 0
+        self.dial_error: OSError | None = None
+        self.dial_waits = False
+        self._dialling: list[asyncio.Future[None]] = []
+        self.client = self.connect()
+
+    def connect(self, peername: object = LOOPBACK) -> Client:
+        """Let another client connect."""
+        protocol = ClientConnection(self.context)
+        transport = FakeTransport(self.loop, protocol, {"peername": peername})
+        protocol.connection_made(transport)
+        return Client(self.loop, transport)
+
+    @property
+    def upstream(self) -> Upstream:
+        """The upstream's end of the connection that was made last."""
+        assert self.upstreams, "the upstream was never connected to"
+        return self.upstreams[-1]
+
+    def dial_now(self) -> None:
+        """Let the oldest connection attempt succeed, or fail with `dial_error`."""
+        self.loop.act(self._dialling.pop(0).set_result, None)
+
+    def pass_time(self, seconds: float) -> None:
+        self.loop.pass_time(seconds)
+
+    def request(self, method: bytes, target: bytes, *lines: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
+        """Spell a request of the issued token's; with a `Content-Length` if there is a body."""
+        fields = [b"Host: gateway.test", b"Authorization: Bearer " + self.token, *lines]
+        if body and not any(line.lower().startswith(b"transfer-encoding") for line in lines):
+            fields.append(b"Content-Length: %d" % len(body))
+        return b"\r\n".join((method + b" " + target + b" HTTP/" + version, *fields, b"", body))
+
+    def used(self) -> int:
+        """How many requests the token is charged with now."""
+        seen = _Verdicts()
+        held, self.store.holds = self.store.holds, False
+        refunds = self.store.refunds
+        subject = self.admission.authenticate(self.token, time.time())
+        self.admission.check(subject, seen)
+        (verdict,) = seen.verdicts
+        quota = subject.policies[0].quota
+        if verdict.admitted:
+            self.admission.give_back(subject, verdict)
+        self.store.holds, self.store.refunds = held, refunds
+        return quota - verdict.remaining - 1 if verdict.admitted else quota
+
+    def close(self) -> None:
+        """End the script; nothing may be left of it."""
+        try:
+            self.loop.settle()
+            for connection in tuple(self.context.connections):
+                self.loop.act(connection.abort)
+            assert not self.context.connections
+            assert self.context.clock.watched == {self._pool}, "still watched by the clock"
+            self.loop.act(self._pool.close)
+            assert all(upstream.transport.lost for upstream in self.upstreams), "an upstream connection was left open"
+            left = asyncio.all_tasks(self.loop)
+            assert not left, left
+        finally:
+            self.context.clock.stop()
+            for future in self._dialling:
+                future.cancel()
+            self.loop.close()
+
+    async def _dial(self, connection: UpstreamConnection) -> None:
+        self.dials += 1
+        if self.dial_waits:
+            waiting = self.loop.create_future()
+            self._dialling.append(waiting)
+            try:
+                await waiting
+            finally:
+                if waiting in self._dialling:
+                    self._dialling.remove(waiting)
+        if self.dial_error is not None:
+            raise self.dial_error
+        transport = FakeTransport(self.loop, connection)
+        connection.connection_made(transport)
+        self.upstreams.append(Upstream(self.loop, transport))
+
+
+class _Verdicts:
+    """Remembers what a store decides."""
+
+    def __init__(self) -> None:
+        self.verdicts: list[Verdict] = []
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        self.verdicts.append(verdict)
+
+    def on_store_loss(self, error: StoreUnavailable) -> None:
+        raise error
+
+
+def unmeasured(data: bytes) -> bytes:
+    """Put `MS` and `NOW` where measured times and dates stand, so that whole heads can be compared."""
+    data = re.sub(rb"dur=[0-9]+\.[0-9]{3}", b"dur=MS", data)
+    return re.sub(rb"Date: [A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} [0-9:]{8} GMT", b"Date: NOW", data)
+
+
+__all__ = ["KEY", "Client", "Incomplete", "Playbook", "ScriptLoop", "ScriptStore", "Upstream", "unmeasured"]

@@ -1,0 +1,114 @@
+"""The program as a process of its own: started on a free port, measured, signalled, waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.kit.upstream import soon
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import AsyncIterator
+
+_KEPT = ("PATH", "HOME", "LANG", "PYTHONPATH", "VIRTUAL_ENV")
+_LISTENING = re.compile(r"listening on (http://127\.0\.0\.1:\d+), sending to ")
+
+
+class Program:
+    """A running `python -m gateway`.
+
+    Args:
+        process: Its process, with both outputs piped.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self.process = process
+        self.url = ""
+        self._lines: list[str] = []
+        self._listening = asyncio.Event()
+        self._readers = asyncio.gather(self._collect(process.stdout), self._collect(process.stderr))
+
+    @property
+    def printed(self) -> str:
+        """All that it has printed so far, on stdout and stderr."""
+        return "".join(self._lines)
+
+    async def ready(self) -> None:
+        """Wait until it listens."""
+        listening = asyncio.ensure_future(self._listening.wait())
+        await soon(asyncio.wait((listening, self._readers), return_when=asyncio.FIRST_COMPLETED))
+        listening.cancel()
+        assert self.url, f"the gateway did not start:\n{self.printed}"
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    async def ended(self) -> int:
+        """Wait for its end and the last of its output; return its exit code."""
+        code = await soon(self.process.wait())
+        await soon(self._readers)
+        return code
+
+    async def kill(self) -> None:
+        """End it at once, if it still runs."""
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.kill()
+        await self.ended()
+
+    def memory_bytes(self, line: str = "VmRSS") -> int:
+        """Read its resident memory: `VmRSS` now, `VmHWM` the most it ever was."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+        found = re.search(rf"^{line}:\s+(\d+) kB$", status, re.MULTILINE)
+        assert found is not None
+        return int(found[1]) * 1024
+
+    def descriptors(self) -> int:
+        """Count the files and sockets that it has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))  # noqa: PTH208 - only counted
+
+    async def _collect(self, stream: asyncio.StreamReader) -> None:
+        async for raw in stream:
+            line = raw.decode()
+            self._lines.append(line)
+            if found := _LISTENING.search(line):
+                self.url = found[1]
+                self._listening.set()
+
+
+async def start(*arguments: str, **settings: str) -> Program:
+    """Start the program with these settings in its environment, on a free port if they name none.
+
+    The caller has to see to its end: `async with gateway_process` does.
+    """
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "gateway",
+        *arguments,
+        env={**kept, "GATEWAY_LISTEN": "127.0.0.1:0", **settings},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    return Program(process)
+
+
+@contextlib.asynccontextmanager
+async def gateway_process(**settings: str) -> AsyncIterator[Program]:
+    """Run the program until the block ends, killing it if it has not ended by then."""
+    program = await start(**settings)
+    try:
+        await program.ready()
+        yield program
+    finally:
+        await program.kill()

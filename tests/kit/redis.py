@@ -1,0 +1,100 @@
+"""A real Redis server for tests: on a unix socket in a directory of its own, gone when the test is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hiredis
+import pytest
+
+from gateway.stores.address import RedisAddress
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Iterator
+
+
+class RedisServer:
+    """A running `redis-server`; `kill` and `restart` are for tests of what happens when it does not run."""
+
+    def __init__(self, binary: str, directory: Path, options: tuple[str, ...] = ()) -> None:
+        self._path = str(directory / "redis.sock")
+        self._command = [binary, "--port", "0", "--unixsocket", self._path, "--save", "", "--appendonly", "no"]
+        self._command += ["--dir", str(directory), "--loglevel", "warning", *options]
+        self.address = RedisAddress(host="", unix_path=self._path)
+        self.url = f"unix://{self._path}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait until it answers; `redis-server` says nothing on stdout that could be waited for."""
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        while True:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"redis-server ended with {self._process.returncode}")
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                self.call("PING")
+                return
+            # Waits without spinning, and returns at once should the server end instead.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.005)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server: SIGKILL, SIGSTOP, SIGCONT."""
+        assert self._process is not None
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """End it as `kill -9` does, and wait until it is gone."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+    def call(self, *command: str | bytes | int) -> object:
+        """Send one command over a connection of its own and return the reply; error replies are returned too."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(10)
+            connection.connect(self._path)
+            packed: Any = hiredis.pack_command
+            connection.sendall(packed(command))
+            reader = hiredis.Reader(notEnoughData=_NOTHING)
+            while (reply := reader.gets()) is _NOTHING:
+                data = connection.recv(65536)
+                if not data:
+                    raise ConnectionResetError("redis-server closed the connection")
+                reader.feed(data)
+            return reply
+
+
+_NOTHING = object()
+
+
+def redis_binary() -> str:
+    """Return the path of `redis-server`, or skip the test; or fail it, where nothing may be skipped."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        reason = "redis-server is not installed (Debian package: redis-server)"
+        if os.environ.get("GATEWAY_TESTS_NO_SKIP") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return binary
+
+
+@contextlib.contextmanager
+def running_redis(*options: str) -> Iterator[RedisServer]:
+    """Run a Redis server that keeps nothing; `options` go to its command line."""
+    binary = redis_binary()
+    # Not pytest's tmp_path: a unix socket's path has to be short.
+    with tempfile.TemporaryDirectory(prefix="redis-") as directory:
+        server = RedisServer(binary, Path(directory), options)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.kill()

@@ -1,0 +1,170 @@
+"""Stores for tests, each with a clock that the test sets, and waiters to ask them with."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+import fakeredis
+import redis
+from fakeredis._clients._tcp_server import TCPFakeRequestHandler
+
+from gateway.stores.address import RedisAddress
+from gateway.stores.memory import MemoryStore
+from gateway.stores.redis import CHECK_SCRIPT, RedisStore
+from tests.kit.redis import running_redis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gateway.errors import StoreUnavailable
+    from gateway.stores import Plan, Store, Verdict
+
+TIMEOUT_S = 10.0
+"""For tests that nothing should time out in, on a machine however slow."""
+
+_CLOCK_KEY = "test:clock"
+_TIME_CALL = "call('TIME')"
+assert CHECK_SCRIPT.count(_TIME_CALL) == 1
+CLOCK_SCRIPT = CHECK_SCRIPT.replace(_TIME_CALL, f"{{0, call('GET', '{_CLOCK_KEY}') or '0'}}")
+"""The check script, with a clock that tests set."""
+
+
+class Waiting:
+    """A waiter that can be awaited, and that sees to it that it is called back once."""
+
+    def __init__(self) -> None:
+        self.future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        self.future.set_result(verdict)
+
+    def on_store_loss(self, error: StoreUnavailable) -> None:
+        self.future.set_exception(error)
+
+
+async def ask(store: Store, plan: Plan) -> Verdict:
+    """Check, and return the verdict or raise the loss."""
+    waiting = Waiting()
+    store.check(plan, waiting)
+    return await waiting.future
+
+
+class Subject(Protocol):
+    """A store under test, on a clock of the test's."""
+
+    async def fresh(self) -> Store:
+        """Return the store, started, with nothing counted in it."""
+        ...
+
+    async def set_clock(self, now_us: int) -> None:
+        """Make it that time for the store."""
+        ...
+
+    async def close(self) -> None:
+        """Close the store."""
+        ...
+
+
+class MemorySubject:
+    """MemoryStore on a variable."""
+
+    def __init__(self) -> None:
+        self._now_us = 0
+
+    async def fresh(self) -> Store:
+        return MemoryStore(lambda: self._now_us)
+
+    async def set_clock(self, now_us: int) -> None:
+        self._now_us = now_us
+
+    async def close(self) -> None:
+        pass
+
+
+class RedisSubject:
+    """RedisStore on a server, with a script that takes the time from a key."""
+
+    def __init__(self, address: RedisAddress) -> None:
+        self._address = address
+        self._store: RedisStore | None = None
+        self._control: redis.Redis | None = None
+
+    async def fresh(self) -> Store:
+        if self._control is None:
+            self._control = connect(self._address)
+        self._control.flushall()
+        if self._store is None:
+            self._store = RedisStore(self._address, timeout_s=TIMEOUT_S, script=CLOCK_SCRIPT)
+            await self._store.start()
+        return self._store
+
+    async def set_clock(self, now_us: int) -> None:
+        assert self._control is not None
+        self._control.set(_CLOCK_KEY, now_us)
+
+    async def close(self) -> None:
+        if self._control is not None:
+            self._control.close()
+            self._control = None
+        if self._store is not None:
+            await self._store.close()
+            self._store = None
+
+
+def connect(address: RedisAddress) -> redis.Redis:
+    """Return a client of redis-py's, for what the tests do beside the store."""
+    if address.unix_path is not None:
+        return redis.Redis(unix_socket_path=address.unix_path, protocol=2)
+    return redis.Redis(address.host, address.port, protocol=2)
+
+
+class _LikeRedis(TCPFakeRequestHandler):
+    """Keeps a connection open after an error reply, as Redis does and fakeredis 2.40 does not."""
+
+    def setup(self) -> None:
+        super().setup()
+        client: Any = self.current_client
+        read = client.read_response
+
+        def read_response(*args: object, **kwargs: object) -> object:
+            try:
+                return read(*args, **kwargs)
+            except redis.ResponseError as error:
+                return error
+
+        client.read_response = read_response
+
+
+@contextlib.contextmanager
+def fake_redis() -> Iterator[RedisAddress]:
+    """Serve fakeredis over TCP, on a port that the kernel chooses."""
+    server = fakeredis.TcpFakeServer(("127.0.0.1", 0), server_version=(7, 0))
+    server.RequestHandlerClass = _LikeRedis
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        host, port = server.server_address[:2]
+        yield RedisAddress(str(host), int(port))
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextlib.contextmanager
+def subject(kind: str) -> Iterator[Subject]:
+    """Yield a store of the kind: `memory`, `fakeredis` or `redis`."""
+    if kind == "memory":
+        yield MemorySubject()
+    elif kind == "fakeredis":
+        with fake_redis() as address:
+            yield RedisSubject(address)
+    else:
+        with running_redis() as server:
+            yield RedisSubject(server.address)
+
+
+KINDS = ("memory", "fakeredis", "redis")

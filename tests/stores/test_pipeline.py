@@ -1,0 +1,190 @@
+"""The connection alone, over a transport in memory: order, batching, losses, and nobody with another's reply."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import hiredis
+import pytest
+
+from gateway.stores.pipeline import Connection
+
+
+class Transport(asyncio.Transport):
+    """Remembers what was written; ends when told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[bytes] = []
+        self.aborted = False
+
+    def write(self, data: Any) -> None:
+        self.written.append(bytes(data))
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+
+class Notes:
+    """A recipient that notes what it is told, by context; `told` is set at each note."""
+
+    def __init__(self) -> None:
+        self.notes: list[tuple[object, object]] = []
+        self.told = asyncio.Event()
+
+    def on_reply(self, context: Any, reply: object) -> None:
+        self._note(context, reply)
+
+    def on_loss(self, connection: Connection, context: Any, reason: str) -> None:
+        self._note(context, reason)
+
+    def on_late_reply(self, connection: Connection, reply: object) -> None:
+        self._note("late", reply)
+
+    def _note(self, context: object, what: object) -> None:
+        self.notes.append((context, what))
+        self.told.set()
+
+
+class Bench:
+    """A connection with its transport, and what its owner heard."""
+
+    def __init__(self, timeout_s: float = 10.0) -> None:
+        self.ends: list[str] = []
+        self.transport = Transport()
+        self.connection = Connection(timeout_s, lambda _, reason: self.ends.append(reason))
+        self.connection.connection_made(self.transport)
+        self.notes = Notes()
+
+    async def send(self, *contexts: object) -> None:
+        for context in contexts:
+            self.connection.send(b"<%s>" % str(context).encode(), self.notes, context)
+        await asyncio.sleep(0)
+
+
+async def test_what_one_tick_sends_leaves_in_one_write() -> None:
+    bench = Bench()
+    await bench.send("a", "b", "c")
+    await bench.send("d")
+    assert bench.transport.written == [b"<a><b><c>", b"<d>"]
+    bench.connection.end("done")
+
+
+async def test_replies_go_to_those_who_asked_in_order_even_byte_by_byte() -> None:
+    bench = Bench()
+    await bench.send("a", "b", "c")
+    for byte in b"*2\r\n:1\r\n:2\r\n-ERR no\r\n$2\r\nhi\r\n":
+        bench.connection.data_received(bytes([byte]))
+    (a, first), (b, second), (c, third) = bench.notes.notes
+    assert (a, first, b, c, third) == ("a", [1, 2], "b", "c", b"hi")
+    assert isinstance(second, hiredis.ReplyError)
+    bench.connection.end("done")
+
+
+async def test_a_connection_lost_within_a_reply_loses_all_in_flight_once() -> None:
+    bench = Bench()
+    await bench.send("a", "b", "c")
+    bench.connection.data_received(b":1\r\n*2\r\n:1\r\n")
+    bench.connection.connection_lost(ConnectionResetError())
+    bench.connection.connection_lost(None)
+    reason = "The connection to Redis was lost."
+    assert bench.notes.notes == [("a", 1), ("b", reason), ("c", reason)]
+    assert bench.ends == [reason]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"HTTP/1.1 400\r\n", "not the Redis protocol"), (b":1\r\n:2\r\n:3\r\n", "nobody asked")]
+)
+async def test_after_nonsense_the_connection_is_not_trusted_any_more(data: bytes, reason: str) -> None:
+    bench = Bench()
+    await bench.send("a", "b")
+    bench.connection.data_received(data)
+    assert [context for context, _ in bench.notes.notes] == ["a", "b"]
+    assert reason in bench.ends[0]
+    assert bench.transport.aborted
+
+
+async def test_what_is_sent_on_an_ended_connection_is_lost_not_forgotten() -> None:
+    bench = Bench()
+    bench.connection.end("gone")
+    await bench.send("a")
+    assert bench.notes.notes == [("a", "gone")]
+    assert bench.transport.written == []
+
+
+async def test_the_owner_hears_of_the_end_before_those_in_flight() -> None:
+    bench = Bench()
+    await bench.send("a")
+    heard: list[int] = []
+    bench.notes.on_loss = lambda *_: heard.append(len(bench.ends))  # type: ignore[method-assign]
+    bench.connection.end("gone")
+    assert heard == [1]
+
+
+async def test_an_abandoned_command_gets_its_late_reply_and_nobody_elses() -> None:
+    bench = Bench(timeout_s=0.01)
+    await bench.send("a", "b")
+    await bench.notes.told.wait()
+    assert bench.notes.notes == [(name, "Redis did not answer within 10 ms.") for name in ("a", "b")]
+    bench.notes.notes.clear()
+    bench.connection.send(b"<c>", bench.notes, "c")
+    bench.connection.data_received(b":1\r\n:2\r\n:3\r\n")
+    assert bench.notes.notes == [("late", 1), ("late", 2), ("c", 3)]
+    bench.connection.end("done")
+
+
+async def test_each_command_is_watched_from_its_own_tick() -> None:
+    bench = Bench(timeout_s=0.02)
+    await bench.send("a")
+    await bench.send("b")
+    while len(bench.notes.notes) < 2:
+        bench.notes.told.clear()
+        await bench.notes.told.wait()
+    assert [context for context, _ in bench.notes.notes] == ["a", "b"]
+    bench.connection.end("done")
+
+
+async def test_a_late_timer_reads_replies_before_it_judges() -> None:
+    bench = Bench(timeout_s=0.01)
+    await bench.send("a")
+    # As a loop does that stood still: the timer comes first, the reply that lay in the socket after it.
+    overdue_s = asyncio.get_running_loop().time() - 1
+    bench.connection._abandon_overdue(overdue_s)
+    bench.connection.data_received(b":1\r\n")
+    assert bench.notes.notes == [("a", 1)]
+    bench.connection.end("done")
+
+
+async def test_a_retired_connection_ends_with_its_last_reply() -> None:
+    bench = Bench()
+    await bench.send("a", "b")
+    bench.connection.retire()
+    bench.connection.data_received(b":1\r\n")
+    assert bench.connection.end_reason is None
+    bench.connection.data_received(b":2\r\n")
+    assert bench.transport.aborted
+    assert bench.notes.notes == [("a", 1), ("b", 2)]
+
+
+async def test_a_retired_connection_with_nothing_in_flight_ends_at_once() -> None:
+    bench = Bench()
+    bench.connection.retire()
+    assert bench.transport.aborted
+
+
+async def test_a_full_buffer_is_seen() -> None:
+    bench = Bench()
+    bench.connection.pause_writing()
+    assert congested(bench)
+    bench.connection.resume_writing()
+    assert not congested(bench)
+    bench.connection.end("done")
+
+
+def congested(bench: Bench) -> bool:
+    """Return what the owner sees; a function, because mypy takes an attribute for constant."""
+    return bench.connection.congested

@@ -1,0 +1,251 @@
+"""The Redis store on a real server that is flushed, paused, cut off and killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import signal
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+import uvloop
+
+from gateway.errors import StoreUnavailable
+from gateway.limits import parse_limits
+from gateway.stores import Verdict
+from gateway.stores.redis import BACK_OFF_S, CONNECT_S, RedisStore
+from tests.kit.rule import T
+from tests.kit.stores import CLOCK_SCRIPT, TIMEOUT_S, Waiting, ask, connect
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.kit.redis import RedisServer
+
+PLENTY = parse_limits("1000000/day")
+
+
+@contextlib.asynccontextmanager
+async def started(server: RedisServer, timeout_s: float = TIMEOUT_S) -> AsyncIterator[RedisStore]:
+    store = RedisStore(server.address, timeout_s=timeout_s)
+    await store.start()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def back(store: RedisStore) -> None:
+    """Wait until the store is out of its outage; its own back-off bounds the wait."""
+    assert store._recovery is not None
+    await store._recovery
+    await store.ping()
+
+
+async def many(store: RedisStore, limits: str, count: int) -> list[Verdict]:
+    """Check `count` times with all in flight at once."""
+    plan = store.plan("many", parse_limits(limits))
+    waiting = [Waiting() for _ in range(count)]
+    for waiter in waiting:
+        store.check(plan, waiter)
+    return [await waiter.future for waiter in waiting]
+
+
+def test_the_back_off_lets_no_outage_last_a_second_longer_than_redis_does() -> None:
+    assert CONNECT_S + max(BACK_OFF_S) < 1
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_exactly_the_quota_is_admitted_over_four_instances(server: RedisServer, loop: Any) -> None:
+    async def hammer() -> int:
+        async with contextlib.AsyncExitStack() as stack:
+            stores = [await stack.enter_async_context(started(server)) for _ in range(4)]
+            verdicts = await asyncio.gather(*(many(store, "100/hour,333/day", 200) for store in stores))
+            return sum(verdict.admitted for of_one in verdicts for verdict in of_one)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(hammer()) == 100
+    server.call("FLUSHALL")
+
+
+async def test_the_lost_script_fails_no_request(server: RedisServer) -> None:
+    async with started(server) as store:
+        for _ in range(20):
+            server.call("SCRIPT", "FLUSH")
+            verdicts = await many(store, "1000000/day", 50)
+            assert all(verdict.admitted for verdict in verdicts)
+        assert min(verdict.remaining for verdict in verdicts) == 1_000_000 - 20 * 50
+
+
+async def test_a_pause_loses_checks_in_time_and_gives_them_back_when_it_ends(server: RedisServer) -> None:
+    async with started(server, timeout_s=0.05) as store:
+        plan = store.plan("abc", PLENTY)
+        server.call("CLIENT", "PAUSE", 60_000, "WRITE")
+        waiting = [Waiting() for _ in range(5)]
+        for waiter in waiting:
+            store.check(plan, waiter)
+        for waiter in waiting:
+            with pytest.raises(StoreUnavailable, match="within 50 ms"):
+                await waiter.future
+        # The breaker is open by now: answered at once, and sent nowhere.
+        refused_at_once = Waiting()
+        store.check(plan, refused_at_once)
+        with pytest.raises(StoreUnavailable):
+            refused_at_once.future.result()
+        retired = store._retired
+        assert retired is not None
+        store._timeout_s = TIMEOUT_S  # for the next connection: this machine may be slow, too
+        server.call("CLIENT", "UNPAUSE")
+        await back(store)
+        while retired.end_reason is None:
+            await store.ping()
+        assert (await ask(store, plan)).remaining == 1_000_000 - 1
+
+
+async def test_a_cut_connection_is_replaced(server: RedisServer) -> None:
+    async with started(server) as store:
+        plan = store.plan("abc", PLENTY)
+        await ask(store, plan)
+        waiting = [Waiting() for _ in range(50)]
+        for waiter in waiting:
+            store.check(plan, waiter)
+        server.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        outcomes = await asyncio.gather(*(waiter.future for waiter in waiting), return_exceptions=True)
+        assert all(isinstance(outcome, StoreUnavailable | Verdict) for outcome in outcomes)
+        await back(store)
+        assert (await ask(store, plan)).admitted
+
+
+async def test_a_killed_server_is_noticed_and_so_is_its_return(server: RedisServer) -> None:
+    async with started(server) as store:
+        plan = store.plan("abc", parse_limits("3/day"))
+        assert [(await ask(store, plan)).admitted for _ in range(4)] == [True, True, True, False]
+        waiter = Waiting()
+        server.kill()
+        store.check(plan, waiter)
+        with pytest.raises(StoreUnavailable, match=r"lost|closed"):
+            await waiter.future
+        with pytest.raises(StoreUnavailable):
+            await ask(store, plan)
+        server.start()
+        await back(store)
+        # Redis came back empty: that is one more quota, and no more.
+        assert [(await ask(store, plan)).admitted for _ in range(4)] == [True, True, True, False]
+
+
+async def test_a_stopped_server_is_waited_for(server: RedisServer) -> None:
+    async with started(server, timeout_s=0.05) as store:
+        plan = store.plan("abc", PLENTY)
+        server.signal(signal.SIGSTOP)
+        try:
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable):
+                    await ask(store, plan)
+        finally:
+            store._timeout_s = TIMEOUT_S  # for the next connection: this machine may be slow, too
+            server.signal(signal.SIGCONT)
+        await back(store)
+
+
+@pytest.mark.parametrize(
+    "value", ["60", "", "x" * 34, "0" * 34, "-00000000001 0000000001 0000000001", "a" * 58, "7" * 35]
+)
+async def test_a_foreign_value_is_a_loss_and_never_an_admission(server: RedisServer, value: str) -> None:
+    async with started(server) as store:
+        key = "gateway:{abc}:limit:day"
+        server.call("SET", key, value)
+        with pytest.raises(StoreUnavailable, match="Redis answered ERR"):
+            await ask(store, store.plan("abc", PLENTY))
+        assert server.call("GET", key) == value.encode()
+        assert (await ask(store, store.plan("other", PLENTY))).admitted
+
+
+async def test_a_key_of_another_type_is_a_loss(server: RedisServer) -> None:
+    async with started(server) as store:
+        server.call("RPUSH", "gateway:{abc}:limit:day", "1")
+        with pytest.raises(StoreUnavailable, match="Redis answered WRONGTYPE"):
+            await ask(store, store.plan("abc", PLENTY))
+
+
+async def test_a_full_redis_refuses_what_it_cannot_count(server: RedisServer) -> None:
+    async with started(server) as store:
+        server.call("CONFIG", "SET", "maxmemory", "1")
+        with pytest.raises(StoreUnavailable, match="Redis answered OOM"):
+            await ask(store, store.plan("abc", PLENTY))
+
+
+async def test_every_key_expires_when_its_window_has_passed_and_no_sooner(server: RedisServer) -> None:
+    async with started(server) as store:
+        plan = store.plan("abc", parse_limits("5/minute,5/day") + parse_limits("5/hour", shared=True))
+        for _ in range(3):
+            verdict = await ask(store, plan)
+        store.refund(plan, verdict.at_us)
+        await store.agree_secret(b"x" * 32)
+        client = connect(server.address)
+        keys = {key.decode(): client.pttl(key) for key in client.scan_iter()}
+        client.close()
+        windows_s = {
+            "gateway:{abc}:limit:minute": 60,
+            "gateway:{abc}:limit:day": 86_400,
+            "gateway:{global}:limit:hour": 3600,
+            "gateway:{global}:secret": 400 * 86_400 - 10,
+        }
+        assert keys.keys() - {"gateway:{global}:probe"} == windows_s.keys()
+        for key, window_s in windows_s.items():
+            # Ten seconds for a slow machine; two segments for the rule's rounding.
+            assert window_s * 1000 - 10_000 < keys[key] < window_s * 1000 * 62 / 60 + 10_000
+
+
+async def test_a_refused_request_writes_nothing(server: RedisServer) -> None:
+    store = RedisStore(server.address, timeout_s=TIMEOUT_S, script=CLOCK_SCRIPT)
+    await store.start()
+    server.call("SET", "test:clock", T)
+    plan = store.plan("abc", parse_limits("1/minute,5/day"))
+    assert (await ask(store, plan)).admitted
+    values = [server.call("GET", f"gateway:{{abc}}:limit:{name}") for name in ("minute", "day")]
+    assert values[0] == b"000001000000 0000000001 0000000001"
+    server.call("SET", "test:clock", T + 5_000_000)
+    assert not (await ask(store, plan)).admitted
+    assert values == [server.call("GET", f"gateway:{{abc}}:limit:{name}") for name in ("minute", "day")]
+    await store.close()
+
+
+async def test_all_instances_agree_on_the_first_secret(server: RedisServer) -> None:
+    async with started(server) as one, started(server) as other:
+        candidates = [b"a" * 32, b"b" * 32]
+        agreed = await asyncio.gather(one.agree_secret(candidates[0]), other.agree_secret(candidates[1]))
+        assert agreed[0] == agreed[1]
+        assert agreed[0] in candidates
+        assert await other.agree_secret(b"c" * 32) == agreed[0]
+
+
+@pytest.mark.parametrize(
+    ("username", "password", "refusal"),
+    [
+        (None, None, None),
+        ("gateway", "s3cret", None),
+        ("gateway", "wrong", "WRONGPASS to AUTH"),
+        ("default", "x", None),
+    ],
+)
+async def test_login_and_database(
+    server: RedisServer, username: str | None, password: str | None, refusal: str | None
+) -> None:
+    server.call("ACL", "SETUSER", "gateway", "on", ">s3cret", "~gateway:*", "+@all")
+    address = dataclasses.replace(server.address, db=3, username=username, password=password)
+    store = RedisStore(address, timeout_s=TIMEOUT_S)
+    if refusal is None:
+        await store.start()
+        assert (await ask(store, store.plan("abc", PLENTY))).admitted
+        assert b"db3:" in cast("bytes", server.call("INFO", "keyspace"))
+    else:
+        with pytest.raises(StoreUnavailable, match=refusal):
+            await store.start()
+    await store.close()
+
+
+async def test_a_redis_that_is_not_there_fails_the_start(server: RedisServer) -> None:
+    server.kill()
+    with pytest.raises(StoreUnavailable, match="cannot be reached"):
+        await RedisStore(server.address, timeout_s=TIMEOUT_S).start()

@@ -1,0 +1,296 @@
+"""The `gateway` command as a shell sees it: exit codes, what it prints, and what it never prints."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import http.server
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway import cli, workers
+from gateway.config import SETTINGS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from gateway.config import Config
+
+URL = "https://api.example.com/v1"
+TIMEOUT_S = 20.0
+CANARIES = {
+    "TARGET_API_KEY": "sk-canary-upstream-0123456789",
+    "TOKEN_SECRET": "canary-token-secret-0123456789abcdef,canary-token-former-0123456789abcdef",
+    "ADMIN_KEY": "canary-admin-key-0123456789abcdef",
+    "REDIS_URL": "redis://canary-user:canary-phrase@127.0.0.1:1/0",
+}
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """Return this process's environment with no setting but these."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ}
+    return {**kept, **settings}
+
+
+def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *arguments],
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+def refused(result: subprocess.CompletedProcess[str], code: int) -> str:
+    """Return the one line that a failed command has on stderr."""
+    assert (result.returncode, result.stdout) == (code, "")
+    assert result.stderr.startswith("gateway: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def assert_no_canary(text: str) -> None:
+    assert "canary" not in text
+    assert "sk-" not in text
+    for secret in re.findall(r"[\w-]*canary[\w-]*", " ".join(CANARIES.values())):
+        for start in range(len(secret) - 7):
+            assert secret[start : start + 8] not in text
+
+
+@contextlib.contextmanager
+def answering(status: int) -> Iterator[str]:
+    """Serve `status` for any GET on a port of its own; yield the address."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/healthz" else 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
+def free_port() -> Iterator[int]:
+    """Yield a port that nobody listens on and nobody else can take meanwhile."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+def test_with_nothing_set_it_says_what_to_set_and_what_needs_nothing() -> None:
+    message = refused(run(), 2)
+    assert "TARGET_API_URL: is not set" in message
+    assert "./tools/run demo" in message
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sk-canary"],
+        ["serve", "--rate-limits", "sk-canary"],
+        ["serve", "--rate-limits=sk-canary"],
+        ["serve", "sk-canary"],
+        ["--rate-limit"],
+        ["check-config", "--rate", "5"],
+        ["demo", "--rate-limit", "5"],
+        ["serve", "--rate-limit", "many"],
+        ["serve", "--config", "/nonexistent/gateway.toml"],
+        ["token", "issue"],
+        ["usage"],
+        ["healthcheck", "--url", "https://127.0.0.1"],
+        ["healthcheck", "--url", "localhost"],
+        ["healthcheck", "--url", "http://h:sk-canary"],
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(arguments: list[str]) -> None:
+    assert_no_canary(refused(run(*arguments, TARGET_API_URL=URL), 2))
+
+
+def test_commands_of_later_versions_say_so() -> None:
+    assert "not available yet" in refused(run("token", "issue"), 2)
+
+
+def test_every_setting_is_an_option_and_help_warns_of_secrets() -> None:
+    result = run("serve", "--help")
+    assert result.returncode == 0
+    for setting in SETTINGS.values():
+        assert setting.option in result.stdout
+    assert "in the environment or a file, not as options" in " ".join(result.stdout.split())
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.fullmatch(r"gateway \d+\.\d+\.\d+\n", result.stdout)
+
+
+def test_check_config_prints_what_it_resolves_to() -> None:
+    result = run("check-config", "--rate-limit", "10/second", TARGET_API_URL=URL + "/", MAX_BODY="1kB")
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert (lines["TARGET_API_URL"], lines["RATE_LIMIT"], lines["MAX_BODY"]) == (URL, "10 in 1 s", "1000 bytes")
+    assert lines["GATEWAY_LISTEN"] == "127.0.0.1:3000"
+    assert list(lines) == [setting.environment for setting in SETTINGS.values()]
+
+
+def test_check_config_reads_the_file_of_the_option_before_that_of_the_environment(tmp_path: Path) -> None:
+    files = {quota: tmp_path / f"{quota}.toml" for quota in (7, 8)}
+    for quota, file in files.items():
+        file.write_text(f'target_api_url = "{URL}"\nrate_limit = {quota}\n', encoding="utf-8")
+    assert "7 in 60 s" in run("check-config", GATEWAY_CONFIG=str(files[7])).stdout
+    assert "8 in 60 s" in run("check-config", "--config", str(files[8]), GATEWAY_CONFIG=str(files[7])).stdout
+
+
+def test_nothing_printed_holds_a_secret() -> None:
+    good = run("check-config", TARGET_API_URL=URL, **CANARIES)
+    assert good.returncode == 0
+    assert_no_canary(good.stdout + good.stderr)
+    for name, value in CANARIES.items():
+        for wrong in (value + "\u00e9", value + "\x01", value.replace("-", "\n")):
+            bad = run("check-config", **{"TARGET_API_URL": URL, **CANARIES, name: wrong})
+            assert_no_canary(refused(bad, 2))
+
+
+def test_a_secret_as_an_option_gets_a_warning_that_does_not_repeat_it() -> None:
+    result = run("check-config", "--target-api-key", CANARIES["TARGET_API_KEY"], TARGET_API_URL=URL)
+    assert result.returncode == 0
+    assert "--target-api-key" in result.stderr
+    assert "TARGET_API_KEY in the environment" in result.stderr
+    assert_no_canary(result.stdout + result.stderr)
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1), (404, 1)])
+def test_healthcheck(status: int, code: int) -> None:
+    with answering(status) as address:
+        assert cli.main(["healthcheck", "--url", f"http://{address}"]) == code
+        assert cli.main(["healthcheck", "--url", f"http://{address}/"]) == code
+
+
+def test_healthcheck_finds_the_address_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("GATEWAY_CONFIG", raising=False)
+    with answering(200) as address:
+        monkeypatch.setenv("GATEWAY_LISTEN", f"{address},127.0.0.1:1")
+        assert cli.main(["healthcheck"]) == 0
+        monkeypatch.setenv("GATEWAY_LISTEN", address.replace("127.0.0.1", "0.0.0.0"))
+        assert cli.main(["healthcheck"]) == 0
+        monkeypatch.delenv("GATEWAY_LISTEN")
+        file = tmp_path / "gateway.toml"
+        file.write_text(f'gateway_listen = "{address}"\n', encoding="utf-8")
+        assert cli.main(["healthcheck", "--config", str(file)]) == 0
+
+
+def test_healthcheck_of_nobody_is_a_failure() -> None:
+    with free_port() as port:
+        assert f"127.0.0.1:{port}" in refused(run("healthcheck", GATEWAY_LISTEN=f"127.0.0.1:{port}"), 1)
+
+
+def test_healthcheck_does_not_load_a_server() -> None:
+    code = "from gateway import cli; cli.main(['healthcheck', '--url', 'http://127.0.0.1:1'])"
+    listed = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    ).stderr
+    imported = {line.rpartition("|")[2].strip() for line in listed.splitlines()}
+    assert "gateway.config" in imported
+    assert "http.client" in imported
+    assert not {"asyncio", "uvloop", "gateway.server", "gateway.demo", "tomllib"} & imported
+
+
+def test_a_port_in_use_is_a_failure_at_run_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert str(taken.getsockname()[1]) in refused(run(TARGET_API_URL=URL, GATEWAY_LISTEN=address), 1)
+
+
+def test_redis_that_does_not_answer_at_start_is_a_failure_at_run_time() -> None:
+    with free_port() as port:
+        redis = f"redis://canary-user:canary-phrase@127.0.0.1:{port}/0"
+        assert_no_canary(refused(run(TARGET_API_URL=URL, GATEWAY_LISTEN="127.0.0.1:0", REDIS_URL=redis), 1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_runs_until_a_signal_and_exits_0(number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gateway"],
+        env=environment(TARGET_API_URL=URL, GATEWAY_LISTEN="127.0.0.1:0", TARGET_API_KEY=CANARIES["TARGET_API_KEY"]),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.search(r"listening on http://(127\.0\.0\.1:\d+)", line):
+                break
+        else:
+            pytest.fail("".join(lines))
+        connection = http.client.HTTPConnection(found[1], timeout=TIMEOUT_S)
+        with contextlib.closing(connection):
+            connection.request("POST", "/register")
+            answer = connection.getresponse()
+            assert (answer.status, set(json.load(answer))) == (201, {"token", "id", "expires_at"})
+        process.send_signal(number)
+        assert process.wait(TIMEOUT_S) == 0
+        assert_no_canary("".join(lines) + process.stderr.read())
+
+
+def test_serve_takes_the_secrets_out_of_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[Config] = []
+
+    def serve(config: Config) -> int:
+        served.append(config)
+        return 0
+
+    monkeypatch.setattr(workers, "serve", serve)
+    monkeypatch.setenv("TARGET_API_URL", URL)
+    for name, value in CANARIES.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["serve"]) == 0
+    assert served[0].target_api_key == CANARIES["TARGET_API_KEY"]
+    assert not CANARIES.keys() & os.environ.keys()
+    assert os.environ["TARGET_API_URL"] == URL
+
+
+def test_an_interrupt_before_there_is_a_handler_is_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: Config) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "serve", interrupted)
+    assert cli.main(["serve", "--target-api-url", URL]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_demo_passes_five_and_refuses_three() -> None:
+    result = run("demo")
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert lines[-1] == "5 passed, 3 refused"
+    requests = [line for line in lines if line.startswith("request ")]
+    assert [line.split()[2] for line in requests] == ["200"] * 5 + ["429"] * 3
+    assert all('RateLimit: "minute";r=' in line for line in requests)
+    assert ["Retry-After: " in line for line in requests] == [False] * 5 + [True] * 3

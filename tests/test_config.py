@@ -1,0 +1,299 @@
+"""Configuration: what resolves to what, what is refused with which words, and that no secret is ever shown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.config import Address, Config, load
+from gateway.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+URL = "https://api.example.com/v1"
+SECRET, OTHER_SECRET = "0123456789abcdef" * 2, "fedcba9876543210" * 2
+
+
+def config(**changes: object) -> Config:
+    return Config(**{"target_api_url": URL, **changes})  # type: ignore[arg-type]
+
+
+def refusal(**changes: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config(**changes)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(caught.value.setting + ": ")
+    assert "; it takes " in message
+    assert ", e.g. " in message
+    return message
+
+
+def from_environment(**environ: str) -> Config:
+    return load(arguments={}, environ={"TARGET_API_URL": URL, **environ}, file=None)
+
+
+def from_file(path: Path, text: str) -> Config:
+    file = path / "gateway.toml"
+    file.write_text(text, encoding="utf-8")
+    return load(arguments={}, environ={}, file=file)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("5s", 5),
+        ("100ms", 0.1),
+        ("2m", 120),
+        ("1h", 3600),
+        ("30d", 2592000),
+        ("7", 7),
+        (7, 7),
+        (0.5, 0.5),
+        ("1.5s", 1.5),
+    ],
+)
+def test_durations(text: str | float, seconds: float) -> None:
+    assert config(connect_timeout=text).settings.connect_timeout_s == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "5 s",
+        "\u0665s",
+        True,
+        ["5s"],
+        None,
+        5j,
+        *["s", "-5s", "+5s", "1e3", "5S", "5min", "0", "0ms", "inf", "nan", "4000d"],
+    ],
+)
+def test_durations_that_are_refused(text: object) -> None:
+    refusal(connect_timeout=text)
+
+
+def test_a_drain_of_zero_is_a_stop_at_once() -> None:
+    assert config(drain_timeout="0").settings.drain_timeout_s == 0
+
+
+def test_token_lifetimes() -> None:
+    assert config().settings.token_ttl_s == 2592000
+    assert config(token_ttl="0").settings.token_ttl_s is None
+    assert config(token_ttl=60).settings.token_ttl_s == 60
+    assert "whole number" in refusal(token_ttl="100ms")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        (10485760, 10485760),
+        ("10485760", 10485760),
+        ("10MB", 10**7),
+        ("10MiB", 10 * 2**20),
+        ("1GiB", 2**30),
+        ("8kb", 8000),
+    ],
+)
+def test_sizes(text: str | int, size: int) -> None:
+    assert config(max_body=text).settings.max_body == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "10M", "10 MB", "1.5MB", "MB", "1TB", True, 1.5])
+def test_sizes_that_are_refused(text: object) -> None:
+    refusal(max_body=text)
+
+
+@pytest.mark.parametrize(
+    ("text", "addresses"),
+    [
+        ("127.0.0.1:3000", [("127.0.0.1", 3000)]),
+        ("0.0.0.0:80, [::]:80", [("0.0.0.0", 80), ("::", 80)]),
+        ("localhost:0,localhost:0", [("localhost", 0), ("localhost", 0)]),
+        ("[fe80::1%eth0]:65535", [("fe80::1%eth0", 65535)]),
+    ],
+)
+def test_addresses(text: str, addresses: list[tuple[str, int]]) -> None:
+    assert config(gateway_listen=text).settings.listen == tuple(Address(*address) for address in addresses)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        *[
+            "3000",
+            ":3000",
+            "*:3000",
+            "127.0.0.1",
+            "::1:3000",
+            "[::1]",
+            "[localhost]:1",
+            "h:65536",
+            "h:x",
+            "h:1,",
+            "h:1,h:1",
+            "h:-1",
+        ],
+    ],
+)
+def test_addresses_that_are_refused(text: str) -> None:
+    refusal(gateway_listen=text)
+
+
+def test_secrets() -> None:
+    settings = config(token_secret=f"{SECRET}, {OTHER_SECRET}", admin_key=SECRET).settings
+    assert settings.token_secrets == (SECRET.encode(), OTHER_SECRET.encode())
+    assert settings.admin_key == SECRET.encode()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "hunter2", SECRET[:31], f"{SECRET},", f"{SECRET},{SECRET}", SECRET + "é", SECRET + "\n" + SECRET]
+)
+def test_secrets_that_are_refused(text: str) -> None:
+    message = refusal(token_secret=text)
+    assert "hunter" not in message
+    assert SECRET[:8] not in message
+
+
+def test_an_admin_key_is_one_secret() -> None:
+    assert "too short" in refusal(admin_key="hunter2")
+    assert "spaces" in refusal(admin_key=SECRET + " " + SECRET)
+
+
+def test_limits() -> None:
+    settings = config(rate_limit="10/second,60", global_rate_limit="1000/hour").settings
+    assert [(policy.quota, policy.window_s, policy.shared) for policy in settings.limits] == [
+        (10, 1, False),
+        (60, 60, False),
+    ]
+    assert [(policy.quota, policy.window_s, policy.shared) for policy in settings.global_limits] == [(1000, 3600, True)]
+    assert config(rate_limit=60).settings.limits == config().settings.limits
+    assert config().settings.global_limits == ()
+
+
+@pytest.mark.parametrize("text", ["", "many", "0", "-1", "60/fortnight", "60,,60", True])
+def test_limits_that_are_refused(text: object) -> None:
+    assert refusal(rate_limit=text).startswith("rate_limit: ")
+
+
+def test_other_choices() -> None:
+    assert config(log_level="DEBUG").settings.log_level == "debug"
+    refusal(log_level="loud")
+    assert config(upstream_pool="1").settings.upstream_pool == 1
+    for text in ("0", "65536", "x", ""):
+        refusal(upstream_pool=text)
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("concurrency_limit", "5"),
+        ("global_concurrency_limit", 5),
+        ("on_store_loss", "local"),
+        ("on_store_loss", "allow"),
+        ("gateway_workers", "2"),
+        ("gateway_workers", "auto"),
+        ("access_log", "json"),
+        ("access_log", "common"),
+        ("gateway_listen", "unix:/run/gateway.sock"),
+        ("gateway_listen", "127.0.0.1:3000,unix:/run/gateway.sock"),
+        ("rate_limit", "60/minute;bucket"),
+        ("rate_limit", "60/minute;shadow"),
+        ("redis_url", "redis+sentinel://127.0.0.1:26379/main/0"),
+        ("redis_url", "redis+cluster://127.0.0.1:7000"),
+    ],
+)
+def test_what_a_later_version_brings_is_refused_by_name(setting: str, text: object) -> None:
+    message = refusal(**{setting: text})
+    assert message.startswith(f"{setting}: ")
+    assert "not available yet" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"), [("on_store_loss", "maybe"), ("gateway_workers", "-1"), ("access_log", "xml")]
+)
+def test_what_no_version_brings_is_refused_as_wrong(setting: str, text: str) -> None:
+    assert "not available yet" not in refusal(**{setting: text})
+
+
+def test_redis_urls() -> None:
+    assert config().settings.redis is None
+    assert config(redis_url="redis://127.0.0.1:6379/0").settings.redis is not None
+    message = refusal(redis_url="http://user:hunter2@127.0.0.1")
+    assert "hunter2" not in message
+
+
+def test_command_line_beats_environment_beats_file_beats_default(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text('rate_limit = 1\nmax_body = "1kB"\nlog_level = "error"\n', encoding="utf-8")
+    found = load(
+        arguments={"rate_limit": "3"},
+        environ={"TARGET_API_URL": URL, "RATE_LIMIT": "2", "MAX_BODY": "2kB", "LOG_LEVEL": ""},
+        file=file,
+    )
+    assert (found.rate_limit, found.max_body, found.log_level) == ("3", "2kB", "error")
+    assert found.connect_timeout == "5s"
+
+
+def test_default_addresses_differ_for_programs_and_for_libraries() -> None:
+    assert from_environment().gateway_listen == "127.0.0.1:3000"
+    assert config().gateway_listen == "127.0.0.1:0"
+
+
+def test_no_target_says_what_to_set_and_what_needs_nothing() -> None:
+    with pytest.raises(ConfigError, match=r"TARGET_API_URL: is not set; .*TARGET_API_URL=https://.*run demo"):
+        load(arguments={}, environ={"TARGET_API_URL": ""}, file=None)
+
+
+def test_errors_name_the_setting_as_the_user_wrote_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^RATE_LIMIT: .*, e\.g\. RATE_LIMIT=60/minute$"):
+        from_environment(RATE_LIMIT="many")
+    with pytest.raises(ConfigError, match=r"^--rate-limit: .*, e\.g\. --rate-limit 60/minute$"):
+        load(arguments={"rate_limit": "many"}, environ={"TARGET_API_URL": URL}, file=None)
+    with pytest.raises(ConfigError, match=r'^rate_limit in .*gateway\.toml: .*, e\.g\. rate_limit = "60/minute"$'):
+        from_file(tmp_path, f'target_api_url = "{URL}"\nrate_limit = "many"\n')
+
+
+def test_a_whole_file(tmp_path: Path) -> None:
+    found = from_file(
+        tmp_path,
+        f'target_api_url = "{URL}"\nrate_limit = 60\nconnect_timeout = 2.5\nupstream_pool = 8\nmax_body = 1000\n',
+    ).settings
+    assert (found.connect_timeout_s, found.upstream_pool, found.max_body) == (2.5, 8, 1000)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('rate_limits = "60"', "did you mean rate_limit?"),
+        ('RATE_LIMIT = "60"', "did you mean rate_limit?"),
+        ('rate-limit = "60"', "did you mean rate_limit?"),
+        ("colour = 1", "colour in"),
+        ("[targets.maps]\nprefix = '/maps'", "not available yet"),
+        ("[server]\nport = 1", "server in"),
+        ("rate_limit = true", "is a boolean"),
+        ('rate_limit = ["60"]', "is an array"),
+        ("[rate_limit]\nquota = 60", "is a table"),
+        ("rate_limit = 2026-01-01", "is a date"),
+        ("rate_limit =", "is not TOML"),
+        ("concurrency_limit = 5", "not available yet"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, line: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_file(tmp_path, f'target_api_url = "{URL}"\n{line}\n')
+    assert reason in str(caught.value)
+    assert "gateway.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe")
+    for file, reason in ((tmp_path / "none.toml", "No such file"), (tmp_path, "directory"), (binary, "UTF-8")):
+        with pytest.raises(ConfigError, match=reason):
+            load(arguments={}, environ={}, file=file)

@@ -1,0 +1,89 @@
+"""What a configuration says of itself: everything but its secrets."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+
+from gateway.config import SETTINGS, Config, describe
+from gateway.errors import ConfigError
+
+URL = "https://api.example.com/v1"
+
+
+def config(**changes: object) -> Config:
+    return Config(**{"target_api_url": URL, **changes})  # type: ignore[arg-type]
+
+
+CANARIES = {
+    "target_api_key": "sk-canary-target-0123456789",
+    "redis_url": "redis://canary-user:canary-redis-passphrase@redis.example:6380/2",
+    "token_secret": "canary-token-secret-0123456789abcdef,canary-token-former-0123456789abcdef",
+    "admin_key": "canary-admin-key-0123456789abcdef",
+}
+
+
+def assert_no_canary(text: str) -> None:
+    for secret in re.findall(r"[\w-]*canary[\w-]*", " ".join(CANARIES.values())):
+        for start in range(len(secret) - 7):
+            assert secret[start : start + 8] not in text
+    assert "canary" not in text
+    assert "sk-" not in text
+
+
+def test_describe_says_everything_and_no_secret() -> None:
+    described = dict(describe(config(**CANARIES)))
+    assert list(described) == [setting.environment for setting in SETTINGS.values()]
+    assert_no_canary("\n".join(described.values()))
+    assert described["TARGET_API_KEY"] == "set (27 characters)"
+    assert described["TOKEN_SECRET"] == "set (36 characters), then set (36 characters)"
+    assert described["REDIS_URL"] == "redis://redis.example:6380/2, password set (23 characters)"
+    assert described["TARGET_API_URL"] == URL
+    assert described["RATE_LIMIT"] == "60 in 60 s"
+    assert described["CONNECT_TIMEOUT"] == "5.0 s"
+    assert described["MAX_BODY"] == "no limit"
+
+
+def test_repr_holds_no_secret() -> None:
+    found = config(**CANARIES)
+    assert_no_canary(repr(found))
+    assert_no_canary(repr(found.settings))
+
+
+@pytest.mark.parametrize("name", list(CANARIES))
+def test_a_secret_in_the_wrong_place_is_not_repeated(name: str) -> None:
+    for setting in ("target_api_url", "target_api_auth", "redis_url", "token_secret", "admin_key"):
+        with pytest.raises(ConfigError) as caught:
+            config(**{setting: CANARIES[name] + "\x01"})
+        assert_no_canary(str(caught.value))
+
+
+def test_a_redis_address_is_shown_without_its_credentials() -> None:
+    shown = [
+        dict(describe(config(redis_url=url)))["REDIS_URL"]
+        for url in ("redis://:can%3fary@h/1", "unix://user:canary@/run/redis.sock?db=3", "rediss://[::1]")
+    ]
+    assert shown == [
+        "redis://h:6379/1, password set (7 characters)",
+        "unix:///run/redis.sock, password set (6 characters)",
+        "rediss://[::1]:6379/0, password not set",
+    ]
+
+
+def test_the_table_and_the_fields_are_the_same_settings_in_the_same_order() -> None:
+    fields = [field.name for field in dataclasses.fields(Config) if field.init]
+    assert fields == list(SETTINGS)
+
+
+def test_every_example_in_a_message_would_work() -> None:
+    for name, setting in SETTINGS.items():
+        if setting.example and not setting.example.startswith("$(") and name != "target_ca_file":
+            config(**{name: setting.example})
+
+
+def test_a_config_can_be_changed_and_is_validated_again() -> None:
+    assert dataclasses.replace(config(), rate_limit="7").settings.limits[0].quota == 7
+    with pytest.raises(ConfigError):
+        dataclasses.replace(config(), rate_limit="many")
