@@ -12,7 +12,7 @@ Origin = Literal["client", "gateway", "store", "upstream"]
 
 
 class GatewayError(Exception):
-    """A request that the gateway answers itself, with the status and code of INTERFACE's table.
+    """A request that the gateway answers itself, with the status and code that clients can rely on.
 
     Args:
         detail: One sentence for the person who reads the answer. Never a secret, never a client's bytes.

@@ -133,6 +133,7 @@ class Gateway:
         for connection in tuple(context.connections):
             connection.drain()
         if context.connections:
+            context.emptied.clear()
             try:
                 await asyncio.wait_for(context.emptied.wait(), self._settings.drain_timeout_s)
             except TimeoutError:

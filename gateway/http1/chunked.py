@@ -69,7 +69,6 @@ class ChunkedBody:
         A chunk line or trailer section that has not ended is held back (at most `MAX_TRAILER_BYTES`); content
         never is.
         """
-        self.seen_bytes += len(data)
         data = self._data = self._data + data if self._data else data
         self._passed = self._position = 0
         while self._position < len(data) and not self.done and self._step():
@@ -85,7 +84,6 @@ class ChunkedBody:
         rest = data[position:]
         if self.done:
             self._data = b""
-            self.seen_bytes -= len(rest)
             return forward, rest
         self._data = rest
         return forward, b""
@@ -106,6 +104,7 @@ class ChunkedBody:
             self._out.append(self._data[self._position : self._position + step])
         self._position += step
         self._left -= step
+        self.seen_bytes += step
         if self._left == 0:
             self._state = _DATA_END
         return True

@@ -17,6 +17,7 @@ TRANSFER_ENCODING: Final = 5
 API_KEY: Final = 6
 EXPECT: Final = 7
 DROPPED: Final = 8
+BASIC: Final = 9  # an Authorization with this scheme: looked at last
 
 _HOP_BY_HOP: Final = (
     b"keep-alive",

@@ -18,7 +18,7 @@ class Body(Protocol):
     done: bool
     """Whether the last byte of the body has been fed."""
     seen_bytes: int
-    """How many bytes were fed, chunk framing included."""
+    """How many bytes of content were fed, chunk framing not counted."""
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """Take bytes; return those to pass on and those that lie behind the body's end.

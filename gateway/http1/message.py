@@ -23,8 +23,9 @@ class RequestHead:
         method: As sent; case matters (RFC 9110 §9.1).
         target: The request-target, byte for byte.
         minor: 0 or 1, of HTTP/1.x.
-        lines: Field lines to pass on, in their order and case. Neither connection-specific ones nor credentials
-            nor `Host` are among them; a `Content-Length` is. `lines[0]` is a free place for the request line.
+        lines: Field lines to pass on, in their order and case; an element may hold several, joined. Neither
+            connection-specific ones nor credentials nor `Host` are among them; a `Content-Length` is. `lines[0]`
+            is a free place for the request line.
         length: Bytes of body (0 to 10^18 - 1), or `CHUNKED`.
         keep_alive: Whether the client would use the connection again (RFC 9112 §9.3).
         bearer: The text of `Authorization: Bearer` or `Basic`'s user name, else of one of the API-key fields.
@@ -49,17 +50,19 @@ class AnswerHead:
 
     Attributes:
         status: 100 to 599.
+        minor: 0 or 1, of HTTP/1.x.
         start_line: The status line as it goes to the client, always HTTP/1.1.
-        lines: Field lines to pass on. `lines[0]` is a free place for the status line.
+        lines: Field lines to pass on; as in `RequestHead`.
         length: Bytes of body as the fields say, `CHUNKED`, or `UNTIL_CLOSE`; `framing.answer_length` says what the
             request's method and the status make of it.
         keep_alive: Whether the upstream would use the connection again.
     """
 
-    __slots__ = ("keep_alive", "length", "lines", "start_line", "status")
+    __slots__ = ("keep_alive", "length", "lines", "minor", "start_line", "status")
 
     def __init__(self, status: int, start_line: bytes, minor: int) -> None:
         self.status = status
+        self.minor = minor
         self.start_line = start_line
         self.lines: list[bytes] = []
         self.length = UNTIL_CLOSE

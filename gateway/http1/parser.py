@@ -1,9 +1,8 @@
 """Heads from bytes: a fast path that remembers lines it has seen, else the strict gate and then h11.
 
 The law of the fast path: it takes a strict subset of what h11 takes and reads the same method, target, fields and
-framing out of it. A property test holds it to that. The same app sends the same lines over and over, so a line
-that was checked once is known by its bytes; the memory is bounded, and a name whose values keep changing is no
-longer remembered.
+framing out of it. A property test holds it to that. It has two memories, of lines (lines.py) and of whole heads that
+differ in a few values only (template.py).
 
 This is the only file that imports h11.
 """
@@ -27,14 +26,15 @@ from gateway.http1.fields import (
     API_KEY,
     API_KEY_ORDER,
     AUTHORIZATION,
+    BASIC,
     CONNECTION,
     CONTENT_LENGTH,
     EXPECT,
     HOST,
-    PLAIN,
     TRANSFER_ENCODING,
 )
 from gateway.http1.gate import TOKEN, check_answer, check_request
+from gateway.http1.lines import MAX_LINE_REMEMBERED, LineMemory, NotCanonical
 from gateway.http1.message import (
     CHUNKED,
     CRLF,
@@ -45,129 +45,24 @@ from gateway.http1.message import (
     AnswerHead,
     RequestHead,
 )
+from gateway.http1.template import TemplateMemory
 
 if TYPE_CHECKING:
     from h11._headers import Headers
 
 _REQUEST_LINE: Final = re.compile(rb"(" + TOKEN + rb") (/[\x21\x22\x24-\x7e]*+) HTTP/1\.([01])")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})((?: [\t \x21-\x7e\x80-\xff]*+)?)")
-_FIELD_LINE: Final = re.compile(TOKEN + rb":(?: (?![ \t])[\t \x21-\x7e\x80-\xff]++(?<![ \t]))?+")
-# One spelling of a length, so that what goes on is what was counted; h11 reads the others and they are rewritten.
-_LENGTH: Final = re.compile(rb"0|[1-9][0-9]{0,17}")
-
-_MAX_LINES: Final = 2048
-_MAX_LINE_REMEMBERED: Final = 256  # bytes; with _MAX_LINES this bounds the memory to about 0.7 MB
-_MAX_VALUES_A_NAME: Final = 64
-_MAX_NAMES: Final = 512
 _MAX_STARTS: Final = 64
-
-_Meaning = tuple[int, bytes]
-"""A kind of `fields`, and the value as far as the reader of a head needs it."""
-_IS_PLAIN: Final[_Meaning] = (PLAIN, b"")
-_PASSED_ON: Final = frozenset((CONTENT_LENGTH, EXPECT))
-
-
-class _NotCanonical(Exception):
-    """The fast path does not take this head."""
-
-
-class _LineMemory:
-    """Field lines that were checked before, and what each means. Bounded.
-
-    Args:
-        kinds: What the field names mean, lower-cased, on this side.
-    """
-
-    __slots__ = ("_changing", "_kinds", "_values_left", "known")
-
-    def __init__(self, kinds: dict[bytes, int]) -> None:
-        self._kinds = kinds
-        self.known: dict[bytes, _Meaning] = {}
-        self._values_left: dict[bytes, int] = {}
-        # Plain names, as spelled, whose values are never the same twice: request ids, say.
-        self._changing: set[bytes] = set()
-
-    def sort(self, lines: list[bytes]) -> tuple[list[bytes], list[_Meaning]]:
-        """Tell the lines to pass on from what they and the others mean.
-
-        Args:
-            lines: A head's; the first is not looked at, and its place among those passed on is left free.
-
-        Raises:
-            _NotCanonical: See `learn`.
-        """
-        known, learn = self.known.get, self.learn
-        kept = [b""]
-        keep = kept.append
-        special: list[_Meaning] = []
-        for line in lines[1:]:
-            meaning = known(line) or learn(line)
-            if meaning is _IS_PLAIN:
-                keep(line)
-            else:
-                special.append(meaning)
-                if meaning[0] in _PASSED_ON:
-                    keep(line)
-        return kept, special
-
-    def learn(self, line: bytes) -> _Meaning:
-        """Check a line and return what it means.
-
-        Raises:
-            _NotCanonical: It is malformed, too long, or legal in a spelling that h11 should read.
-        """
-        name, colon, value = line.partition(b": ")
-        changing = name in self._changing
-        # Letters and digits alone, as ids are, need no pattern.
-        if changing and value.isalnum() and len(line) <= MAX_LINE_BYTES:
-            return _IS_PLAIN
-        if not _FIELD_LINE.fullmatch(line) or len(line) > MAX_LINE_BYTES:
-            raise _NotCanonical
-        if changing:
-            return _IS_PLAIN
-        if not colon:
-            name = line[:-1]
-        lowered = name.lower()
-        kind = self._kinds.get(lowered, PLAIN)
-        meaning = _IS_PLAIN if kind == PLAIN else (kind, _checked_value(kind, lowered, value))
-        if len(line) <= _MAX_LINE_REMEMBERED:
-            self._remember(line, name, meaning)
-        return meaning
-
-    def _remember(self, line: bytes, name: bytes, meaning: _Meaning) -> None:
-        if len(self.known) >= _MAX_LINES or len(self._values_left) >= _MAX_NAMES:
-            self.known.clear()
-            self._values_left.clear()
-            self._changing.clear()
-        values_left = self._values_left.get(name, _MAX_VALUES_A_NAME)
-        if values_left > 0:
-            self._values_left[name] = values_left - 1
-            self.known[line] = meaning
-        elif meaning is _IS_PLAIN:
-            self._changing.add(name)
-
-
-def _checked_value(kind: int, name: bytes, value: bytes) -> bytes:
-    if kind == AUTHORIZATION:
-        return fields.credential(value) or b""
-    if kind == API_KEY:
-        return name + b":" + value
-    if kind == CONNECTION:
-        return value.lower()
-    if kind == CONTENT_LENGTH and not _LENGTH.fullmatch(value):
-        raise _NotCanonical
-    if kind == HOST and not fields.is_host(value):
-        raise _NotCanonical
-    return value
 
 
 class RequestParser:
     """Turns request heads into `RequestHead`s. One per process: its memory is what makes it fast."""
 
-    __slots__ = ("_memory",)
+    __slots__ = ("_memory", "_templates")
 
     def __init__(self) -> None:
-        self._memory = _LineMemory(fields.REQUEST_FIELDS)
+        self._memory = LineMemory(fields.REQUEST_FIELDS)
+        self._templates: TemplateMemory[RequestHead] = TemplateMemory()
 
     def parse(self, block: bytes) -> RequestHead:
         """Parse a head.
@@ -179,33 +74,53 @@ class RequestParser:
             BadRequest, TargetTooLong, FieldsTooLarge, HttpVersionUnsupported, NotImplementedHere: It is not
                 HTTP/1.1 as this gateway accepts it; the connection must close.
         """
-        lines = block.split(CRLF)
-        start = _REQUEST_LINE.fullmatch(lines[0])
-        if start is not None and len(lines) <= MAX_FIELDS + 1 and len(lines[0]) <= MAX_LINE_BYTES:
-            try:
-                return self._read(RequestHead(start[1], start[2], 1 if start[3] == b"1" else 0), lines)
-            except _NotCanonical:
-                pass  # h11 has the word on every head that is not canonical
+        end = block.find(CRLF)
+        start = _REQUEST_LINE.fullmatch(block, 0, end) if 0 < end <= MAX_LINE_BYTES else None
+        if start is not None:
+            head = RequestHead(start[1], start[2], 1 if start[3] == b"1" else 0)
+            if self._read_like_another(head, block, end):
+                return head
+            lines = block.split(CRLF)
+            if len(lines) <= MAX_FIELDS + 1:
+                try:
+                    self._read(head, lines)
+                except NotCanonical:
+                    pass  # h11 has the word on every head that is not canonical
+                else:
+                    self._templates.learn(lines[1:], self._memory, head)
+                    return head
         check_request(block)
         head, lines = _request_by_h11(block)
         try:
-            return self._read(head, lines)
-        except _NotCanonical:
+            self._read(head, lines)
+        except NotCanonical:
             raise BadRequest(
                 "A field that frames or routes the request has a value that no request may have."
             ) from None
+        return head
 
-    def _read(self, head: RequestHead, lines: list[bytes]) -> RequestHead:
+    def _read_like_another(self, head: RequestHead, block: bytes, end: int) -> bool:
+        known = self._templates.read(block, end)
+        if known is None or known[0].minor != head.minor:
+            return False
+        other, (head.lines, length, head.bearer) = known
+        head.keep_alive = other.keep_alive
+        head.length = other.length if length is None else int(length)
+        return True
+
+    def _read(self, head: RequestHead, lines: list[bytes]) -> None:
         head.lines, special = self._memory.sort(lines)
         host = length = coding = authorization = options = None
+        is_basic = False
         keys: list[bytes] = []
         for kind, value in special:
             if kind == HOST:
                 host = _once(host, value, "Host")
             elif kind == CONTENT_LENGTH:
                 length = _once(length, value, "Content-Length")
-            elif kind == AUTHORIZATION:
+            elif kind in (AUTHORIZATION, BASIC):
                 authorization = _once(authorization, value, "Authorization")
+                is_basic = kind == BASIC
             elif kind == CONNECTION:
                 options = value if options is None else options + b"," + value
             elif kind == TRANSFER_ENCODING:
@@ -222,17 +137,19 @@ class RequestParser:
             _frame_chunked(head, length, coding)
         elif length is not None:
             head.length = int(length)
-        head.bearer = authorization or (_api_key(keys) if keys else None)
-        return head
+        if keys and (is_basic or not authorization):
+            authorization = _api_key(keys) or authorization
+        head.bearer = authorization or None
 
 
 class AnswerParser:
     """Turns answer heads into `AnswerHead`s, with the same severity (RFC 9112 §4 to §6)."""
 
-    __slots__ = ("_memory", "_starts")
+    __slots__ = ("_memory", "_starts", "_templates")
 
     def __init__(self) -> None:
-        self._memory = _LineMemory(fields.ANSWER_FIELDS)
+        self._memory = LineMemory(fields.ANSWER_FIELDS)
+        self._templates: TemplateMemory[AnswerHead] = TemplateMemory()
         self._starts: dict[bytes, tuple[int, bytes, int]] = {}
 
     def parse(self, block: bytes) -> AnswerHead:
@@ -246,22 +163,42 @@ class AnswerParser:
         """
         try:
             return self._parse(block)
-        except (GatewayError, _NotCanonical, h11.ProtocolError):
+        except (GatewayError, NotCanonical, h11.ProtocolError):
             raise UpstreamProtocolError("The upstream's answer is malformed or ambiguous.") from None
 
     def _parse(self, block: bytes) -> AnswerHead:
+        end = block.find(CRLF)
+        if end < 0:
+            end = len(block)
+        first = block[:end]
+        status, start_line, minor = self._starts.get(first) or self._learn_start(first)
+        head = AnswerHead(status, start_line, minor)
+        if self._read_like_another(head, block, end):
+            return head
         lines = block.split(CRLF)
         if len(lines) <= MAX_FIELDS + 1:
             try:
-                return self._read(lines)
-            except _NotCanonical:
+                self._read(head, lines)
+            except NotCanonical:
                 pass  # h11 has the word on every head that is not canonical
+            else:
+                self._templates.learn(lines[1:], self._memory, head)
+                return head
         check_answer(block)
-        return self._read(_answer_by_h11(block))
-
-    def _read(self, lines: list[bytes]) -> AnswerHead:
-        status, start_line, minor = self._starts.get(lines[0]) or self._learn_start(lines[0])
         head = AnswerHead(status, start_line, minor)
+        self._read(head, _answer_by_h11(block))
+        return head
+
+    def _read_like_another(self, head: AnswerHead, block: bytes, end: int) -> bool:
+        known = self._templates.read(block, end)
+        if known is None or known[0].minor != head.minor:
+            return False
+        other, (head.lines, length, _) = known
+        head.keep_alive = other.keep_alive
+        head.length = other.length if length is None else int(length)
+        return True
+
+    def _read(self, head: AnswerHead, lines: list[bytes]) -> None:
         head.lines, special = self._memory.sort(lines)
         length = coding = options = None
         for kind, value in special:
@@ -274,19 +211,18 @@ class AnswerParser:
         if options is not None:
             _apply_options(head, options)
         if coding is not None:
-            if length is not None or minor == 0 or coding.lower() != b"chunked":
-                raise _NotCanonical
+            if length is not None or head.minor == 0 or coding.lower() != b"chunked":
+                raise NotCanonical
             head.length = CHUNKED
         elif length is not None:
             head.length = int(length)
-        return head
 
     def _learn_start(self, line: bytes) -> tuple[int, bytes, int]:
         match = _STATUS_LINE.fullmatch(line)
         if match is None:
-            raise _NotCanonical
+            raise NotCanonical
         start = (int(match[2]), b"HTTP/1.1 " + match[2] + (match[3] or b" "), 1 if match[1] == b"1" else 0)
-        if len(line) <= _MAX_LINE_REMEMBERED:
+        if len(line) <= MAX_LINE_REMEMBERED:
             if len(self._starts) >= _MAX_STARTS:
                 self._starts.clear()
             self._starts[line] = start
@@ -360,7 +296,7 @@ def _answer_by_h11(block: bytes) -> list[bytes]:
     connection.receive_data(block + HEAD_END)
     event = connection.next_event()
     if not isinstance(event, h11.Response | h11.InformationalResponse):
-        raise _NotCanonical
+        raise NotCanonical
     return [block.split(CRLF, 1)[0], *_canonical_lines(event.headers)]
 
 

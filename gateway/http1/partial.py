@@ -41,10 +41,11 @@ class PartialHead:
             return bytes(whole)
         if len(whole) > MAX_HEAD_BYTES:
             raise FieldsTooLarge(f"The head is longer than {MAX_HEAD_BYTES} bytes.")
-        # A CR at the very end may still get its LF, so it is looked at again, and the byte that leads it.
-        gate.check_bytes(bytes(whole[max(self._checked - 1, 0) : len(whole) - whole.endswith(b"\r")]))
+        # A CR at the very end may still get its LF: it is left for the next time.
+        checked = len(whole) - whole.endswith(b"\r")
+        gate.check_bytes(bytes(whole[self._checked : checked]))
         end = whole.rfind(CRLF, max(self._checked - 1, self._line_start))
-        self._checked = len(whole) - whole.endswith(b"\r")
+        self._checked = checked
         if end >= 0:
             lines = bytes(whole[self._line_start : end]).split(CRLF)
             if self._line_start == 0:

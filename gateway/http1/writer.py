@@ -6,12 +6,13 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import MethodNotAllowed, RateLimited, TokenError, TokenMissing
-from gateway.http1.message import CRLF, HEAD_END
+from gateway.http1.message import CHUNKED, CRLF, HEAD_END
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gateway.errors import GatewayError
+    from gateway.http1.message import AnswerHead
 
 
 STORM_AFTER_S: Final = 60
@@ -89,6 +90,28 @@ def answer(
     if limit_lines:
         head += CRLF + limit_lines
     return head + HEAD_END if head_only else head + HEAD_END + content
+
+
+def answer_head(head: AnswerHead, minor: int, limits: bytes, timing: bytes, *, keep_alive: bool) -> bytes:
+    """Write an upstream's answer head as it goes to the client: what it keeps, then what the gateway adds.
+
+    Args:
+        head: The upstream's; its `lines` are used up.
+        minor: The request's, of HTTP/1.x. A 1.0 client gets no chunked body, and is told that a connection stays.
+        limits: Field lines that say how the request's limits stand.
+        timing: The `Server-Timing` line, which goes behind the upstream's own.
+        keep_alive: Whether the client connection goes on.
+    """
+    lines = head.lines
+    lines[0] = head.start_line
+    if head.length == CHUNKED and minor == 1:
+        lines.append(b"Transfer-Encoding: chunked")
+    if not keep_alive:
+        lines.append(b"Connection: close")
+    elif minor == 0:
+        lines.append(b"Connection: keep-alive")
+    lines += (limits, timing, CRLF)
+    return CRLF.join(lines)
 
 
 def problem(error: GatewayError) -> bytes:

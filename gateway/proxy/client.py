@@ -79,20 +79,24 @@ class ClientConnection(asyncio.Protocol):
         if self._lingering_bytes >= 0:
             self._linger_on(len(data))
             return
-        if self._exchange is None:
-            self._buffer = data
+        self._buffer = self._buffer + data if self._buffer else data
+        if self._exchange is None and self.writable:
             self._advance()
-        else:
-            self._buffer += data
-            if len(self._buffer) > MAX_PIPELINED_BYTES:
-                self.transport.pause_reading()
+        elif len(self._buffer) > MAX_PIPELINED_BYTES:
+            self.transport.pause_reading()
 
     def eof_received(self) -> bool:
         """See `asyncio.Protocol`. A client may end its side and still wait for its answer (RFC 9112 §9.6)."""
         exchange = self._exchange
         if exchange is None or not exchange.request_done:
             return False
-        self._hangup = HangupWatch(self._context.loop, self.transport, self.abort, self._may_probe)
+        self._hangup = HangupWatch(
+            self._context.loop,
+            self.transport,
+            self.abort,
+            answering=exchange.answer_started,
+            may_probe=self._takes_interim,
+        )
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -121,6 +125,8 @@ class ClientConnection(asyncio.Protocol):
         self.writable = True
         if self._exchange is not None:
             self._exchange.on_client_ready()
+        else:
+            self._go_on()
 
     def on_deadline(self) -> None:
         """See `clock.Watched`."""
@@ -141,7 +147,8 @@ class ClientConnection(asyncio.Protocol):
         if self._advancing:
             return
         self._advancing = True
-        while self._exchange is None and self._buffer and self._lingering_bytes < 0:
+        # Answers that a client does not read must not pile up: then its next request waits.
+        while self._exchange is None and self._buffer and self.writable and self._lingering_bytes < 0:
             try:
                 head = self._next_head()
             except GatewayError as error:
@@ -236,7 +243,7 @@ class ClientConnection(asyncio.Protocol):
         self._exchange = None
         if self.transport.is_closing():
             return
-        if not keep_alive:
+        if not keep_alive or self._context.draining:
             if unread_body or self._buffer:
                 self._linger()
             else:
@@ -247,7 +254,10 @@ class ClientConnection(asyncio.Protocol):
             return
         context = self._context
         self.deadline_s = context.clock.deadline(context.settings.keepalive_timeout_s)
-        if not self.transport.is_reading() and self._hangup is None:
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if not self.transport.is_reading() and self._hangup is None and self._lingering_bytes < 0:
             self.transport.resume_reading()
         if self._buffer:
             self._advance()
@@ -291,7 +301,7 @@ class ClientConnection(asyncio.Protocol):
         if self._lingering_bytes > MAX_LINGER_BYTES:
             self.transport.close()
 
-    def _may_probe(self) -> bool:
+    def _takes_interim(self) -> bool:
         return self._exchange is not None and self._exchange.takes_interim
 
     @property

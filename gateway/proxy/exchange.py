@@ -16,19 +16,20 @@ from gateway.errors import (
     GatewayError,
     MethodNotAllowed,
     RequestTimeout,
+    StoreUnavailable,
     UpstreamProtocolError,
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.http1 import framing
+from gateway.http1 import framing, writer
 from gateway.http1.message import CHUNKED, CRLF, HEAD_END, UNTIL_CLOSE
+from gateway.proxy.clock import NEVER
 from gateway.proxy.relay import Relay
 
 if TYPE_CHECKING:
     import asyncio
 
     from gateway.admission import Subject
-    from gateway.errors import StoreUnavailable
     from gateway.http1.message import AnswerHead, RequestHead
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import ProxyContext
@@ -51,25 +52,15 @@ class Exchange:
         head: The request's head.
     """
 
+    # fmt: off
     __slots__ = (
-        "_answer",
-        "_answer_started",
-        "_body",
-        "_client",
-        "_connecting",
-        "_context",
-        "_head",
-        "_keep_alive",
-        "_lap_began_s",
-        "_over",
-        "_own_s",
-        "_replay",
-        "_subject",
-        "_upload",
-        "_upstream",
-        "_verdict",
-        "request_done",
+        "_context", "_client", "_head", "_keep_alive", "_over",  # the exchange
+        "_subject", "_verdict", "_sent", "_connecting", "_upstream",  # what it holds
+        "request_done", "_request", "_content", "_upload",  # on the way up
+        "answer_started", "_answer",  # on the way down
+        "_lap_began_s", "_own_s",  # time spent
     )
+    # fmt: on
 
     def __init__(self, context: ProxyContext, client: ClientConnection, head: RequestHead) -> None:
         self._lap_began_s = perf_counter()
@@ -78,38 +69,36 @@ class Exchange:
         self._client = client
         self._head = head
         self._keep_alive = head.keep_alive
-        self.request_done = False
-        self._body = b""
-        self._upload: Relay | None = None
-        self._answer: Relay | None = None
-        self._answer_started = False
         self._over = False
         self._subject: Subject | None = None
         self._verdict: Verdict | None = None
-        self._upstream: UpstreamConnection | None = None
+        self._sent = False
         self._connecting: asyncio.Task[None] | None = None
-        self._replay = b""
+        self._upstream: UpstreamConnection | None = None
+        self.request_done = False
+        self._request = b""  # what to send, and then, as long as it is all of the request, to send again
+        self._content = b""
+        self._upload: Relay | None = None
+        self.answer_started = False
+        self._answer: Relay | None = None
 
     def take_first(self, data: bytes) -> bytes:
         """Take what came behind the head; return what belongs to the next request. To be called before `begin`.
 
         Raises:
-            BadRequest: The body's framing is broken.
+            BadRequest, BodyTooLarge: The body's framing is broken, or it is longer than `MAX_BODY`.
         """
         length = self._head.length
+        limit = self._context.settings.max_body
+        if limit is not None and length > limit:
+            raise BodyTooLarge(f"The body is longer than {limit} bytes.")
         if 0 <= length <= len(data):  # all of it is here: nothing to relay
             self.request_done = True
-            self._body = data[:length]
+            self._content = data[:length]
             return data[length:]
-        self._upload = Relay(framing.body(length, BadRequest), self._client.transport)
-        return self._upload_more(self._upload, data)
-
-    def _upload_more(self, upload: Relay, data: bytes) -> bytes:
-        rest = upload.feed(data)
-        self.request_done = upload.body.done
-        limit = self._context.settings.max_body
-        if limit is not None and upload.body.seen_bytes > limit:
-            raise BodyTooLarge(f"The body is longer than {limit} bytes.")
+        self._upload = Relay(framing.body(length, BadRequest), self._client.transport, limit)
+        rest = self._upload.feed(data)
+        self.request_done = self._upload.body.done
         return rest
 
     # --- authenticate, admit -------------------------------------------------------------------------------------
@@ -117,16 +106,12 @@ class Exchange:
     def begin(self) -> None:
         """Find out whose request this is, and ask for a place for it."""
         context, head = self._context, self._head
-        limit = context.settings.max_body
-        if limit is not None and head.length > limit:
-            self._refuse(BodyTooLarge(f"The body is longer than {limit} bytes."))
-            return
-        if head.method in _REFUSED_METHODS:
-            self._refuse(MethodNotAllowed(_METHODS))
-            return
+        self._client.deadline_s = NEVER  # the store and the pool have their own
         try:
+            if head.method in _REFUSED_METHODS:
+                raise MethodNotAllowed(_METHODS)
             self._subject = subject = context.admission.authenticate(head.bearer, context.clock.wall_s)
-            self._replay = context.route.write_head(head)
+            self._request = context.route.write_head(head)
         except GatewayError as error:
             self._refuse(error)
             return
@@ -136,19 +121,17 @@ class Exchange:
         """See `stores.Waiter`."""
         subject = self._subject
         assert subject is not None  # noqa: S101 - `begin` sets it before it asks
-        if self._over:  # the client left before anything was sent for it
-            if verdict.admitted:
-                self._context.admission.give_back(subject, verdict)
-            return
         self._verdict = verdict
-        if verdict.admitted:
+        if self._over:  # the client has left
+            self._end()
+        elif verdict.admitted:
             self._acquire()
         else:
             self._refuse(subject.refusal(verdict))
 
     def on_store_loss(self, error: StoreUnavailable) -> None:
-        """See `stores.Waiter`."""
-        self._refuse(error)
+        """See `stores.Waiter`. What is wrong with the store stands in the log: it is no business of the client's."""
+        self._refuse(StoreUnavailable("The limits cannot be checked right now, so nothing was sent to the API."))
 
     # --- acquire, send -------------------------------------------------------------------------------------------
 
@@ -171,9 +154,11 @@ class Exchange:
 
     def _send(self, connection: UpstreamConnection) -> None:
         self._upstream = connection
+        self._sent = True
         upload = self._upload
-        request = self._replay + (self._body if upload is None else upload.take_held())
-        self._replay = request if self.request_done else b""
+        request = self._request + (self._content if upload is None else upload.take_held())
+        self._request = request if self.request_done else b""
+        self._content = b""
         self._own_s += self._lap()
         connection.begin(self, request)
         if upload is not None:
@@ -188,17 +173,18 @@ class Exchange:
         if upload is None or self.request_done:
             return data
         try:
-            rest = self._upload_more(upload, data)
+            rest = upload.feed(data)
         except GatewayError as error:
             self._refuse(error)
             return b""
+        self.request_done = upload.body.done
         if self._upstream is not None:
             self._await_answer()
         return rest
 
     def on_interim(self, head: AnswerHead) -> None:
         """Pass a 1xx answer on, but not to an HTTP/1.0 client (RFC 9110 §15.2)."""
-        self._replay = b""
+        self._request = b""  # it has been heard: nothing may be sent twice
         if self._head.minor == 1:
             head.lines[0] = head.start_line
             self._client.write(CRLF.join(head.lines) + HEAD_END)
@@ -211,8 +197,8 @@ class Exchange:
         length = framing.answer_length(self._head.method, head)
         upstream.reusable = head.keep_alive and length != UNTIL_CLOSE
         if length == len(rest):  # all of it is here: nothing to relay
-            self._answer_started = True
-            client.write(self._write_answer_head(head, length, upstream_s) + rest)
+            self.answer_started = True
+            client.write(self._answer_head(head, length, upstream_s) + rest)
             self._finish()
             return
         decode = self._head.minor == 0
@@ -222,32 +208,24 @@ class Exchange:
         except UpstreamProtocolError as error:
             self._refuse(error)
             return
-        self._answer_started = True
-        client.write(self._write_answer_head(head, length, upstream_s) + answer.take_held())
+        self.answer_started = True
+        client.write(self._answer_head(head, length, upstream_s) + answer.take_held())
         answer.open(client.transport)
         if not client.writable:
             answer.pause()
         self._after_bytes(extra)
 
-    def _write_answer_head(self, head: AnswerHead, length: int, upstream_s: float) -> bytes:
-        subject, verdict = self._subject, self._verdict
-        assert subject is not None and verdict is not None  # noqa: S101, PT018 - the phases before set them
-        to_1_0 = self._head.minor == 0
-        ends_with_connection = length == UNTIL_CLOSE or (to_1_0 and length == CHUNKED)
-        if ends_with_connection or not self.request_done or self._context.draining:
+    def _answer_head(self, head: AnswerHead, length: int, upstream_s: float) -> bytes:
+        assert self._subject is not None and self._verdict is not None  # noqa: S101, PT018 - set before it was sent
+        minor = self._head.minor
+        if length == UNTIL_CLOSE or (length == CHUNKED and minor == 0):
+            self._keep_alive = False  # the connection's end is the body's
+        elif not self.request_done or self._context.draining:
             self._keep_alive = False
-        lines = head.lines
-        lines[0] = head.start_line
-        if head.length == CHUNKED and not to_1_0:
-            lines.append(b"Transfer-Encoding: chunked")
-        if not self._keep_alive:
-            lines.append(b"Connection: close")
-        elif to_1_0:
-            lines.append(b"Connection: keep-alive")
-        lines.append(subject.limit_lines(verdict))
-        own_ms = (self._own_s + self._lap()) * 1e3
-        lines.append(b"Server-Timing: gateway;dur=%.3f, upstream;dur=%.3f\r\n\r\n" % (own_ms, upstream_s * 1e3))
-        return CRLF.join(lines)
+        limits = self._subject.limit_lines(self._verdict)
+        own_ms, upstream_ms = (self._own_s + self._lap()) * 1e3, upstream_s * 1e3
+        timing = b"Server-Timing: gateway;dur=%.3f, upstream;dur=%.3f" % (own_ms, upstream_ms)
+        return writer.answer_head(head, minor, limits, timing, keep_alive=self._keep_alive)
 
     def on_answer_bytes(self, data: bytes) -> None:
         """Pass on what came of the answer's body."""
@@ -279,7 +257,7 @@ class Exchange:
     @property
     def takes_interim(self) -> bool:
         """Whether an interim answer may still be written to the client (RFC 9110 §15.2)."""
-        return self._head.minor == 1 and not self._answer_started
+        return self._head.minor == 1 and not self.answer_started
 
     def on_client_full(self) -> None:
         """The client reads slower than the upstream sends."""
@@ -311,12 +289,13 @@ class Exchange:
 
     # --- what goes wrong -----------------------------------------------------------------------------------------
 
-    def on_upstream_lost(self, *, unsent: bool) -> None:
+    def on_upstream_lost(self, *, unsent: bool, heard: bool) -> None:
         """Try once more where that can bill nobody twice; else say so, or cut what had begun."""
         connection, self._upstream = self._upstream, None
-        if self._answer_started:
+        stale = connection is not None and connection.reused and not heard
+        if self.answer_started:
             self._abort()
-        elif connection and connection.reused and self._replay and (unsent or self._head.method in _IDEMPOTENT):
+        elif stale and self._request and (unsent or self._head.method in _IDEMPOTENT):
             self._connecting = self._context.pool.connect(self)
         else:
             self._refuse(UpstreamUnreachable("The upstream ended the connection without an answer."))
@@ -339,7 +318,7 @@ class Exchange:
     def _refuse(self, error: GatewayError) -> None:
         if self._over:
             return
-        if self._answer_started:
+        if self.answer_started:
             self._abort()
             return
         limit_lines = b""
@@ -368,8 +347,11 @@ class Exchange:
         self._client.on_exchange_done(keep_alive=self._keep_alive)
 
     def _end(self) -> None:
-        """Let go of everything that is not the client's."""
+        """Let go of everything that is not the client's; a place that nothing was sent for is given back."""
         self._over = True
+        if not self._sent and self._subject is not None and self._verdict is not None and self._verdict.admitted:
+            self._sent = True
+            self._context.admission.give_back(self._subject, self._verdict)
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None

@@ -1,8 +1,10 @@
-"""Has a client that ended its side hung up, or does it wait for its answer?
+"""A client that has ended its side: does it wait for its answer, or has it hung up?
 
-Both look the same: a FIN. A client that only ended its sending side (RFC 9112 §9.6) must get its answer; for one
-that has closed, the upstream works for nobody. So a little later an interim `100 Continue` is sent, which every
-client discards (RFC 9110 §15.2.1); a closed socket's machine answers it with a reset, and the socket then says so.
+Both look the same: a FIN. A client that only ended its sending side (RFC 9112 §9.6) does so right behind its request
+and must get its answer; for one that has closed, the upstream works for nobody. So before the answer has begun, an
+interim `100 Continue` is sent, which every client discards (RFC 9110 §15.2.1): a closed socket's machine answers it
+with a reset, and the socket then says so. A FIN in the middle of an answer is a hang-up, unless the rest of the answer
+is there before anybody looks.
 """
 
 from __future__ import annotations
@@ -25,22 +27,26 @@ class HangupWatch:
         loop: Runs the timer.
         transport: The client's.
         on_hangup: Called once, if the client turns out to be gone.
-        probe: Whether an interim answer may be sent: HTTP/1.1, and no byte of the final one written yet.
+        answering: Whether a byte of the answer had been written when the client ended its side.
+        may_probe: Says whether an interim answer may be sent now: to an HTTP/1.1 client, before the final one.
     """
 
-    __slots__ = ("_loop", "_on_hangup", "_probe", "_timer", "_transport")
+    __slots__ = ("_answering", "_loop", "_may_probe", "_on_hangup", "_timer", "_transport")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         transport: asyncio.Transport,
         on_hangup: Callable[[], None],
-        probe: Callable[[], bool],
+        *,
+        answering: bool,
+        may_probe: Callable[[], bool],
     ) -> None:
         self._loop = loop
         self._transport = transport
         self._on_hangup = on_hangup
-        self._probe: Callable[[], bool] | None = probe
+        self._answering = answering
+        self._may_probe: Callable[[], bool] | None = may_probe
         self._timer = loop.call_later(PROBE_AFTER_S, self._look)
 
     def stop(self) -> None:
@@ -51,10 +57,10 @@ class HangupWatch:
         sock = self._transport.get_extra_info("socket")
         if self._transport.is_closing() or sock is None:
             return
-        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        if self._answering or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._on_hangup()
             return
-        if self._probe is not None and self._probe():
+        if self._may_probe is not None and self._may_probe():
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._probe = None
+        self._may_probe = None
         self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)

@@ -59,7 +59,8 @@ class LocalExchange:
 
     def begin(self) -> None:
         """Refuse what no endpoint takes, else answer as soon as the body is there."""
-        head = self._head
+        head, context = self._head, self._context
+        self._client.deadline_s = context.clock.deadline(context.settings.header_timeout_s)
         if head.method == b"CONNECT":
             self._refuse(NotImplementedHere("No tunnels here: use this gateway as the API's base URL."))
         elif not head.target.startswith((b"/", b"*")):
@@ -76,6 +77,11 @@ class LocalExchange:
         rest = self.take_first(data)
         self._answer_whole()
         return rest
+
+    @property
+    def answer_started(self) -> bool:
+        """An answer of the gateway's own is written in one piece."""
+        return False
 
     @property
     def takes_interim(self) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from gateway.errors import BodyTooLarge
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -22,12 +24,14 @@ class Relay:
     Args:
         body: Knows where the body ends.
         source: Where the bytes come from; paused and resumed.
+        limit_bytes: The longest content; None: any.
     """
 
-    __slots__ = ("_held", "_held_bytes", "_sink", "_source", "body")
+    __slots__ = ("_held", "_held_bytes", "_limit_bytes", "_sink", "_source", "body")
 
-    def __init__(self, body: Body, source: asyncio.Transport) -> None:
+    def __init__(self, body: Body, source: asyncio.Transport, limit_bytes: int | None = None) -> None:
         self.body = body
+        self._limit_bytes = limit_bytes
         self._source = source
         self._sink: asyncio.Transport | None = None
         self._held: list[bytes] = []
@@ -38,8 +42,11 @@ class Relay:
 
         Raises:
             GatewayError: The body's framing is broken.
+            BodyTooLarge: It is longer than the limit.
         """
         forward, rest = self.body.feed(data)
+        if self._limit_bytes is not None and self.body.seen_bytes > self._limit_bytes:
+            raise BodyTooLarge(f"The body is longer than {self._limit_bytes} bytes.")
         if forward:
             if self._sink is not None:
                 # uvloop raises on a write between a transport's failure and its connection_lost.

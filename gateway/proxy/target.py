@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import BadRequest
-from gateway.http1.fields import REQUEST_FIELDS
+from gateway.http1 import fields
 from gateway.http1.message import CHUNKED, CRLF
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class TargetRoute:
         self._host = b" HTTP/1.1\r\nHost: " + target.authority
         self._key_query = target.key_query
         # Credentials that clients send never get this far; a field of any other name has to be looked for.
-        self._own_field = target.key_field if target.key_field not in REQUEST_FIELDS else None
+        self._own_field = target.key_field if target.key_field not in fields.REQUEST_FIELDS else None
         key = target.key_line + CRLF if target.key_line is not None else b""
         self._tail = key + CRLF
         self._tail_chunked = b"Transfer-Encoding: chunked\r\n" + key + CRLF
@@ -59,7 +59,7 @@ class TargetRoute:
             path += (b"&" if b"?" in path else b"?") + self._key_query
         lines = head.lines
         if self._own_field is not None:
-            lines = [line for line in lines if line.partition(b":")[0].lower() != self._own_field]
+            lines = fields.remove_named(CRLF.join(lines).split(CRLF), [self._own_field])
         lines[0] = head.method + b" " + path + self._host
         lines.append(self._tail_chunked if head.length == CHUNKED else self._tail)
         return CRLF.join(lines)

@@ -36,8 +36,13 @@ class AnswerReader(Protocol):
         """The upstream ended its side in good order after the final head."""
         ...
 
-    def on_upstream_lost(self, *, unsent: bool) -> None:
-        """The connection ended with the exchange unfinished; `unsent`: no byte of the request left this machine."""
+    def on_upstream_lost(self, *, unsent: bool, heard: bool) -> None:
+        """The connection ended with the exchange unfinished.
+
+        Args:
+            unsent: No byte of the request left this machine.
+            heard: A byte of an answer came.
+        """
         ...
 
     def on_bad_answer(self, error: UpstreamProtocolError) -> None:
@@ -129,17 +134,20 @@ class UpstreamConnection(asyncio.Protocol):
             self._read_head(self._buffer + data if self._buffer else data)
 
     def eof_received(self) -> None:
-        """See `asyncio.Protocol`. The transport closes itself afterwards."""
-        self._note_unsent()
+        """See `asyncio.Protocol`."""
         if self.reader is not None and self._answering:
             self.reader.on_answer_eof()
+            return
+        # Closing in good order would first send what is still in the buffer, to be acted on and never answered.
+        self._unsent = self.transport.get_write_buffer_size() >= self._sent_bytes > 0
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._on_end(self)
         reader, self.reader = self.reader, None
         if reader is not None:
-            reader.on_upstream_lost(unsent=self._unsent)
+            reader.on_upstream_lost(unsent=self._unsent, heard=bool(self._buffer))
 
     def pause_writing(self) -> None:
         """See `asyncio.BaseProtocol`."""
@@ -150,11 +158,6 @@ class UpstreamConnection(asyncio.Protocol):
         """See `asyncio.BaseProtocol`."""
         if self.reader is not None:
             self.reader.on_upstream_ready()
-
-    def _note_unsent(self) -> None:
-        self._unsent = (
-            self._sent_bytes > 0 and self.transport.get_write_buffer_size() >= self._sent_bytes and not self._answering
-        )
 
     def _read_head(self, data: bytes) -> None:
         while self.reader is not None:

@@ -203,7 +203,10 @@ class RedisStore:
         Raises:
             StoreUnavailable: Redis could not be reached, refused the login, or cannot run the script.
         """
-        self._live = await self._connect(START_S)
+        try:
+            self._live = await self._connect(START_S)
+        except StoreUnavailable as error:
+            raise StoreUnavailable(f"Redis at {self._address}: {error.detail}") from error
 
     async def ping(self) -> None:
         """Return when Redis answers; raise StoreUnavailable when it does not within the timeout."""
@@ -304,10 +307,10 @@ class RedisStore:
             if connection is not None:
                 connection.end("The connection to Redis was given up.")
             if isinstance(error, TimeoutError):
-                raise StoreUnavailable(f"Redis at {self._address} did not answer in time.") from error
+                raise StoreUnavailable("Redis did not answer in time.") from error
             if isinstance(error, OSError):
                 why = error.strerror or type(error).__name__
-                raise StoreUnavailable(f"Redis at {self._address} cannot be reached: {why}.") from error
+                raise StoreUnavailable(f"Redis cannot be reached: {why}.") from error
             raise
         if connection.end_reason is not None:
             raise StoreUnavailable(connection.end_reason)

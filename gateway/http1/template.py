@@ -1,0 +1,185 @@
+"""Heads that look like earlier ones: the same app sends the same lines but for three or four values.
+
+A `Template` comes of two heads that the parser has read in full and that differ only in values that the gateway
+passes on unread, in a length, or in a token. In a head that fits it, what lies between those values is compared as
+it is and passed on as it was the first time; no line is cut out or looked up. A head that fits no template is read
+in full. So a template never takes what the parser would not: it is a memory, not a judge.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from gateway.http1.fields import API_KEY, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, PLAIN
+from gateway.http1.message import CRLF, MAX_LINE_BYTES
+
+if TYPE_CHECKING:
+    from gateway.http1.lines import LineMemory
+
+MAX_SHAPES: Final = 64
+MAX_TEMPLATES: Final = 8
+MAX_TRIES: Final = 16
+"""How often a shape may differ from its template in a new way before it is left to the parser for good."""
+MAX_GAPS: Final = 12
+
+HEADS_A_TEMPLATE: Final = 256
+"""Making one takes as long as reading a hundred heads (its pattern is compiled), so only every so often one is made."""
+
+_BEARER: Final = b"Bearer "
+_CREDENTIALS: Final = (AUTHORIZATION, API_KEY)
+_ALWAYS_CHANGING: Final = (*_CREDENTIALS, CONTENT_LENGTH)
+# What may stand in a gap: the parser's own rules for a value and a length, and a narrower one for a token.
+_GAPS: Final = {
+    PLAIN: rb"((?![ \t])[\t \x21-\x7e\x80-\xff]++(?<![ \t]))",
+    CONTENT_LENGTH: rb"(0|[1-9][0-9]{0,17}+)",
+    AUTHORIZATION: rb"([A-Za-z0-9._~+/=-]++)",
+    API_KEY: rb"([A-Za-z0-9._~+/=-]++)",
+}
+
+Head = TypeVar("Head")
+
+
+Filled = tuple[list[bytes], bytes | None, bytes | None]
+"""What a template reads out of a head that fits it.
+
+A free place for the first line and the field lines to pass on, joined; the value of `Content-Length`; the client's
+token. None where the shape has no such line.
+"""
+
+
+class Template:
+    """One shape of head, and the places in which heads of that shape differ.
+
+    Args:
+        lines: The field lines of one such head.
+        kinds: What each of them means, of `fields`.
+        changing: Which of them change: their indices.
+    """
+
+    __slots__ = ("_format", "_length", "_match", "_passed_on", "_token", "changing")
+
+    def __init__(self, lines: list[bytes], kinds: list[int], changing: frozenset[int]) -> None:
+        self.changing = changing
+        pattern = kept = b""
+        gaps: list[int] = []
+        for index, (line, kind) in enumerate(zip(lines, kinds, strict=True)):
+            passed_on = kind in (PLAIN, CONTENT_LENGTH)
+            if index in changing:
+                gaps.append(kind)
+                name = line[: line.index(b":") + 2] + (_BEARER if kind == AUTHORIZATION else b"")
+                pattern += re.escape(CRLF + name) + _GAPS[kind]
+                kept += CRLF + name.replace(b"%", b"%%") + b"%b" if passed_on else b""
+            else:
+                pattern += re.escape(CRLF + line)
+                kept += CRLF + line.replace(b"%", b"%%") if passed_on else b""
+        self._match = re.compile(pattern).fullmatch
+        self._format = kept[2:]
+        groups = list(enumerate(gaps, 1))
+        self._passed_on = tuple(group for group, kind in groups if kind in (PLAIN, CONTENT_LENGTH))
+        self._length = next((group for group, kind in groups if kind == CONTENT_LENGTH), 0)
+        self._token = next((group for group, kind in groups if kind in _CREDENTIALS), 0)
+
+    def fill(self, block: bytes, position: int) -> Filled | None:
+        """Read a head of this shape.
+
+        Args:
+            block: The head, without the empty line that ends it.
+            position: The end of its first line.
+
+        Returns:
+            None if it does not fit; the parser has to read it.
+        """
+        match = self._match(block, position)
+        if match is None:
+            return None
+        passed_on = self._passed_on
+        joined = self._format % match.group(*passed_on) if passed_on else self._format % ()
+        length = match[self._length] if self._length else None
+        return [b"", joined] if joined else [b""], length, match[self._token] if self._token else None
+
+
+class _Shape:
+    """Heads with the same field names in the same order and spelling."""
+
+    __slots__ = ("lines", "template", "tries")
+
+    def __init__(self, lines: list[bytes]) -> None:
+        self.lines = lines
+        self.template: Template | None = None
+        self.tries = 0
+
+
+class TemplateMemory(Generic[Head]):
+    """The templates of one parser, each with the head that was read in full. Bounded in number and in size."""
+
+    __slots__ = ("_ready", "_rest", "_shapes")
+
+    def __init__(self) -> None:
+        self._shapes: dict[tuple[bytes, ...], _Shape] = {}
+        self._ready: list[tuple[Template, Head]] = []
+        self._rest = 0
+
+    def read(self, block: bytes, position: int) -> tuple[Head, Filled] | None:
+        """Find the template that a head fits; see `Template.fill`. Returns the head it was made from, too."""
+        if len(block) > MAX_LINE_BYTES:  # a value could be longer than a line may be
+            return None
+        for index, (template, head) in enumerate(self._ready):
+            filled = template.fill(block, position)
+            if filled is not None:
+                if index:
+                    self._ready.insert(0, self._ready.pop(index))
+                return head, filled
+        return None
+
+    def learn(self, lines: list[bytes], memory: LineMemory, head: Head) -> None:
+        """Remember a head that fitted no template and was read in full.
+
+        Args:
+            lines: Its field lines.
+            memory: Says what each of them means.
+            head: What was read.
+        """
+        if self._rest > 0:
+            self._rest -= 1
+            return
+        names = tuple([line.partition(b":")[0] for line in lines])
+        shape = self._shapes.get(names)
+        if shape is None:
+            if len(self._shapes) >= MAX_SHAPES:
+                self._shapes.clear()
+                self._ready.clear()
+            self._shapes[names] = _Shape(lines)
+            return
+        if shape.tries >= MAX_TRIES:
+            return
+        shape.tries += 1
+        kinds = [memory.kind(line) for line in lines]
+        if not _can_have_template(lines, kinds):
+            return
+        changing = {index for index, line in enumerate(lines) if line != shape.lines[index]}
+        changing.update(index for index, kind in enumerate(kinds) if kind in _ALWAYS_CHANGING)
+        if shape.template is not None:
+            changing |= shape.template.changing
+        shape.lines = lines
+        if len(changing) > MAX_GAPS or any(kinds[index] not in _GAPS for index in changing):
+            return
+        self._rest = HEADS_A_TEMPLATE
+        old, shape.template = shape.template, Template(lines, kinds, frozenset(changing))
+        self._ready = [(template, known) for template, known in self._ready if template is not old]
+        self._ready.insert(0, (shape.template, head))
+        del self._ready[MAX_TEMPLATES:]
+
+
+def _can_have_template(lines: list[bytes], kinds: list[int]) -> bool:
+    """Whether each line means the same for all heads of this shape, and there is at most one token."""
+    credentials = 0
+    for line, kind in zip(lines, kinds, strict=True):
+        value = line.partition(b": ")[2]
+        if kind in _CREDENTIALS:
+            credentials += 1
+            if kind == AUTHORIZATION and not value.startswith(_BEARER):
+                return False
+        elif kind == EXPECT or (kind == CONNECTION and value.lower() not in (b"keep-alive", b"close")):
+            return False
+    return credentials <= 1 and len(lines) > 0
