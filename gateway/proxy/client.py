@@ -257,6 +257,8 @@ class ClientConnection(asyncio.Protocol):
         self._go_on()
 
     def _go_on(self) -> None:
+        if self.transport.is_closing():
+            return
         if not self.transport.is_reading() and self._hangup is None and self._lingering_bytes < 0:
             self.transport.resume_reading()
         if self._buffer:
@@ -271,10 +273,8 @@ class ClientConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Reset the connection, so that the client cannot take what it has for the whole."""
-        if self.transport.is_closing():
-            return
         sock = self.transport.get_extra_info("socket")
-        if sock is not None:
+        if sock is not None and not self.transport.is_closing():
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self.transport.abort()
 

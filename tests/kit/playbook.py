@@ -15,130 +15,28 @@ import asyncio
 import json
 import re
 import time
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from gateway.admission import Admission
 from gateway.config import Config
 from gateway.endpoints import Endpoints
-from gateway.errors import StoreUnavailable
 from gateway.http1.parser import AnswerParser, RequestParser
 from gateway.proxy.client import ClientConnection
-from gateway.proxy.clock import TICK_S, Clock
+from gateway.proxy.clock import Clock
 from gateway.proxy.context import ProxyContext
 from gateway.proxy.pool import UpstreamPool
 from gateway.proxy.target import TargetRoute
-from gateway.stores.memory import MemoryStore
 from gateway.tokens import TokenSigner
+from tests.kit.script import ScriptLoop, ScriptStore, Verdicts
 from tests.kit.transport import FakeTransport
 from tests.kit.wire import Incomplete, Message, read_body, read_head
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from contextvars import Context
-
-    from gateway.limits import Policy
     from gateway.proxy.upstream import UpstreamConnection
-    from gateway.stores import Plan, Verdict, Waiter
 
 KEY: Final = "sk-the-real-key"
 LOOPBACK: Final = ("127.0.0.1", 50000)
 BODILESS: Final = (204, 304)
-_Ts = TypeVarTuple("_Ts")
-
-
-class ScriptLoop(asyncio.SelectorEventLoop):
-    """A loop whose time stands still until it is told; `settle` runs it until there is nothing left to do."""
-
-    def __init__(self) -> None:
-        self._now_s = 5_000.0
-        self._stirred = False
-        self.failures: list[dict[str, Any]] = []
-        super().__init__()
-        self.set_exception_handler(lambda _, failure: self.failures.append(failure))
-
-    def time(self) -> float:
-        return self._now_s
-
-    def call_soon(
-        self, callback: Callable[[Unpack[_Ts]], object], *args: *_Ts, context: Context | None = None
-    ) -> asyncio.Handle:
-        self._stirred = True
-        return super().call_soon(callback, *args, context=context)
-
-    def settle(self) -> None:
-        """Run all that is due."""
-        self._stirred = True
-        while self._stirred:
-            self._stirred = False
-            super().call_soon(self.stop)
-            self.run_forever()
-        for failure in self.failures:
-            raise failure.get("exception") or AssertionError(failure)
-
-    def act(self, action: Callable[[Unpack[_Ts]], object], *args: *_Ts) -> None:
-        """Do something within the loop, as its transports would, and all that follows from it."""
-        self.call_soon(action, *args)
-        self.settle()
-
-    def pass_time(self, seconds: float) -> None:
-        """Let time pass, a tick of the gateway's clock at a time."""
-        end_s = self._now_s + seconds
-        while self._now_s < end_s:
-            self._now_s = min(self._now_s + TICK_S, end_s)
-            self.settle()
-
-
-class ScriptStore:
-    """The embedded store, whose verdicts can be held back, or lost.
-
-    Attributes:
-        holds: Verdicts wait for `decide`, or `lose`.
-        answers: Whether `ping` is answered.
-        refunds: How many charges were given back.
-    """
-
-    def __init__(self, loop: ScriptLoop) -> None:
-        self._loop = loop
-        self._store = MemoryStore(lambda: int(loop.time() * 1e6))
-        self._asked: list[tuple[Plan, Waiter]] = []
-        self.holds = False
-        self.answers = True
-        self.refunds = 0
-
-    def plan(self, subject: str, policies: Sequence[Policy]) -> Plan:
-        return self._store.plan(subject, policies)
-
-    def check(self, plan: Plan, waiter: Waiter) -> None:
-        if self.holds:
-            self._asked.append((plan, waiter))
-        else:
-            self._store.check(plan, waiter)
-
-    def decide(self) -> None:
-        """Decide the oldest check that waits."""
-        self._loop.act(self._store.check, *self._asked.pop(0))
-
-    def lose(self) -> None:
-        """Fail to decide the oldest check that waits."""
-        _, waiter = self._asked.pop(0)
-        self._loop.act(waiter.on_store_loss, StoreUnavailable("The limit store did not answer in time."))
-
-    def refund(self, plan: Plan, at_us: int) -> None:
-        self.refunds += 1
-        self._store.refund(plan, at_us)
-
-    async def start(self) -> None:
-        await self._store.start()
-
-    async def ping(self) -> None:
-        if not self.answers:
-            raise StoreUnavailable("The limit store did not answer in time.")
-
-    async def agree_secret(self, candidate: bytes) -> bytes:
-        return await self._store.agree_secret(candidate)
-
-    async def close(self) -> None:
-        await self._store.close()
 
 
 class _Peer:
@@ -268,6 +166,8 @@ class Playbook:
         upstreams: The upstream's ends of the connections made to it, in their order.
         dial_error: What connecting fails with.
         dial_waits: Connecting lasts until `dial_now`.
+        dial_slow: The upstream does not read from new connections, until `reads_on`.
+        dial_ends_at_once: The connection breaks before whoever waits for it is told of it.
     """
 
     def __init__(self, **config: Any) -> None:
@@ -307,6 +207,8 @@ class Playbook:
         self.dials = 0
         self.dial_error: OSError | None = None
         self.dial_waits = False
+        self.dial_ends_at_once = False
+        self.dial_slow = False
         self._dialling: list[asyncio.Future[None]] = []
         self.client = self.connect()
 
@@ -339,7 +241,7 @@ class Playbook:
 
     def used(self) -> int:
         """How many requests the token is charged with now."""
-        seen = _Verdicts()
+        seen = Verdicts()
         held, self.store.holds = self.store.holds, False
         refunds = self.store.refunds
         subject = self.admission.authenticate(self.token, time.time())
@@ -382,21 +284,12 @@ class Playbook:
         if self.dial_error is not None:
             raise self.dial_error
         transport = FakeTransport(self.loop, connection)
+        if self.dial_slow:
+            transport.peer_stops_reading()
         connection.connection_made(transport)
         self.upstreams.append(Upstream(self.loop, transport))
-
-
-class _Verdicts:
-    """Remembers what a store decides."""
-
-    def __init__(self) -> None:
-        self.verdicts: list[Verdict] = []
-
-    def on_verdict(self, verdict: Verdict) -> None:
-        self.verdicts.append(verdict)
-
-    def on_store_loss(self, error: StoreUnavailable) -> None:
-        raise error
+        if self.dial_ends_at_once:
+            transport.peer_resets()
 
 
 def unmeasured(data: bytes) -> bytes:

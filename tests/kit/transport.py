@@ -93,11 +93,11 @@ class FakeTransport(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         # uvloop and CPython >= 3.12 keep views: only bytes may be handed to a transport (DESIGN).
         assert type(data) is bytes, f"a {type(data).__name__} was written"
-        if self.lost or self.failed:
+        if self.lost:
             raise RuntimeError("unable to perform operation; the handler is closed")  # as uvloop does
         if self._eof:
             raise RuntimeError("Cannot call write() after write_eof()")
-        if self._closing and not self._buffer:
+        if self.failed or self.aborted or (self._closing and not self._buffer):
             return
         self._buffer += data
         if self._peer_reads:

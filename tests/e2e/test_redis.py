@@ -1,0 +1,191 @@
+"""Two gateways, as two processes, on one Redis: one budget, one set of tokens, and what happens when Redis is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e import connected, fetch, request
+from tests.kit.process import Program, gateway_process, start
+from tests.kit.redis import RedisServer, running_redis
+from tests.kit.upstream import Upstream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Iterator
+
+    from tests.e2e import Answer
+
+LIMIT = 60
+PATIENT = "10s"
+"""A `STORE_TIMEOUT` for what is counted exactly: a busy machine must not turn a verdict into a loss."""
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with running_redis() as server:
+        yield server
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    async with Upstream() as running:
+        yield running
+
+
+@pytest.fixture
+async def pair(upstream: Upstream, redis: RedisServer) -> AsyncIterator[tuple[Program, Program]]:
+    settings = {"TARGET_API_URL": upstream.url, "REDIS_URL": redis.url, "STORE_TIMEOUT": PATIENT}
+    async with (
+        gateway_process(RATE_LIMIT=f"{LIMIT}/hour", GLOBAL_RATE_LIMIT="150/hour", **settings) as one,
+        gateway_process(RATE_LIMIT=f"{LIMIT}/hour", GLOBAL_RATE_LIMIT="150/hour", **settings) as other,
+    ):
+        yield one, other
+
+
+async def register(program: Program) -> str:
+    answer = await fetch(program.url, request("/register", method="POST"))
+    assert answer.status == 201
+    token: str = json.loads(answer.content)["token"]
+    return token
+
+
+async def ask_often(program: Program, token: str, count: int, connections: int = 10) -> list[Answer]:
+    """Send so many requests, over some connections at once."""
+
+    async def one_after_the_other(count: int) -> list[Answer]:
+        async with connected(program.url) as client:
+            return [await client.ask(request("/api/x", token)) for _ in range(count)]
+
+    shares = await asyncio.gather(*(one_after_the_other(count // connections) for _ in range(connections)))
+    return flat(shares)
+
+
+def flat(shares: Iterable[list[Answer]]) -> list[Answer]:
+    return [answer for share in shares for answer in share]
+
+
+async def test_a_token_of_one_is_good_at_the_other(upstream: Upstream, pair: tuple[Program, Program]) -> None:
+    for issuer, other in (pair, pair[::-1]):
+        token = await register(issuer)
+        for program in (issuer, other):
+            assert (await fetch(program.url, request("/api/x", token))).status == 200
+    assert len(upstream.requests) == 4
+
+
+async def test_the_limit_holds_exactly_across_both(upstream: Upstream, pair: tuple[Program, Program]) -> None:
+    token = await register(pair[0])
+    answers = flat(await asyncio.gather(*(ask_often(program, token, 100) for program in pair)))
+    assert Counter(answer.status for answer in answers) == {200: LIMIT, 429: 200 - LIMIT}
+    assert len(upstream.requests) == LIMIT
+    # Each place was given away once, whichever gateway gave it.
+    left = [answer["ratelimit"].split(";")[1] for answer in answers if answer.status == 200]
+    assert sorted(left) == sorted(f"r={places}" for places in range(LIMIT))
+
+
+async def test_the_global_limit_holds_exactly_across_both(upstream: Upstream, pair: tuple[Program, Program]) -> None:
+    tokens = [await register(program) for program in pair for _ in range(2)]
+    asked = [ask_often(program, token, 50, 5) for program in pair for token in tokens]
+    answers = flat(await asyncio.gather(*asked))
+    assert Counter(answer.status for answer in answers) == {200: 150, 429: 250}
+    assert len(upstream.requests) == 150
+
+
+async def test_keys_have_an_expiry_and_no_token_in_them(
+    upstream: Upstream, pair: tuple[Program, Program], redis: RedisServer
+) -> None:
+    token = await register(pair[0])
+    assert (await fetch(pair[1].url, request("/api/x", token))).status == 200
+    keys = redis.call("KEYS", "*")
+    assert isinstance(keys, list)
+    assert any(b":limit:" in key for key in keys)
+    for key in keys:
+        assert key.startswith(b"gateway:{")
+        assert redis.call("TTL", key) != -1, f"{key!r} stays for ever"
+        for part in token.encode().removeprefix(b"gw_").split(b"."):
+            assert part not in key
+    assert len(upstream.requests) == 1
+
+
+async def ready(program: Program) -> None:
+    """Wait until the program says that it is: how long Redis takes to come back is not what is tested."""
+    async with asyncio.timeout(20):
+        while (await fetch(program.url, request("/readyz"))).status != 200:  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+async def test_redis_that_is_gone_is_a_503_and_nothing_passes_until_it_is_back(
+    upstream: Upstream, redis: RedisServer, how: str
+) -> None:
+    settings = {"TARGET_API_URL": upstream.url, "REDIS_URL": redis.url, "RATE_LIMIT": "1000/hour"}
+    # Twice the default: on this side of it, the test is about a Redis that does answer.
+    async with gateway_process(STORE_TIMEOUT="200ms", **settings) as program, connected(program.url) as client:
+        token = await register(program)
+        assert (await client.ask(request("/api/x", token))).status == 200
+        if how == "killed":
+            redis.kill()
+        else:
+            redis.signal(signal.SIGSTOP)
+        for number in range(6):
+            answer = await client.ask(request("/api/x", token, method="POST", body=b"%d" % number))
+            assert (answer.status, answer["x-gateway-error"]) == (503, "store_unavailable")
+            assert int(answer["retry-after"]) >= 1
+        unready = await client.ask(request("/readyz"))
+        assert (unready.status, unready["x-gateway-error"]) == (503, "store_unavailable")
+        assert (await client.ask(request("/healthz"))).status == 200
+        assert len(upstream.requests) == 1
+
+        if how == "killed":
+            redis.start()
+        else:
+            redis.signal(signal.SIGCONT)
+        await ready(program)
+        assert (await client.ask(request("/api/x", token))).status == 200
+        assert len(upstream.requests) == 2
+        program.signal(signal.SIGTERM)
+        await client.at_end()
+        assert await program.ended() == 0
+    assert "Traceback" not in program.printed
+
+
+async def test_a_client_is_not_told_where_the_store_is(upstream: Upstream, redis: RedisServer) -> None:
+    async with gateway_process(TARGET_API_URL=upstream.url, REDIS_URL=redis.url) as program:
+        token = await register(program)
+        redis.kill()
+        answers = [await fetch(program.url, request("/api/x", token)) for _ in range(5)]
+    assert {answer.status for answer in answers} == {503}
+    for answer in answers:
+        assert "redis.sock" not in answer.content.decode()
+
+
+async def test_a_redis_that_was_only_stopped_has_charged_nothing_for_what_was_refused(
+    upstream: Upstream, redis: RedisServer
+) -> None:
+    settings = {"TARGET_API_URL": upstream.url, "REDIS_URL": redis.url, "RATE_LIMIT": "5/hour"}
+    async with gateway_process(STORE_TIMEOUT="200ms", **settings) as program:
+        token = await register(program)
+        redis.signal(signal.SIGSTOP)
+        # Sent to Redis, which answers them late: what it then charges is given back.
+        refused = await asyncio.gather(*(fetch(program.url, request("/api/x", token)) for _ in range(5)))
+        assert [answer.status for answer in refused] == [503] * 5
+        redis.signal(signal.SIGCONT)
+        await ready(program)
+        answers = [await fetch(program.url, request("/api/x", token)) for _ in range(7)]
+    assert [answer.status for answer in answers] == [200] * 5 + [429] * 2
+    assert len(upstream.requests) == 5
+
+
+async def test_no_redis_at_start_is_one_line_and_exit_code_1(upstream: Upstream, redis: RedisServer) -> None:
+    redis.kill()
+    program = await start(TARGET_API_URL=upstream.url, REDIS_URL=redis.url)
+    try:
+        assert await program.ended() == 1
+    finally:
+        await program.kill()
+    assert re.fullmatch(r"gateway: .*redis\.sock.*\n", program.printed), program.printed

@@ -1,0 +1,104 @@
+"""The parsers, case by case."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.errors import GatewayError, UpstreamProtocolError
+from gateway.http1.message import MAX_FIELDS, MAX_LINE_BYTES, RequestHead
+from gateway.http1.parser import AnswerParser, RequestParser
+
+
+def request(*lines: bytes, start: bytes = b"GET /x HTTP/1.1") -> RequestHead:
+    return RequestParser().parse(b"\r\n".join((start, b"Host: h", *lines)))
+
+
+def test_a_request_is_read() -> None:
+    head = request(b"Accept: */*", b"Content-Length: 5", b"Cookie: a", b"cookie: b", start=b"POST /x?y HTTP/1.1")
+    assert (head.method, head.target, head.minor, head.length) == (b"POST", b"/x?y", 1, 5)
+    assert head.lines == [b"", b"Accept: */*", b"Content-Length: 5", b"Cookie: a", b"cookie: b"]
+    assert head.keep_alive
+    assert head.bearer is None
+
+
+@pytest.mark.parametrize(
+    ("start", "lines", "expected"),
+    [
+        (b"HTTP/1.1", [], True),
+        (b"HTTP/1.1", [b"Connection: close"], False),
+        (b"HTTP/1.1", [b"Connection: Close"], False),
+        (b"HTTP/1.1", [b"Connection: foo", b"Connection: close"], False),
+        (b"HTTP/1.1", [b"Connection: keep-alive, close"], False),
+        (b"HTTP/1.0", [], False),
+        (b"HTTP/1.0", [b"Connection: Keep-Alive"], True),
+        (b"HTTP/1.0", [b"Connection: keep-alive, close"], False),
+    ],
+)
+def test_whether_the_connection_is_kept(start: bytes, lines: list[bytes], *, expected: bool) -> None:
+    assert request(*lines, start=b"GET / " + start).keep_alive is expected
+
+
+def test_a_legal_spelling_that_is_not_canonical_is_read_by_h11() -> None:
+    head = request(b"A:b", b"C:   d  ", b"Content-Length:007 ", b"E:")
+    assert head.lines == [b"", b"A: b", b"C: d", b"Content-Length: 7", b"E:"]
+    assert head.length == 7
+
+
+def test_memory_of_lines_is_bounded_and_forgets_nothing_that_matters() -> None:
+    parser = RequestParser()
+    for number in range(5000):
+        head = parser.parse(
+            b"GET / HTTP/1.1\r\nHost: h%d\r\nX-Id: %d\r\nX-%d: 1\r\nContent-Length: %d" % ((number,) * 4)
+        )
+        assert head.lines == [b"", b"X-Id: %d" % number, b"X-%d: 1" % number, b"Content-Length: %d" % number]
+        assert head.length == number
+    for bad in (b"X-Id : 1", b"X-Id: \x00", b"X-Id: 1\n", b"Content-Length: -1", b"X-Id", b"X-Id: a\rb"):
+        with pytest.raises(GatewayError):
+            parser.parse(b"GET / HTTP/1.1\r\nHost: h\r\n" + bad)
+
+
+def test_a_name_whose_values_keep_changing_is_still_checked() -> None:
+    parser = RequestParser()
+    for number in range(500):
+        parser.parse(b"GET / HTTP/1.1\r\nHost: h\r\nX-Id: %d" % number)
+    assert parser.parse(b"GET / HTTP/1.1\r\nHost: h\r\nX-Id:  padded ").lines == [b"", b"X-Id: padded"]
+    assert parser.parse(b"GET / HTTP/1.1\r\nHost: h\r\nX-Id:").lines == [b"", b"X-Id:"]
+    assert parser.parse(b"GET / HTTP/1.1\r\nHost: h\r\nx-id: a b").lines == [b"", b"x-id: a b"]
+    for value in (b"\x00", b"\x7f", b"a\rb", b"a\nb", b"a" * MAX_LINE_BYTES):
+        with pytest.raises(GatewayError):
+            parser.parse(b"GET / HTTP/1.1\r\nHost: h\r\nX-Id: " + value)
+
+
+def test_each_of_many_like_requests_is_read_for_itself() -> None:
+    parser = RequestParser()
+    for number in range(1000):
+        tail = b"X-Id: %d\r\nContent-Length: %d\r\nAuthorization: Bearer t%d" % (number, number % 7, number)
+        head = parser.parse(b"POST /%d HTTP/1.1\r\nHost: h\r\nA: %%d %%b\r\n" % number + tail)
+        assert (head.target, head.bearer, head.length) == (b"/%d" % number, b"t%d" % number, number % 7)
+        # Several lines may stand in one piece.
+        assert b"\r\n".join(head.lines).split(b"\r\n")[1:] == [
+            b"A: %d %b",
+            b"X-Id: %d" % number,
+            b"Content-Length: %d" % (number % 7),
+        ]
+        for bad in (b"\r\nContent-Length: 1", b"\r\nTransfer-Encoding: chunked", b"\nX: y", b"\r\nHost: i", b"\x00"):
+            with pytest.raises(GatewayError):
+                parser.parse(b"POST / HTTP/1.1\r\nHost: h\r\nA: %d %b\r\n" + tail + bad)
+
+
+def test_as_many_fields_as_there_may_be() -> None:
+    assert len(request(*[b"A: b"] * (MAX_FIELDS - 1)).lines) == MAX_FIELDS
+    with pytest.raises(GatewayError):
+        request(*[b"A: b"] * MAX_FIELDS)
+    with pytest.raises(UpstreamProtocolError):
+        AnswerParser().parse(b"\r\n".join((b"HTTP/1.1 200 OK", *[b"A: b"] * (MAX_FIELDS + 1))))
+
+
+@pytest.mark.parametrize(
+    ("line", "status"), [(b"HTTP/1.0 404 Not Found", 404), (b"HTTP/1.1 200", 200), (b"HTTP/1.1 200 ", 200)]
+)
+def test_an_answer_is_told_on_as_1_1(line: bytes, status: int) -> None:
+    head = AnswerParser().parse(line + b"\r\nContent-Length: 3")
+    assert (head.status, head.length) == (status, 3)
+    assert head.start_line.startswith(b"HTTP/1.1 %d " % status)
+    assert head.keep_alive is (b"1.1" in line)

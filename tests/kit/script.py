@@ -1,0 +1,127 @@
+"""What a script plays the gateway's surroundings with: a loop whose time it sets, a store whose verdicts it holds."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVarTuple, Unpack
+
+from gateway.errors import StoreUnavailable
+from gateway.proxy.clock import TICK_S
+from gateway.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextvars import Context
+
+    from gateway.limits import Policy
+    from gateway.stores import Plan, Verdict, Waiter
+
+_Ts = TypeVarTuple("_Ts")
+
+
+class ScriptLoop(asyncio.SelectorEventLoop):
+    """A loop whose time stands still until it is told; `settle` runs it until there is nothing left to do."""
+
+    def __init__(self) -> None:
+        self._now_s = 5_000.0
+        self._stirred = False
+        self.failures: list[dict[str, Any]] = []
+        super().__init__()
+        self.set_exception_handler(lambda _, failure: self.failures.append(failure))
+
+    def time(self) -> float:
+        return self._now_s
+
+    def call_soon(
+        self, callback: Callable[[Unpack[_Ts]], object], *args: *_Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        self._stirred = True
+        return super().call_soon(callback, *args, context=context)
+
+    def settle(self) -> None:
+        """Run all that is due."""
+        self._stirred = True
+        while self._stirred:
+            self._stirred = False
+            super().call_soon(self.stop)
+            self.run_forever()
+        for failure in self.failures:
+            raise failure.get("exception") or AssertionError(failure)
+
+    def act(self, action: Callable[[Unpack[_Ts]], object], *args: *_Ts) -> None:
+        """Do something within the loop, as its transports would, and all that follows from it."""
+        self.call_soon(action, *args)
+        self.settle()
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, a tick of the gateway's clock at a time."""
+        end_s = self._now_s + seconds
+        while self._now_s < end_s:
+            self._now_s = min(self._now_s + TICK_S, end_s)
+            self.settle()
+
+
+class ScriptStore:
+    """The embedded store, whose verdicts can be held back, or lost.
+
+    Attributes:
+        holds: Verdicts wait for `decide`, or `lose`.
+        answers: Whether `ping` is answered.
+        refunds: How many charges were given back.
+    """
+
+    def __init__(self, loop: ScriptLoop) -> None:
+        self._loop = loop
+        self._store = MemoryStore(lambda: int(loop.time() * 1e6))
+        self._asked: list[tuple[Plan, Waiter]] = []
+        self.holds = False
+        self.answers = True
+        self.refunds = 0
+
+    def plan(self, subject: str, policies: Sequence[Policy]) -> Plan:
+        return self._store.plan(subject, policies)
+
+    def check(self, plan: Plan, waiter: Waiter) -> None:
+        if self.holds:
+            self._asked.append((plan, waiter))
+        else:
+            self._store.check(plan, waiter)
+
+    def decide(self) -> None:
+        """Decide the oldest check that waits."""
+        self._loop.act(self._store.check, *self._asked.pop(0))
+
+    def lose(self) -> None:
+        """Fail to decide the oldest check that waits."""
+        _, waiter = self._asked.pop(0)
+        self._loop.act(waiter.on_store_loss, StoreUnavailable("The limit store did not answer in time."))
+
+    def refund(self, plan: Plan, at_us: int) -> None:
+        self.refunds += 1
+        self._store.refund(plan, at_us)
+
+    async def start(self) -> None:
+        await self._store.start()
+
+    async def ping(self) -> None:
+        if not self.answers:
+            raise StoreUnavailable("The limit store did not answer in time.")
+
+    async def agree_secret(self, candidate: bytes) -> bytes:
+        return await self._store.agree_secret(candidate)
+
+    async def close(self) -> None:
+        await self._store.close()
+
+
+class Verdicts:
+    """Remembers what a store decides."""
+
+    def __init__(self) -> None:
+        self.verdicts: list[Verdict] = []
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        self.verdicts.append(verdict)
+
+    def on_store_loss(self, error: StoreUnavailable) -> None:
+        raise error

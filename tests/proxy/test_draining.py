@@ -1,0 +1,99 @@
+"""Stopping: what is idle closes now, what is under way ends in good order, nothing new begins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.kit.playbook import Playbook
+
+
+def drain(play: Playbook) -> None:
+    """Do what the gateway does when it is told to stop."""
+    play.context.draining = True
+    for connection in tuple(play.context.connections):
+        play.loop.act(connection.drain)
+
+
+def test_an_idle_connection_closes(play: Playbook) -> None:
+    drain(play)
+    assert play.client.state == "closed"
+    play.client.got_nothing()
+
+
+def test_a_connection_between_requests_closes(play: Playbook) -> None:
+    play.client.sends(play.request(b"GET", b"/api/x"))
+    play.upstream.answers()
+    play.client.answer()
+    drain(play)
+    assert play.client.state == "closed"
+    play.client.got_nothing()
+
+
+def test_a_request_under_way_gets_its_answer_and_then_the_connection_closes(play: Playbook) -> None:
+    play.client.sends(play.request(b"POST", b"/api/x", b"Content-Length: 4") + b"bo")
+    drain(play)
+    assert play.client.state == "open"
+    play.client.sends(b"dy")
+    assert play.upstream.request().body == b"body"
+    play.upstream.answers()
+    answer = play.client.answer()
+    assert (answer.body, answer.value(b"connection")) == (b"hi", b"close")
+    assert play.client.state == "closed"
+    assert not play.context.connections
+
+
+def test_a_stream_under_way_goes_on_to_its_end(play: Playbook) -> None:
+    play.client.sends(play.request(b"GET", b"/api/x"))
+    play.upstream.sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n")
+    play.client.head()
+    drain(play)
+    play.upstream.sends(b"0\r\n\r\n")
+    play.client.got(b"2\r\nhi\r\n0\r\n\r\n")
+    assert play.client.is_ended
+
+
+def test_a_request_that_waits_for_its_verdict_still_gets_it(play: Playbook) -> None:
+    play.store.holds = True
+    play.client.sends(play.request(b"GET", b"/api/x"))
+    drain(play)
+    play.store.decide()
+    play.upstream.answers()
+    assert play.client.answer().value(b"connection") == b"close"
+    assert play.client.state == "closed"
+
+
+def test_half_a_head_is_refused_in_so_many_words(play: Playbook) -> None:
+    play.client.sends(b"GET /api/x HTTP/1.1\r\nHost: h\r\n")
+    drain(play)
+    refusal = play.client.problem(503, "draining")
+    assert refusal.value(b"retry-after") == b"1"
+    assert refusal.value(b"connection") == b"close"
+    assert play.client.is_ended
+    assert play.dials == 0
+
+
+def test_no_request_begins_behind_the_one_under_way(play: Playbook) -> None:
+    play.client.sends(play.request(b"GET", b"/api/1") + play.request(b"GET", b"/api/2"))
+    drain(play)
+    play.upstream.request()
+    play.upstream.answers()
+    assert play.client.answer().value(b"connection") == b"close"
+    play.client.got_nothing()
+    play.upstream.got_nothing()
+    assert play.client.is_ended
+    assert play.used() == 1
+
+
+def test_readiness_ends_and_says_why(play: Playbook) -> None:
+    play.client.sends(b"GET /readyz HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert play.client.answer().status == 200
+    play.context.draining = True
+    play.client.sends(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+    answer = play.client.answer()
+    assert (answer.status, answer.value(b"connection")) == (200, b"close")
+    other = play.connect()
+    other.sends(b"GET /readyz HTTP/1.1\r\nHost: h\r\n\r\n")
+    refusal = other.problem(503, "draining")
+    assert refusal.value(b"retry-after") == b"1"
+    assert other.is_ended

@@ -1,0 +1,505 @@
+"""What README and CONTRIBUTING say is true: every command block is run, every table, link and path is checked.
+
+A block is known by its first line. One that is new has to be added to `RUN` here, together with a test that runs it.
+The commands are run as they stand, but for what `runnable` substitutes: `./tools/run` (which would install; its own
+tests are in test_tools.py), addresses, and keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import http.server
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+
+from gateway import errors
+from gateway.config import SETTINGS, Config, load
+from gateway.config.loading import DEFAULT_LISTEN
+from tests.kit.redis import running_redis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from email.message import Message
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+DOCUMENTS = {
+    "README.md": README,
+    "CONTRIBUTING.md": CONTRIBUTING,
+    "CHANGELOG.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
+}
+TIMEOUT_S = 20.0
+
+DEMO = "$ ./tools/run demo"
+SERVE = "TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… ./tools/run"
+REGISTER = "TOKEN=$(curl -s -X POST http://127.0.0.1:3000/register"
+OPENAI = "import os"
+SERVE_ANTHROPIC = "TARGET_API_URL=https://api.anthropic.com TARGET_API_KEY=sk-ant-…"
+MESSAGES = "curl http://127.0.0.1:3000/api/v1/messages"
+FROM_FILE = "TARGET_API_KEY=sk-… ./tools/run check-config --config gateway.toml"
+REGISTER_AS_ADMIN = 'curl -X POST http://127.0.0.1:3000/register -H "Authorization: Bearer $ADMIN_KEY"'
+INSTANCES = "export TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… REDIS_URL=redis://"
+LIBRARY = "import asyncio"
+HEALTHCHECK = "./tools/run healthcheck"
+RUN = (
+    DEMO,
+    SERVE,
+    REGISTER,
+    OPENAI,
+    SERVE_ANTHROPIC,
+    MESSAGES,
+    FROM_FILE,
+    REGISTER_AS_ADMIN,
+    INSTANCES,
+    LIBRARY,
+    HEALTHCHECK,
+)
+
+PIP = "pip install ."
+DOCKER = "docker build -t rate-limiting-gateway ."
+CHECKED_OTHERWISE = (PIP, DOCKER)
+"""A container engine and a package index are not to be had in a test: these are held against the files they use."""
+
+PROXIED = "RateLimit-Policy:"
+REFUSED = "HTTP/1.1 429 Too Many Requests"
+SHOWN = (PROXIED, REFUSED)
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+
+
+BLOCKS = [
+    Block(match[1], match[2]) for match in re.finditer(r"^```(\S*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+]
+
+
+def block(start: str) -> str:
+    """Return the one block that begins so."""
+    (found,) = (text for _, text in BLOCKS if text.startswith(start))
+    return found
+
+
+def rows(heading: str, document: str = README) -> list[list[str]]:
+    """Return the cells of the first table under a heading, without its head."""
+    section = re.split(rf"^#+ {re.escape(heading)}$", document, maxsplit=1, flags=re.MULTILINE)[1]
+    lines = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def names(cell: str) -> list[str]:
+    return re.findall("`([^`]+)`", cell)
+
+
+# --- running things --------------------------------------------------------------------------------------------------
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """Return this process's environment with no setting but these; `python3` is this interpreter."""
+    kept = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**kept, "PATH": path, "PYTHONPATH": str(ROOT), **settings}
+
+
+def runnable(text: str, *, api: str = "", gateway: str = "") -> str:
+    """Return a block with what a test cannot have replaced: an installation, the network, a port of its choice."""
+    text = text.replace("./tools/run", f'"{sys.executable}" -m gateway')
+    text = re.sub("sk-(?:ant-)?…", "sk-real-key", text)
+    text = text.replace("https://api.openai.com", api).replace("https://api.anthropic.com", api)
+    text = re.sub(r"GATEWAY_LISTEN=127\.0\.0\.1:\d+", "GATEWAY_LISTEN=127.0.0.1:0", text)
+    return text.replace("http://127.0.0.1:3000", gateway)
+
+
+def run(command: list[str], *, cwd: Path, **settings: str) -> str:
+    """Run a command that must succeed and return its standard output."""
+    result = subprocess.run(
+        command, cwd=cwd, env=environment(**settings), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def run_sh(script: str, *, cwd: Path, **settings: str) -> str:
+    return run(["sh", "-eu", "-c", script], cwd=cwd, **settings)
+
+
+@contextlib.contextmanager
+def serving(script: str, cwd: Path, *, instances: int = 1, **settings: str) -> Iterator[tuple[list[str], str]]:
+    """Run a script that starts gateways; yield their addresses, and what was printed until all of them listened.
+
+    (`kit.process` runs one gateway without a shell; here the shell's reading of the README is what is tested.)
+    """
+    process = subprocess.Popen(
+        ["sh", "-eu", "-c", f"{script}\nwait"],
+        cwd=cwd,
+        env=environment(GATEWAY_LISTEN="127.0.0.1:0", **settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a group of its own, which is ended as a whole
+    )
+    with process:
+        assert process.stdout is not None
+        urls: list[str] = []
+        printed = ""
+        failsafe = threading.Timer(TIMEOUT_S, os.killpg, (process.pid, signal.SIGKILL))
+        failsafe.start()
+        try:
+            while len(urls) < instances:
+                line = process.stdout.readline()
+                assert line, printed
+                printed += line
+                urls += re.findall(r"listening on (http://127\.0\.0\.1:\d+),", line)
+            failsafe.cancel()
+            yield urls, printed
+        finally:
+            failsafe.cancel()
+            os.killpg(process.pid, signal.SIGTERM)
+            printed += process.stdout.read()  # until all of them have ended
+    assert "Traceback" not in printed
+    assert "sk-real-key" not in printed
+
+
+class Api:
+    """A mock of the APIs in the README; `requests` has what it was sent, as (request line, fields, content)."""
+
+    def __init__(self) -> None:
+        requests: list[tuple[str, Message, bytes]] = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                content = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+                requests.append((self.requestline, self.headers, content))
+                answer, kind = answer_to(self.path)
+                self.send_response(200)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_POST = do_GET  # noqa: N815 (the base class's name)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.requests = requests
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+def answer_to(path: str) -> tuple[bytes, str]:
+    if path == "/v1/chat/completions":
+        delta = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "mock"}
+        chunks = [{**delta, "choices": [{"index": 0, "delta": {"content": word}}]} for word in ("Hel", "lo.")]
+        events = [json.dumps(chunk) for chunk in chunks] + ["[DONE]"]
+        return "".join(f"data: {event}\n\n" for event in events).encode(), "text/event-stream"
+    assert path in {"/v1/models", "/v1/messages"}
+    return b'{"data": []}\n', "application/json"
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[Api]:
+    mock = Api()
+    thread = threading.Thread(target=mock.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield mock
+    finally:
+        mock.server.shutdown()
+        thread.join()
+        mock.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def gateway(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The README's first gateway."""
+    with serving(runnable(block(SERVE), api=api.url), tmp_path_factory.mktemp("serve")) as ((url,), _):
+        yield url
+
+
+def request(url: str, method: str, path: str, token: str = "") -> tuple[int, list[tuple[str, str]], bytes]:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_S)
+    with contextlib.closing(connection):
+        connection.request(method, path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        answer = connection.getresponse()
+        return answer.status, answer.getheaders(), answer.read()
+
+
+def register(url: str) -> dict[str, Any]:
+    status, _, content = request(url, "POST", "/register")
+    assert status == 201
+    answer: dict[str, Any] = json.loads(content)
+    return answer
+
+
+# --- the blocks ------------------------------------------------------------------------------------------------------
+
+
+def test_every_block_is_covered() -> None:
+    """A new block needs a test here, and its first line in `RUN`."""
+    covered = {"sh": RUN + CHECKED_OTHERWISE, "python": RUN, "console": RUN, "http": SHOWN, "text": ("  client",)}
+    covered["toml"] = ("target_api_url = ",)
+    for language, text in BLOCKS:
+        assert language in covered, f"a block of an unknown language: {language!r}"
+        assert text.startswith(covered[language]), f"no test runs this block: {text}"
+    for start in RUN + CHECKED_OTHERWISE + SHOWN:
+        block(start)
+
+
+def test_the_demo(tmp_path: Path) -> None:
+    command, *shown = block(DEMO).splitlines()
+    printed = run_sh(runnable(command.removeprefix("$ ")), cwd=tmp_path).splitlines()
+
+    def without_chance(line: str) -> str:
+        line = re.sub(r"(port |127\.0\.0\.1:)\d+", r"\1PORT", line)
+        return re.sub(r"(t=|Retry-After: )6[01]\b", r"\1WAIT", line)
+
+    assert [without_chance(line) for line in printed] == [without_chance(line) for line in shown]
+
+
+def test_a_token_and_curl(gateway: str, api: Api, tmp_path: Path) -> None:
+    script = block(REGISTER)
+    printed = run_sh(runnable(script, gateway=gateway), cwd=tmp_path)
+    head, _, content = printed.replace("\r\n", "\n").partition("\n\n")
+    assert head.startswith("HTTP/1.1 200 OK\n")
+    assert 'RateLimit: "minute";r=59;' in head
+    assert json.loads(content) == {"data": []}
+    line, fields, _ = api.requests[-1]
+    assert line == "GET /v1/models HTTP/1.1"
+    assert fields.get_all("Authorization") == ["Bearer sk-real-key"]
+
+
+def test_the_openai_sdk(gateway: str, api: Api, tmp_path: Path) -> None:
+    script = runnable(block(OPENAI), gateway=gateway)
+    assert run([sys.executable, "-c", script], cwd=tmp_path, TOKEN=register(gateway)["token"]) == "Hello.\n"
+    line, fields, content = api.requests[-1]
+    assert line == "POST /v1/chat/completions HTTP/1.1"
+    assert fields.get_all("Authorization") == ["Bearer sk-real-key"]
+    assert json.loads(content)["stream"] is True
+
+
+def test_anthropic(api: Api, tmp_path: Path) -> None:
+    with serving(runnable(block(SERVE_ANTHROPIC), api=api.url), tmp_path) as ((url,), _):
+        printed = run_sh(runnable(block(MESSAGES), gateway=url), cwd=tmp_path, TOKEN=register(url)["token"])
+    assert json.loads(printed) == {"data": []}
+    line, fields, _ = api.requests[-1]
+    assert line == "POST /v1/messages HTTP/1.1"
+    assert fields.get_all("x-api-key") == ["sk-real-key"]
+    assert fields.get_all("Authorization") is None
+    assert fields["anthropic-version"] == "2023-06-01"
+
+
+def test_answers_look_as_shown(gateway: str, api: Api, tmp_path: Path) -> None:
+    token = register(gateway)["token"]
+    status, fields, _ = request(gateway, "GET", "/api/models", token)
+    assert status == 200
+    added = [line.partition(": ")[0] for line in block(PROXIED).splitlines()]
+    assert [name for name, _ in fields if name in added] == added
+
+    with serving(runnable(block(SERVE), api=api.url), tmp_path, RATE_LIMIT="1/30s") as ((url,), _):
+        token = register(url)["token"]
+        assert request(url, "GET", "/api/models", token)[0] == 200
+        status, fields, content = request(url, "GET", "/api/models", token)
+    head, _, shown = block(REFUSED).partition("\n\n")
+    assert status == 429
+    assert [name for name, _ in fields] == [line.partition(": ")[0] for line in head.splitlines()[1:]]
+
+    def shape(content: bytes | str) -> str:
+        return re.sub(r"[\d.]+ (requests|seconds)|'\w+'", "N", json.dumps(json.loads(content)))
+
+    assert shape(content) == shape(shown)
+
+
+def test_settings_from_a_file(api: Api, tmp_path: Path) -> None:
+    (content,) = (text for language, text in BLOCKS if language == "toml")
+    (tmp_path / "gateway.toml").write_text(content.replace("https://api.openai.com", api.url), encoding="utf-8")
+    with serving(runnable(block(FROM_FILE)), tmp_path) as ((url,), printed):
+        assert re.search(r"^RATE_LIMIT +10 in 1 s, 1000 in 86400 s$", printed, re.MULTILINE)
+        assert re.search(r"^DRAIN_TIMEOUT +10\.0 s$", printed, re.MULTILINE)
+        _, fields, _ = request(url, "GET", "/api/models", register(url)["token"])
+    assert dict(fields)["RateLimit-Policy"] == '"second";q=10;w=1, "day";q=1000;w=86400, "global-day";q=5000;w=86400'
+
+
+def test_registering_as_admin(api: Api, tmp_path: Path) -> None:
+    key = "an-admin-key-of-32-characters-or-more"
+    with serving(runnable(block(SERVE), api=api.url), tmp_path, ADMIN_KEY=key) as ((url,), _):
+        assert request(url, "POST", "/register")[0] == 403
+        answer = json.loads(run_sh(runnable(block(REGISTER_AS_ADMIN), gateway=url), cwd=tmp_path, ADMIN_KEY=key))
+        assert answer.keys() == {"token", "id", "expires_at"}
+        _, fields, _ = request(url, "GET", "/api/models", answer["token"])
+    assert dict(fields)["RateLimit-Policy"] == '"second";q=10;w=1, "day";q=500;w=86400'
+
+
+def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
+    with running_redis() as redis:
+        script = runnable(block(INSTANCES), api=api.url).replace("redis://127.0.0.1:6379/0", redis.url)
+        limits = {"RATE_LIMIT": "1/30s", "GLOBAL_RATE_LIMIT": "100"}
+        with serving(script, tmp_path, instances=2, **limits) as ((first, second), _):
+            token = register(first)
+            assert request(first, "GET", "/api/models", token["token"])[0] == 200
+            assert request(second, "GET", "/api/models", token["token"])[0] == 429
+            listed = redis.call("KEYS", "*")
+        assert isinstance(listed, list)
+        keys = {key.decode() for key in listed}
+        documented = {names(row[0])[0] for row in rows("Limits")}
+        spelled = {key.replace(token["id"], "TOKEN_ID") for key in keys}
+        spelled = {re.sub(":limit:.*", ":limit:WINDOW", key) for key in spelled}
+        probe = "gateway:{global}:probe"  # it expires soon, perhaps before the keys are listed
+        assert spelled | {probe} == documented
+        for key in keys - {probe}:
+            lives_s = redis.call("TTL", key)
+            assert isinstance(lives_s, int)
+            assert lives_s > 0
+
+
+def test_the_library(tmp_path: Path) -> None:
+    printed = run([sys.executable, "-W", "error", "-c", block(LIBRARY)], cwd=tmp_path, TARGET_API_KEY="sk-real-key")
+    assert re.fullmatch(r"base URL http://127\.0\.0\.1:\d+/api, key gw_\S+\n", printed)
+
+
+def test_the_health_check(gateway: str, tmp_path: Path) -> None:
+    assert run_sh(runnable(block(HEALTHCHECK)), cwd=tmp_path, GATEWAY_LISTEN=urlsplit(gateway).netloc) == ""
+
+
+def test_pip_has_what_it_installs() -> None:
+    """Checked otherwise: installing takes an index and half a minute; CI's tools/test does it."""
+    assert block(PIP).splitlines() == ["pip install .", "gateway demo"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"] == {"gateway": "gateway.cli:main"}
+    assert (ROOT / project["readme"]).exists()
+
+
+def test_docker_names_what_the_image_has() -> None:
+    """Checked otherwise: there is no container engine here."""
+    build, start = re.sub(r"\\\n\s+", "", block(DOCKER)).splitlines()
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    *options, image = start.split()
+    assert build.split() == ["docker", "build", "-t", image, "."]
+    assert options[:2] == ["docker", "run"]
+    assert "--read-only" in options
+    (port,) = re.findall(r"^EXPOSE (\d+)$", dockerfile, re.MULTILINE)
+    assert options[options.index("-p") + 1] == f"127.0.0.1:{port}:{port}"
+    assert f'GATEWAY_LISTEN="0.0.0.0:{port}"' in dockerfile
+    assert f"`0.0.0.0:{port}`" in README
+    passed = [after.partition("=") for option, after in itertools.pairwise(options) if option == "-e"]
+    environ = {name: value or "a-secret-of-32-characters-or-more" for name, _, value in passed}
+    assert environ.keys() <= {setting.environment for setting in SETTINGS.values()}
+    config = load(arguments={}, environ=environ, file=None)
+    assert int(options[options.index("--stop-timeout") + 1]) > config.settings.drain_timeout_s
+
+
+# --- the tables ------------------------------------------------------------------------------------------------------
+
+
+def taken() -> set[str]:
+    """The settings that have more than one value yet."""
+    return {setting.environment for setting in SETTINGS.values() if setting.example not in {"", setting.takes}}
+
+
+def test_the_settings_table_has_the_settings_that_the_program_takes() -> None:
+    listed = [names(row[0])[0] for row in rows("Settings")]
+    order = [setting.environment for setting in SETTINGS.values()]
+    assert listed == [name for name in order if name in taken()]
+    later = {setting.environment for setting in SETTINGS.values()} - taken()
+    (sentence,) = re.findall(r"^(`CONCURRENCY_LIMIT`.*?)\n\n", README, re.MULTILINE | re.DOTALL)
+    assert later <= set(names(sentence))
+
+
+def test_the_settings_table_has_the_defaults() -> None:
+    defaults = {field.name.upper(): field.default for field in dataclasses.fields(Config)}
+    defaults["GATEWAY_LISTEN"] = DEFAULT_LISTEN
+    for name_cell, default, _ in rows("Settings"):
+        (name,) = names(name_cell)
+        value = defaults[name]
+        missing = "required" if value is dataclasses.MISSING else "none"
+        assert default == (f"`{value}`" if isinstance(value, str | int) else missing), name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CONCURRENCY_LIMIT", "5"),
+        ("GLOBAL_CONCURRENCY_LIMIT", "5"),
+        ("ON_STORE_LOSS", "allow"),
+        ("GATEWAY_WORKERS", "2"),
+        ("ACCESS_LOG", "json"),
+        ("RATE_LIMIT", "60/minute;bucket"),
+        ("RATE_LIMIT", "60/minute;shadow"),
+    ],
+)
+def test_the_rest_is_refused(name: str, value: str) -> None:
+    with pytest.raises(errors.ConfigError, match="not available yet"):
+        load(arguments={}, environ={"TARGET_API_URL": "http://api.example", name: value}, file=None)
+
+
+def test_the_error_table_has_every_error() -> None:
+    made = {
+        (kind.status, kind.code)
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.GatewayError) and kind is not errors.GatewayError
+    }
+    table = re.findall(r"^\| (\d{3}(?:, \d{3})*) \| (.*) \|$", README, re.MULTILINE)
+    for status, code in made:
+        assert any(str(status) in statuses and f"`{code}`" in codes for statuses, codes in table), (status, code)
+
+
+def test_the_commands_are_those_of_the_program(tmp_path: Path) -> None:
+    printed = run([sys.executable, "-m", "gateway", "--help"], cwd=tmp_path)
+    commands = set(re.findall(r"^    (\S+)", printed, re.MULTILINE)) - {"COMMAND"}
+    documented = {name for row in rows("Commands") for name in re.findall(r"`gateway ([a-z][a-z-]*)`", row[0])}
+    assert documented == commands
+
+
+def test_contributing_has_a_reason_for_each_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for heading, wanted in (
+        ("At run time", project["dependencies"]),
+        ("For the tests", project["optional-dependencies"]["test"]),
+    ):
+        listed = [name for row in rows(heading, CONTRIBUTING) for name in names(row[0])]
+        assert sorted(listed) == sorted(requirement.partition(">=")[0] for requirement in wanted)
+
+
+# --- links and paths -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_and_paths_lead_somewhere(document: str) -> None:
+    text = DOCUMENTS[document]
+    headings = {
+        re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        if "://" not in link:
+            assert not path or (ROOT / path).exists(), link
+            assert not anchor or anchor in headings, link
+    in_tree = r"(?:gateway|tests|tools|perf|\.ci)/[\w./-]*\w|[\w-]+\.md|pyproject\.toml"
+    paths = re.findall(rf"(?<![\w./-])(?:\./)?({in_tree})", text)
+    for path in paths:
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_nothing_names_a_place_that_does_not_ship(document: str) -> None:
+    for line in DOCUMENTS[document].splitlines():
+        assert not re.search(r"/work\b|\.\./|INTERFACE\.md|DESIGN\.md|STYLE\.md", line), line
