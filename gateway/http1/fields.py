@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from binascii import Error as Base64Error
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 # Kinds of field. Plain ints: they are compared for every line of every head.
 PLAIN: Final = 0
@@ -57,7 +60,7 @@ API_KEY_ORDER: Final = (b"x-api-key", b"api-key", b"x-goog-api-key")
 # Named in `Connection` by a client, these would take the message apart: they are ours to set, never its to remove
 # (RFC 9110 §7.6.1 forbids a sender to list them; a hostile one does).
 _NEVER_REMOVED: Final = frozenset(
-    (b"host", b"content-length", b"transfer-encoding", b"authorization", b"content-type", b"date")
+    (b"host", b"content-length", b"transfer-encoding", b"authorization", b"content-type", b"date", b"expect")
 )
 
 # Trailers may carry none of the fields that frame, route, authenticate or describe the message (RFC 9110 §6.5.1).
@@ -99,7 +102,11 @@ def remove_named(lines: list[bytes], options: list[bytes]) -> list[bytes]:
         lines: Field lines, `name: value`.
         options: Lower-cased connection options.
     """
-    names = {option for option in options if option not in _NEVER_REMOVED}
+    return without(lines, {option for option in options if option not in _NEVER_REMOVED})
+
+
+def without(lines: list[bytes], names: Collection[bytes]) -> list[bytes]:
+    """Drop the lines with these names, given in lower case."""
     return [line for line in lines if line.partition(b":")[0].lower() not in names]
 
 

@@ -78,7 +78,11 @@ class RequestParser:
         start = _REQUEST_LINE.fullmatch(block, 0, end) if 0 < end <= MAX_LINE_BYTES else None
         if start is not None:
             head = RequestHead(start[1], start[2], 1 if start[3] == b"1" else 0)
-            if self._read_like_another(head, block, end):
+            known = self._templates.read(block, end)
+            if known is not None and known[0].minor == head.minor:
+                other, (head.lines, length, head.bearer) = known
+                head.keep_alive = other.keep_alive
+                head.length = other.length if length is None else int(length)
                 return head
             lines = block.split(CRLF)
             if len(lines) <= MAX_FIELDS + 1:
@@ -98,15 +102,6 @@ class RequestParser:
                 "A field that frames or routes the request has a value that no request may have."
             ) from None
         return head
-
-    def _read_like_another(self, head: RequestHead, block: bytes, end: int) -> bool:
-        known = self._templates.read(block, end)
-        if known is None or known[0].minor != head.minor:
-            return False
-        other, (head.lines, length, head.bearer) = known
-        head.keep_alive = other.keep_alive
-        head.length = other.length if length is None else int(length)
-        return True
 
     def _read(self, head: RequestHead, lines: list[bytes]) -> None:
         head.lines, special = self._memory.sort(lines)
@@ -173,7 +168,11 @@ class AnswerParser:
         first = block[:end]
         status, start_line, minor = self._starts.get(first) or self._learn_start(first)
         head = AnswerHead(status, start_line, minor)
-        if self._read_like_another(head, block, end):
+        known = self._templates.read(block, end)
+        if known is not None and known[0].minor == minor:
+            other, (head.lines, length, _) = known
+            head.keep_alive = other.keep_alive
+            head.length = other.length if length is None else int(length)
             return head
         lines = block.split(CRLF)
         if len(lines) <= MAX_FIELDS + 1:
@@ -188,15 +187,6 @@ class AnswerParser:
         head = AnswerHead(status, start_line, minor)
         self._read(head, _answer_by_h11(block))
         return head
-
-    def _read_like_another(self, head: AnswerHead, block: bytes, end: int) -> bool:
-        known = self._templates.read(block, end)
-        if known is None or known[0].minor != head.minor:
-            return False
-        other, (head.lines, length, _) = known
-        head.keep_alive = other.keep_alive
-        head.length = other.length if length is None else int(length)
-        return True
 
     def _read(self, head: AnswerHead, lines: list[bytes]) -> None:
         head.lines, special = self._memory.sort(lines)
@@ -246,13 +236,13 @@ def _apply_options(head: RequestHead | AnswerHead, value: bytes) -> None:
     elif b"keep-alive" in options:
         head.keep_alive = True
     if any(option not in (b"close", b"keep-alive") for option in options):
-        head.lines = [b"", *fields.remove_named(head.lines[1:], options)]
+        head.lines = fields.remove_named(head.lines, options)
 
 
 def _apply_expect(head: RequestHead, value: bytes) -> None:
     head.expects_continue = bool(head.minor) and value.lower() == b"100-continue"
     if not head.minor:  # a 1.0 client's is ignored, and must not reach a 1.1 server (RFC 9110 §10.1.1)
-        head.lines = [b"", *fields.remove_named(head.lines[1:], [b"expect"])]
+        head.lines = fields.without(head.lines, (b"expect",))
 
 
 def _frame_chunked(head: RequestHead, length: bytes | None, coding: bytes) -> None:

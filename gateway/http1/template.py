@@ -124,11 +124,14 @@ class TemplateMemory(Generic[Head]):
         """Find the template that a head fits; see `Template.fill`. Returns the head it was made from, too."""
         if len(block) > MAX_LINE_BYTES:  # a value could be longer than a line may be
             return None
-        for index, (template, head) in enumerate(self._ready):
+        ready = self._ready
+        for entry in ready:
+            template, head = entry
             filled = template.fill(block, position)
             if filled is not None:
-                if index:
-                    self._ready.insert(0, self._ready.pop(index))
+                if entry is not ready[0]:
+                    ready.remove(entry)
+                    ready.insert(0, entry)
                 return head, filled
         return None
 

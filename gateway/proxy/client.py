@@ -90,6 +90,8 @@ class ClientConnection(asyncio.Protocol):
         exchange = self._exchange
         if exchange is None or not exchange.request_done:
             return False
+        if self._hangup is not None:
+            self._hangup.stop()
         self._hangup = HangupWatch(
             self._context.loop,
             self.transport,

@@ -159,7 +159,9 @@ class Exchange:
         request = self._request + (self._content if upload is None else upload.take_held())
         self._request = request if self.request_done else b""
         self._content = b""
-        self._own_s += self._lap()
+        now_s = perf_counter()
+        self._own_s = now_s - self._lap_began_s
+        self._lap_began_s = now_s
         connection.begin(self, request)
         if upload is not None:
             upload.open(connection.transport)
@@ -191,7 +193,9 @@ class Exchange:
 
     def on_answer(self, head: AnswerHead, rest: bytes) -> None:
         """Write the answer's head, and what has come of its body, in one piece."""
-        upstream_s = self._lap()
+        now_s = perf_counter()
+        upstream_s = now_s - self._lap_began_s
+        self._lap_began_s = now_s
         upstream, client = self._upstream, self._client
         assert upstream is not None  # noqa: S101 - it is the one that calls
         length = framing.answer_length(self._head.method, head)
@@ -223,7 +227,7 @@ class Exchange:
         elif not self.request_done or self._context.draining:
             self._keep_alive = False
         limits = self._subject.limit_lines(self._verdict)
-        own_ms, upstream_ms = (self._own_s + self._lap()) * 1e3, upstream_s * 1e3
+        own_ms, upstream_ms = (self._own_s + perf_counter() - self._lap_began_s) * 1e3, upstream_s * 1e3
         timing = b"Server-Timing: gateway;dur=%.3f, upstream;dur=%.3f" % (own_ms, upstream_ms)
         return writer.answer_head(head, minor, limits, timing, keep_alive=self._keep_alive)
 
@@ -358,9 +362,3 @@ class Exchange:
         if self._upstream is not None:
             self._upstream.close()
             self._upstream = None
-
-    def _lap(self) -> float:
-        now_s = perf_counter()
-        lap_s = now_s - self._lap_began_s
-        self._lap_began_s = now_s
-        return lap_s

@@ -76,10 +76,10 @@ class UpstreamPool:
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """Keep a connection whose last answer was whole and that the upstream would use again."""
-        if len(self._idle) >= self._most_idle or connection.transport.is_closing():
+        if len(self._idle) >= self._most_idle:
             connection.close()
             return
-        connection.detach()
+        connection.reader = None
         connection.idle_until_s = self._clock.now_s + self._idle_s
         self._idle.append(connection)
 

@@ -59,7 +59,7 @@ class TargetRoute:
             path += (b"&" if b"?" in path else b"?") + self._key_query
         lines = head.lines
         if self._own_field is not None:
-            lines = fields.remove_named(CRLF.join(lines).split(CRLF), [self._own_field])
+            lines = fields.without(CRLF.join(lines).split(CRLF), (self._own_field,))
         lines[0] = head.method + b" " + path + self._host
         lines.append(self._tail_chunked if head.length == CHUNKED else self._tail)
         return CRLF.join(lines)

@@ -90,6 +90,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.reused = False
         self.idle_until_s = 0.0
         # For the exchange.
+        # Without a reader, whatever arrives ends the connection.
         self.reader: AnswerReader | None = None
         self.reusable = False
         self._buffer = b""
@@ -106,11 +107,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._interims = 0
         self._sent_bytes = len(request)
         self.transport.write(request)
-
-    def detach(self) -> None:
-        """Forget the exchange: from now on, whatever arrives ends the connection."""
-        self.reader = None
-        self._buffer = b""
 
     def close(self) -> None:
         """End the connection now. Never waits: a TLS peer that answers no close_notify would hold it for 30 s."""

@@ -102,3 +102,12 @@ def test_an_answer_is_told_on_as_1_1(line: bytes, status: int) -> None:
     assert (head.status, head.length) == (status, 3)
     assert head.start_line.startswith(b"HTTP/1.1 %d " % status)
     assert head.keep_alive is (b"1.1" in line)
+
+
+def test_of_two_tokens_the_same_one_counts_every_time() -> None:
+    parser = RequestParser()
+    for number in range(600):
+        fields = b"X-Api-Key: k%d\r\nAuthorization: Bearer b%d\r\nApi-Key: a%d" % ((number,) * 3)
+        assert parser.parse(b"GET / HTTP/1.1\r\nHost: h\r\n" + fields).bearer == b"b%d" % number
+        fields = b"Api-Key: a%d\r\nX-Api-Key: k%d" % ((number,) * 2)
+        assert parser.parse(b"GET / HTTP/1.1\r\nHost: h\r\n" + fields).bearer == b"k%d" % number

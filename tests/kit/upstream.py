@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Literal, Self, TypeVar
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Coroutine
-    from types import TracebackType
 
 TIMEOUT_S = 20.0
 """For any one wait of a test: a failsafe, long enough for a machine that does ten other things."""
@@ -226,8 +225,7 @@ class Upstream:
 
     @property
     def port(self) -> int:
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
+        return int(self._server.sockets[0].getsockname()[1])
 
     @property
     def url(self) -> str:
@@ -244,9 +242,7 @@ class Upstream:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._server.close()
         for task in tuple(self._tasks):
             task.cancel()
