@@ -156,17 +156,11 @@ class AnswerParser:
         Raises:
             UpstreamProtocolError: It is malformed or ambiguous; the upstream connection must close.
         """
-        try:
-            return self._parse(block)
-        except (GatewayError, NotCanonical, h11.ProtocolError):
-            raise UpstreamProtocolError("The upstream's answer is malformed or ambiguous.") from None
-
-    def _parse(self, block: bytes) -> AnswerHead:
         end = block.find(CRLF)
-        if end < 0:
-            end = len(block)
-        first = block[:end]
-        status, start_line, minor = self._starts.get(first) or self._learn_start(first)
+        start = self._starts.get(block[:end] if end >= 0 else block)
+        if start is None:
+            return self._read_in_full(block)
+        status, start_line, minor = start
         head = AnswerHead(status, start_line, minor)
         known = self._templates.read(block, end)
         if known is not None and known[0].minor == minor:
@@ -174,18 +168,25 @@ class AnswerParser:
             head.keep_alive = other.keep_alive
             head.length = other.length if length is None else int(length)
             return head
+        return self._read_in_full(block)
+
+    def _read_in_full(self, block: bytes) -> AnswerHead:
         lines = block.split(CRLF)
-        if len(lines) <= MAX_FIELDS + 1:
-            try:
-                self._read(head, lines)
-            except NotCanonical:
-                pass  # h11 has the word on every head that is not canonical
-            else:
-                self._templates.learn(lines[1:], self._memory, head)
-                return head
-        check_answer(block)
-        head = AnswerHead(status, start_line, minor)
-        self._read(head, _answer_by_h11(block))
+        try:
+            head = AnswerHead(*self._learn_start(lines[0]))
+            if len(lines) <= MAX_FIELDS + 1:
+                try:
+                    self._read(head, lines)
+                except NotCanonical:
+                    pass  # h11 has the word on every head that is not canonical
+                else:
+                    self._templates.learn(lines[1:], self._memory, head)
+                    return head
+            check_answer(block)
+            head = AnswerHead(*self._learn_start(lines[0]))
+            self._read(head, _answer_by_h11(block))
+        except (GatewayError, NotCanonical, h11.ProtocolError):
+            raise UpstreamProtocolError("The upstream's answer is malformed or ambiguous.") from None
         return head
 
     def _read(self, head: AnswerHead, lines: list[bytes]) -> None:

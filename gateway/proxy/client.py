@@ -68,7 +68,7 @@ class ClientConnection(asyncio.Protocol):
         context = self._context
         context.connections.add(self)
         context.clock.watched.add(self)
-        self.deadline_s = context.clock.deadline(context.settings.keepalive_timeout_s)
+        self.deadline_s = context.clock.soon_s + context.settings.keepalive_timeout_s
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -193,7 +193,7 @@ class ClientConnection(asyncio.Protocol):
             self._buffer = whole
             return self._next_head()
         context = self._context
-        self.deadline_s = context.clock.deadline(context.settings.header_timeout_s)
+        self.deadline_s = context.clock.soon_s + context.settings.header_timeout_s
         return None
 
     def _start(self, head: RequestHead) -> None:
@@ -255,7 +255,7 @@ class ClientConnection(asyncio.Protocol):
             self.close()
             return
         context = self._context
-        self.deadline_s = context.clock.deadline(context.settings.keepalive_timeout_s)
+        self.deadline_s = context.clock.soon_s + context.settings.keepalive_timeout_s
         self._go_on()
 
     def _go_on(self) -> None:
@@ -270,7 +270,7 @@ class ClientConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """End the connection in good order; what was written still goes out."""
-        self.deadline_s = self._context.clock.deadline(self._context.settings.idle_timeout_s)
+        self.deadline_s = self._context.clock.soon_s + self._context.settings.idle_timeout_s
         self.transport.close()
 
     def abort(self) -> None:
@@ -292,7 +292,7 @@ class ClientConnection(asyncio.Protocol):
         """Let the client read its answer before the connection ends: closing on unread bytes would reset it."""
         self._buffer = b""
         self._lingering_bytes = 0
-        self.deadline_s = self._context.clock.deadline(LINGER_S)
+        self.deadline_s = self._context.clock.soon_s + LINGER_S
         if self.transport.can_write_eof():
             self.transport.write_eof()
         if not self.transport.is_reading():

@@ -26,20 +26,22 @@ class Watched(Protocol):
 
 
 class Clock:
-    """Reading it costs an attribute; a deadline costs a store. Both are true to within two ticks.
+    """Reading it costs an attribute, setting a deadline as much.
 
     Attributes:
         now_s: The loop's time at the last tick.
+        soon_s: What deadlines are counted from: so they are never early, and at most two ticks late.
         wall_s: Seconds since the epoch at the last tick.
         watched: What is looked at in every tick.
     """
 
-    __slots__ = ("_loop", "_timer", "now_s", "wall_s", "watched")
+    __slots__ = ("_loop", "_timer", "now_s", "soon_s", "wall_s", "watched")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
         self.now_s = loop.time()
+        self.soon_s = self.now_s + TICK_S
         self.wall_s = time.time()
         self.watched: set[Watched] = set()
 
@@ -53,10 +55,6 @@ class Clock:
             self._timer.cancel()
             self._timer = None
 
-    def deadline(self, timeout_s: float) -> float:
-        """Say when `timeout_s` seconds from now will be over: never early, at most two ticks late."""
-        return self.now_s + timeout_s + TICK_S
-
     def date(self) -> str:
         """Spell the current time for a `Date` field."""
         return http_date(time.gmtime(self.wall_s))
@@ -64,6 +62,7 @@ class Clock:
     def sweep(self) -> None:
         """Take the time and end what is past its deadline."""
         self.now_s = now = self._loop.time()
+        self.soon_s = now + TICK_S
         self.wall_s = time.time()
         for watched in tuple(self.watched):
             if watched.deadline_s < now:

@@ -286,10 +286,10 @@ class Exchange:
     def _await_answer(self) -> None:
         settings = self._context.settings
         timeout_s = settings.response_timeout_s if self.request_done else settings.idle_timeout_s
-        self._client.deadline_s = self._context.clock.deadline(timeout_s)
+        self._client.deadline_s = self._context.clock.soon_s + timeout_s
 
     def _await_bytes(self) -> None:
-        self._client.deadline_s = self._context.clock.deadline(self._context.settings.idle_timeout_s)
+        self._client.deadline_s = self._context.clock.soon_s + self._context.settings.idle_timeout_s
 
     # --- what goes wrong -----------------------------------------------------------------------------------------
 
@@ -343,11 +343,13 @@ class Exchange:
         """The answer is written: give the upstream back, and let the client connection go on."""
         upstream = self._upstream
         if upstream is not None and upstream.reusable and self.request_done:
+            self._over = True
             self._upstream = None
             if self._answer is not None:
                 self._answer.resume()
             self._context.pool.give_back(upstream)
-        self._end()
+        else:
+            self._end()
         self._client.on_exchange_done(keep_alive=self._keep_alive)
 
     def _end(self) -> None:

@@ -60,7 +60,7 @@ class LocalExchange:
     def begin(self) -> None:
         """Refuse what no endpoint takes, else answer as soon as the body is there."""
         head, context = self._head, self._context
-        self._client.deadline_s = context.clock.deadline(context.settings.header_timeout_s)
+        self._client.deadline_s = context.clock.soon_s + context.settings.header_timeout_s
         if head.method == b"CONNECT":
             self._refuse(NotImplementedHere("No tunnels here: use this gateway as the API's base URL."))
         elif not head.target.startswith((b"/", b"*")):

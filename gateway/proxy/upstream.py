@@ -121,13 +121,17 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        if self.reader is None:
+        reader = self.reader
+        if reader is None:
             # Nobody asked: a stale answer, or an attempt to answer the next request before it is made.
             self.close()
         elif self._answering:
-            self.reader.on_answer_bytes(data)
+            reader.on_answer_bytes(data)
         else:
-            self._read_head(self._buffer + data if self._buffer else data)
+            try:
+                self._read_heads(reader, self._buffer + data if self._buffer else data)
+            except UpstreamProtocolError as error:
+                reader.on_bad_answer(error)
 
     def eof_received(self) -> None:
         """See `asyncio.Protocol`."""
@@ -155,32 +159,22 @@ class UpstreamConnection(asyncio.Protocol):
         if self.reader is not None:
             self.reader.on_upstream_ready()
 
-    def _read_head(self, data: bytes) -> None:
+    def _read_heads(self, reader: AnswerReader, data: bytes) -> None:
         while self.reader is not None:
             end = data.find(HEAD_END)
-            if max(end, 0 if end >= 0 else len(data)) > MAX_HEAD_BYTES:
-                self._refuse("The upstream's answer head is longer than the gateway reads.")
-                return
+            if end > MAX_HEAD_BYTES or (end < 0 and len(data) > MAX_HEAD_BYTES):
+                raise UpstreamProtocolError("The upstream's answer head is longer than the gateway reads.")
             if end < 0:
                 self._buffer = data
                 return
-            try:
-                head = self._parser.parse(data[:end])
-            except UpstreamProtocolError as error:
-                self.reader.on_bad_answer(error)
-                return
+            head = self._parser.parse(data[:end])
             data = data[end + 4 :]
             if head.status >= 200:
                 self._buffer = b""
                 self._answering = True
-                self.reader.on_answer(head, data)
+                reader.on_answer(head, data)
                 return
             self._interims += 1
             if head.status == 101 or self._interims > MAX_INTERIM_ANSWERS:
-                self._refuse("The upstream switched protocols unasked, or sent interim answers without end.")
-                return
-            self.reader.on_interim(head)
-
-    def _refuse(self, detail: str) -> None:
-        if self.reader is not None:
-            self.reader.on_bad_answer(UpstreamProtocolError(detail))
+                raise UpstreamProtocolError("The upstream switched protocols unasked, or sent interims without end.")
+            reader.on_interim(head)
