@@ -45,7 +45,7 @@ from gateway.http1.message import (
     AnswerHead,
     RequestHead,
 )
-from gateway.http1.template import TemplateMemory
+from gateway.http1.template import Template, TemplateMemory
 
 if TYPE_CHECKING:
     from h11._headers import Headers
@@ -78,12 +78,11 @@ class RequestParser:
         start = _REQUEST_LINE.fullmatch(block, 0, end) if 0 < end <= MAX_LINE_BYTES else None
         if start is not None:
             head = RequestHead(start[1], start[2], 1 if start[3] == b"1" else 0)
-            known = self._templates.read(block, end)
-            if known is not None and known[0].minor == head.minor:
-                other, (head.lines, length, head.bearer) = known
-                head.keep_alive = other.keep_alive
-                head.length = other.length if length is None else int(length)
-                return head
+            if len(block) <= MAX_LINE_BYTES:  # else a value in it could be longer than a line may be
+                for template in self._templates.ready:
+                    match = template.match(block, end)
+                    if match is not None and template.head.minor == head.minor:
+                        return self._read_as(head, template, match)
             lines = block.split(CRLF)
             if len(lines) <= MAX_FIELDS + 1:
                 try:
@@ -101,6 +100,16 @@ class RequestParser:
             raise BadRequest(
                 "A field that frames or routes the request has a value that no request may have."
             ) from None
+        return head
+
+    def _read_as(self, head: RequestHead, template: Template[RequestHead], match: re.Match[bytes]) -> RequestHead:
+        if template is not self._templates.ready[0]:
+            self._templates.prefer(template)
+        other = template.head
+        head.keep_alive = other.keep_alive
+        head.lines = template.lines(match)
+        head.length = int(match[template.length]) if template.length else other.length
+        head.bearer = match[template.token] if template.token else None
         return head
 
     def _read(self, head: RequestHead, lines: list[bytes]) -> None:
@@ -162,12 +171,17 @@ class AnswerParser:
             return self._read_in_full(block)
         status, start_line, minor = start
         head = AnswerHead(status, start_line, minor)
-        known = self._templates.read(block, end)
-        if known is not None and known[0].minor == minor:
-            other, (head.lines, length, _) = known
-            head.keep_alive = other.keep_alive
-            head.length = other.length if length is None else int(length)
-            return head
+        if len(block) <= MAX_LINE_BYTES:  # else a value in it could be longer than a line may be
+            for template in self._templates.ready:
+                match = template.match(block, end)
+                if match is not None and template.head.minor == minor:
+                    if template is not self._templates.ready[0]:
+                        self._templates.prefer(template)
+                    other = template.head
+                    head.keep_alive = other.keep_alive
+                    head.lines = template.lines(match)
+                    head.length = int(match[template.length]) if template.length else other.length
+                    return head
         return self._read_in_full(block)
 
     def _read_in_full(self, block: bytes) -> AnswerHead:

@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from gateway.http1.fields import API_KEY, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, PLAIN
-from gateway.http1.message import CRLF, MAX_LINE_BYTES
+from gateway.http1.message import CRLF
 
 if TYPE_CHECKING:
     from gateway.http1.lines import LineMemory
@@ -40,27 +40,26 @@ _GAPS: Final = {
 Head = TypeVar("Head")
 
 
-Filled = tuple[list[bytes], bytes | None, bytes | None]
-"""What a template reads out of a head that fits it.
-
-A free place for the first line and the field lines to pass on, joined; the value of `Content-Length`; the client's
-token. None where the shape has no such line.
-"""
-
-
-class Template:
+class Template(Generic[Head]):
     """One shape of head, and the places in which heads of that shape differ.
 
     Args:
         lines: The field lines of one such head.
         kinds: What each of them means, of `fields`.
         changing: Which of them change: their indices.
+        head: That head, as it was read.
+
+    Attributes:
+        match: Takes a head and the end of its first line; None if the head does not fit, else its values.
+        length: The group of a match that is the value of `Content-Length`, or 0 if the shape has none.
+        token: The group of a match that is the client's token, or 0.
     """
 
-    __slots__ = ("_format", "_length", "_match", "_passed_on", "_token", "changing")
+    __slots__ = ("_format", "_passed_on", "changing", "head", "length", "match", "token")
 
-    def __init__(self, lines: list[bytes], kinds: list[int], changing: frozenset[int]) -> None:
+    def __init__(self, lines: list[bytes], kinds: list[int], changing: frozenset[int], head: Head) -> None:
         self.changing = changing
+        self.head = head
         pattern = kept = b""
         gaps: list[int] = []
         for index, (line, kind) in enumerate(zip(lines, kinds, strict=True)):
@@ -73,67 +72,49 @@ class Template:
             else:
                 pattern += re.escape(CRLF + line)
                 kept += CRLF + line.replace(b"%", b"%%") if passed_on else b""
-        self._match = re.compile(pattern).fullmatch
+        self.match = re.compile(pattern).fullmatch
         self._format = kept[2:]
         groups = list(enumerate(gaps, 1))
         self._passed_on = tuple(group for group, kind in groups if kind in (PLAIN, CONTENT_LENGTH))
-        self._length = next((group for group, kind in groups if kind == CONTENT_LENGTH), 0)
-        self._token = next((group for group, kind in groups if kind in _CREDENTIALS), 0)
+        self.length = next((group for group, kind in groups if kind == CONTENT_LENGTH), 0)
+        self.token = next((group for group, kind in groups if kind in _CREDENTIALS), 0)
 
-    def fill(self, block: bytes, position: int) -> Filled | None:
-        """Read a head of this shape.
-
-        Args:
-            block: The head, without the empty line that ends it.
-            position: The end of its first line.
-
-        Returns:
-            None if it does not fit; the parser has to read it.
-        """
-        match = self._match(block, position)
-        if match is None:
-            return None
+    def lines(self, match: re.Match[bytes]) -> list[bytes]:
+        """Return a free place for the first line, and the field lines to pass on, joined."""
         passed_on = self._passed_on
         joined = self._format % match.group(*passed_on) if passed_on else self._format % ()
-        length = match[self._length] if self._length else None
-        return [b"", joined] if joined else [b""], length, match[self._token] if self._token else None
+        return [b"", joined] if joined else [b""]
 
 
-class _Shape:
+class _Shape(Generic[Head]):
     """Heads with the same field names in the same order and spelling."""
 
     __slots__ = ("lines", "template", "tries")
 
     def __init__(self, lines: list[bytes]) -> None:
         self.lines = lines
-        self.template: Template | None = None
+        self.template: Template[Head] | None = None
         self.tries = 0
 
 
 class TemplateMemory(Generic[Head]):
-    """The templates of one parser, each with the head that was read in full. Bounded in number and in size."""
+    """The templates of one parser. Bounded in number and in size.
 
-    __slots__ = ("_ready", "_rest", "_shapes")
+    Attributes:
+        ready: Those there are; the one that fitted last comes first.
+    """
+
+    __slots__ = ("_rest", "_shapes", "ready")
 
     def __init__(self) -> None:
-        self._shapes: dict[tuple[bytes, ...], _Shape] = {}
-        self._ready: list[tuple[Template, Head]] = []
+        self._shapes: dict[tuple[bytes, ...], _Shape[Head]] = {}
+        self.ready: list[Template[Head]] = []
         self._rest = 0
 
-    def read(self, block: bytes, position: int) -> tuple[Head, Filled] | None:
-        """Find the template that a head fits; see `Template.fill`. Returns the head it was made from, too."""
-        if len(block) > MAX_LINE_BYTES:  # a value could be longer than a line may be
-            return None
-        ready = self._ready
-        for entry in ready:
-            template, head = entry
-            filled = template.fill(block, position)
-            if filled is not None:
-                if entry is not ready[0]:
-                    ready.remove(entry)
-                    ready.insert(0, entry)
-                return head, filled
-        return None
+    def prefer(self, template: Template[Head]) -> None:
+        """Try this one first from now on."""
+        self.ready.remove(template)
+        self.ready.insert(0, template)
 
     def learn(self, lines: list[bytes], memory: LineMemory, head: Head) -> None:
         """Remember a head that fitted no template and was read in full.
@@ -151,7 +132,7 @@ class TemplateMemory(Generic[Head]):
         if shape is None:
             if len(self._shapes) >= MAX_SHAPES:
                 self._shapes.clear()
-                self._ready.clear()
+                self.ready.clear()
             self._shapes[names] = _Shape(lines)
             return
         if shape.tries >= MAX_TRIES:
@@ -168,10 +149,11 @@ class TemplateMemory(Generic[Head]):
         if len(changing) > MAX_GAPS or any(kinds[index] not in _GAPS for index in changing):
             return
         self._rest = HEADS_A_TEMPLATE
-        old, shape.template = shape.template, Template(lines, kinds, frozenset(changing))
-        self._ready = [(template, known) for template, known in self._ready if template is not old]
-        self._ready.insert(0, (shape.template, head))
-        del self._ready[MAX_TEMPLATES:]
+        old, shape.template = shape.template, Template(lines, kinds, frozenset(changing), head)
+        if old in self.ready:
+            self.ready.remove(old)
+        self.ready.insert(0, shape.template)
+        del self.ready[MAX_TEMPLATES:]
 
 
 def _can_have_template(lines: list[bytes], kinds: list[int]) -> bool:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from gateway.config import Target
     from gateway.http1.message import RequestHead
 
+MAX_TARGETS: Final = 1024
+MAX_TARGET_REMEMBERED: Final = 256  # bytes
+
 # What some server might take for the end of a path segment, and for a dot segment with or without parameters.
 _SEPARATOR: Final = re.compile(rb"(?i)/|\\|%2f|%5c")
 _DOT: Final = re.compile(rb"(?i)\.|%2e")
@@ -25,10 +28,21 @@ class TargetRoute:
         target: Where requests go, and the key that they carry there.
     """
 
-    __slots__ = ("_base", "_host", "_key_query", "_own_field", "_prefix", "_tail", "_tail_chunked")
+    __slots__ = (
+        "_base",
+        "_host",
+        "_key_query",
+        "_own_field",
+        "_prefix",
+        "_prefixes",
+        "_starts",
+        "_tail",
+        "_tail_chunked",
+    )
 
     def __init__(self, target: Target) -> None:
         self._prefix = target.prefix
+        self._prefixes = (target.prefix + b"/", target.prefix + b"?")
         self._base = target.base_path
         self._host = b" HTTP/1.1\r\nHost: " + target.authority
         self._key_query = target.key_query
@@ -37,11 +51,11 @@ class TargetRoute:
         key = target.key_line + CRLF if target.key_line is not None else b""
         self._tail = key + CRLF
         self._tail_chunked = b"Transfer-Encoding: chunked\r\n" + key + CRLF
+        self._starts: dict[bytes, bytes] = {}
 
     def matches(self, target: bytes) -> bool:
         """Whether a request-target lies under this target's prefix."""
-        prefix = self._prefix
-        return target.startswith(prefix) and target[len(prefix) : len(prefix) + 1] in (b"/", b"?", b"")
+        return target.startswith(self._prefixes) or target == self._prefix
 
     def write_head(self, head: RequestHead) -> bytes:
         """Make the upstream's request head. Strips first, then adds, so that no client can name our fields.
@@ -49,24 +63,36 @@ class TargetRoute:
         Raises:
             BadRequest: The path's dot segments climb out of the prefix.
         """
-        path = head.target[len(self._prefix) :]
-        if (b"." in path or b"%2" in path) and _climbs(path.partition(b"?")[0]):
+        start = self._starts.get(head.target) or self._write_start(head.target)
+        lines = head.lines
+        if self._own_field is not None:
+            lines = fields.without(CRLF.join(lines).split(CRLF), (self._own_field,))
+        lines[0] = head.method + start
+        lines.append(self._tail_chunked if head.length == CHUNKED else self._tail)
+        return CRLF.join(lines)
+
+    def _write_start(self, target: bytes) -> bytes:
+        """Write what follows the method: the rest of the request line, and `Host`."""
+        path = target[len(self._prefix) :]
+        if _climbs(path.partition(b"?")[0]):
             raise BadRequest("The path climbs out of its prefix with dot segments.")
         if not path.startswith(b"/") and not self._base:
             path = b"/" + path
         path = self._base + path
         if self._key_query is not None:
             path += (b"&" if b"?" in path else b"?") + self._key_query
-        lines = head.lines
-        if self._own_field is not None:
-            lines = fields.without(CRLF.join(lines).split(CRLF), (self._own_field,))
-        lines[0] = head.method + b" " + path + self._host
-        lines.append(self._tail_chunked if head.length == CHUNKED else self._tail)
-        return CRLF.join(lines)
+        start = b" " + path + self._host
+        if len(target) <= MAX_TARGET_REMEMBERED:
+            if len(self._starts) >= MAX_TARGETS:
+                self._starts.clear()
+            self._starts[target] = start
+        return start
 
 
 def _climbs(path: bytes) -> bool:
     """Whether some server could read the path as leaving the directory it starts in."""
+    if b"." not in path and b"%2" not in path:
+        return False
     depth = 0
     for segment in _SEPARATOR.split(path)[1:]:
         plain = _DOT.sub(b".", segment.partition(b";")[0])
