@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gateway.config.values import lifetime_s
 from gateway.errors import BadRequest, Draining, MethodNotAllowed, NotAllowed, NotFound
+from gateway.http1.message import CRLF
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +77,8 @@ class Endpoints:
                 if self._admin_key is not None
                 else "Registering is for peers on the gateway's own machine, as long as no ADMIN_KEY is set."
             )
+        if not is_admin and _comes_from_a_page(head):
+            raise NotAllowed("Registering from a web page takes an ADMIN_KEY.")
         wishes = _read_wishes(body) if is_admin else {}
         try:
             token, claims = self._admission.issue(time.time(), **wishes)
@@ -99,6 +102,12 @@ class Endpoints:
 def _need(head: RequestHead, *methods: bytes) -> None:
     if head.method not in methods:
         raise MethodNotAllowed(b", ".join(methods).decode())
+
+
+def _comes_from_a_page(head: RequestHead) -> bool:
+    """Any page that a browser on this machine shows could otherwise mint tokens (DNS rebinding included)."""
+    lines = CRLF.join(head.lines).lower().split(CRLF)
+    return any(line.startswith((b"origin:", b"sec-fetch-site:")) for line in lines)
 
 
 def _json(status: int, members: dict[str, object]) -> Answer:

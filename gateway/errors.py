@@ -1,14 +1,11 @@
 """What can go wrong, as types: every refusal and failure that a user of the gateway can meet.
 
-An error says whose fault it was (`origin`) and whether the same request may be sent again without risk
-(`retryable`). Turning one into bytes is `http1.writer`'s work; deciding to raise one is everybody else's.
+Turning one into bytes is `http1.writer`'s work; deciding to raise one is everybody else's.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
-Origin = Literal["client", "gateway", "store", "upstream"]
+from typing import ClassVar
 
 
 class GatewayError(Exception):
@@ -21,8 +18,6 @@ class GatewayError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
-    origin: ClassVar[Origin] = "gateway"
-    retryable: ClassVar[bool] = False
     closes: ClassVar[bool] = False
     """Whether the client connection ends with this answer: what follows on it cannot be trusted."""
 
@@ -34,49 +29,49 @@ class GatewayError(Exception):
 class BadRequest(GatewayError):
     """The request is not HTTP/1.1 as this gateway accepts it."""
 
-    status, code, title, origin, closes = 400, "bad_request", "Bad request", "client", True
+    status, code, title, closes = 400, "bad_request", "Bad request", True
 
 
 class RequestTimeout(GatewayError):
     """The client did not send its head, or the next bytes of its body, in time."""
 
-    status, code, title, origin, closes = 408, "request_timeout", "Request timeout", "client", True
+    status, code, title, closes = 408, "request_timeout", "Request timeout", True
 
 
 class BodyTooLarge(GatewayError):
     """The request body is longer than `MAX_BODY`."""
 
-    status, code, title, origin, closes = 413, "body_too_large", "Body too large", "client", True
+    status, code, title, closes = 413, "body_too_large", "Body too large", True
 
 
 class TargetTooLong(GatewayError):
     """The request line is longer than the gateway reads."""
 
-    status, code, title, origin, closes = 414, "target_too_long", "Request target too long", "client", True
+    status, code, title, closes = 414, "target_too_long", "Request target too long", True
 
 
 class FieldsTooLarge(GatewayError):
     """The head has more fields, longer lines or more bytes than the gateway reads."""
 
-    status, code, title, origin, closes = 431, "fields_too_large", "Header fields too large", "client", True
+    status, code, title, closes = 431, "fields_too_large", "Header fields too large", True
 
 
 class HttpVersionUnsupported(GatewayError):
     """The request speaks a version other than HTTP/1.0 and HTTP/1.1."""
 
-    status, code, title, origin, closes = 505, "bad_request", "HTTP version not supported", "client", True
+    status, code, title, closes = 505, "bad_request", "HTTP version not supported", True
 
 
 class NotImplementedHere(GatewayError):
     """A method or transfer coding that the gateway does not have."""
 
-    status, code, title, origin, closes = 501, "not_implemented", "Not implemented", "client", True
+    status, code, title, closes = 501, "not_implemented", "Not implemented", True
 
 
 class TokenError(GatewayError):
     """The request carries no token that counts here (RFC 6750 §3)."""
 
-    status, code, title, origin = 401, "token_invalid", "Token invalid", "client"
+    status, code, title = 401, "token_invalid", "Token invalid"
 
 
 class TokenMissing(TokenError):
@@ -98,13 +93,13 @@ class TokenExpired(TokenError):
 class NotAllowed(GatewayError):
     """The caller has no right to this endpoint or target."""
 
-    status, code, title, origin = 403, "not_allowed", "Not allowed", "client"
+    status, code, title = 403, "not_allowed", "Not allowed"
 
 
 class NotFound(GatewayError):
     """No endpoint and no target has this path."""
 
-    status, code, title, origin = 404, "not_found", "Not found", "client"
+    status, code, title = 404, "not_found", "Not found"
 
 
 class MethodNotAllowed(GatewayError):
@@ -114,7 +109,7 @@ class MethodNotAllowed(GatewayError):
         allow: The methods it takes, as the `Allow` field lists them (RFC 9110 §10.2.1).
     """
 
-    status, code, title, origin = 405, "method_not_allowed", "Method not allowed", "client"
+    status, code, title = 405, "method_not_allowed", "Method not allowed"
 
     def __init__(self, allow: str) -> None:
         super().__init__(f"This endpoint takes {allow}.")
@@ -131,7 +126,7 @@ class RateLimited(GatewayError):
         retry_after_us: Microseconds until a place comes free.
     """
 
-    status, code, title, origin, retryable = 429, "rate_limited", "Rate limit exceeded", "client", True
+    status, code, title = 429, "rate_limited", "Rate limit exceeded"
 
     def __init__(self, policy: str, quota: int, window_s: int, retry_after_us: int) -> None:
         super().__init__(
@@ -152,39 +147,32 @@ class RateLimited(GatewayError):
 class UpstreamUnreachable(GatewayError):
     """No connection to the upstream could be made, or it ended before a byte of the answer."""
 
-    status, code, title, origin = 502, "upstream_unreachable", "Upstream unreachable", "upstream"
-    retryable = True
+    status, code, title = 502, "upstream_unreachable", "Upstream unreachable"
 
 
 class UpstreamProtocolError(GatewayError):
     """The upstream's answer is not HTTP/1.1 that could be passed on without ambiguity."""
 
-    status, code, title, origin = 502, "upstream_protocol", "Upstream protocol error", "upstream"
+    status, code, title = 502, "upstream_protocol", "Upstream protocol error"
 
 
 class UpstreamTimeout(GatewayError):
     """The upstream did not connect, or did not answer, in time."""
 
-    status, code, title, origin = 504, "upstream_timeout", "Upstream timeout", "upstream"
+    status, code, title = 504, "upstream_timeout", "Upstream timeout"
 
 
 class StoreUnavailable(GatewayError):
     """The limits could not be checked, so nothing was sent upstream."""
 
-    status, code, title, origin, retryable = (
-        503,
-        "store_unavailable",
-        "Limit store unavailable",
-        "store",
-        True,
-    )
+    status, code, title = 503, "store_unavailable", "Limit store unavailable"
     retry_after_s: ClassVar[int] = 1
 
 
 class Draining(GatewayError):
     """The instance is stopping and takes no new requests."""
 
-    status, code, title, origin, retryable, closes = 503, "draining", "Draining", "gateway", True, True
+    status, code, title, closes = 503, "draining", "Draining", True
     retry_after_s: ClassVar[int] = 1
 
 

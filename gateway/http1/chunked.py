@@ -39,6 +39,7 @@ class ChunkedBody:
     """
 
     __slots__ = (
+        "_checked",
         "_data",
         "_decode",
         "_error",
@@ -48,6 +49,7 @@ class ChunkedBody:
         "_position",
         "_state",
         "done",
+        "least_left",
         "seen_bytes",
     )
 
@@ -56,7 +58,9 @@ class ChunkedBody:
         self._decode = decode
         self._state = _LINE
         self._left = 0  # bytes of the current chunk
+        self._checked = 0  # bytes of the trailers that have nothing wrong in them
         self.done = False
+        self.least_left = 5  # "0" CRLF CRLF
         self.seen_bytes = 0
         # What feed works on: _data[_passed:_position] is checked and goes on as it is, behind what is in _out.
         self._data = b""
@@ -142,13 +146,17 @@ class ChunkedBody:
         if self._data.startswith(CRLF, start):
             self._position += 2
             self.done = True
+            self.least_left = 0
             return True
-        end = self._data.find(HEAD_END, start)
+        end = self._data.find(HEAD_END, max(start + self._checked - 3, start))
         section = self._data[start:] if end < 0 else self._data[start:end]
         if len(section) > MAX_TRAILER_BYTES:
             raise self._error(f"The trailers are longer than {MAX_TRAILER_BYTES} bytes.")
         try:
-            check_bytes(section.removesuffix(b"\r"))
+            # Each byte is looked at once; a CR at the very end may still get its LF.
+            checked = len(section) - section.endswith(b"\r")
+            check_bytes(section[self._checked : checked])
+            self._checked = checked
             if end < 0:
                 return False
             lines = section.split(CRLF)
@@ -160,6 +168,7 @@ class ChunkedBody:
             self._replace(start, end + 2, b"".join(line + CRLF for line in kept))
         self._position = end + len(HEAD_END)
         self.done = True
+        self.least_left = 0
         return True
 
     def _replace(self, start: int, end: int, by: bytes) -> None:

@@ -17,6 +17,8 @@ class Body(Protocol):
 
     done: bool
     """Whether the last byte of the body has been fed."""
+    least_left: int
+    """How many bytes have still to be fed, at the least."""
     seen_bytes: int
     """How many bytes of content were fed, chunk framing not counted."""
 
@@ -32,22 +34,22 @@ class Body(Protocol):
 class LengthBody:
     """A body of known length: bytes are counted and passed on as the objects they came as."""
 
-    __slots__ = ("_left", "done", "seen_bytes")
+    __slots__ = ("done", "least_left", "seen_bytes")
 
     def __init__(self, length: int) -> None:
-        self._left = length
+        self.least_left = length
         self.done = length == 0
         self.seen_bytes = 0
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """See `Body.feed`."""
-        left = self._left
+        left = self.least_left
         size = len(data)
         if size < left:
-            self._left = left - size
+            self.least_left = left - size
             self.seen_bytes += size
             return data, b""
-        self._left = 0
+        self.least_left = 0
         self.done = True
         self.seen_bytes += left
         if size == left:
@@ -58,10 +60,11 @@ class LengthBody:
 class UntilCloseBody:
     """A body that ends when its connection does (RFC 9112 §6.3 rule 8)."""
 
-    __slots__ = ("done", "seen_bytes")
+    __slots__ = ("done", "least_left", "seen_bytes")
 
     def __init__(self) -> None:
         self.done = False
+        self.least_left = 0
         self.seen_bytes = 0
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
-from gateway.errors import MethodNotAllowed, RateLimited, TokenError, TokenMissing
+from gateway.errors import Draining, MethodNotAllowed, RateLimited, StoreUnavailable, TokenError, TokenMissing
+from gateway.http1.fields import without
 from gateway.http1.message import CHUNKED, CRLF, HEAD_END
 
 if TYPE_CHECKING:
@@ -102,9 +103,9 @@ def answer_head(head: AnswerHead, minor: int, limits: bytes, timing: bytes, *, k
         timing: The `Server-Timing` line, which goes behind the upstream's own.
         keep_alive: Whether the client connection goes on.
     """
-    lines = head.lines
+    lines = _without_length(head.lines) if head.status == 204 else head.lines
     lines[0] = head.start_line
-    if head.length == CHUNKED and minor == 1:
+    if head.length == CHUNKED and minor == 1 and head.status != 204:
         lines.append(b"Transfer-Encoding: chunked")
     if not keep_alive:
         lines.append(b"Connection: close")
@@ -112,6 +113,18 @@ def answer_head(head: AnswerHead, minor: int, limits: bytes, timing: bytes, *, k
         lines.append(b"Connection: keep-alive")
     lines += (limits, timing, CRLF)
     return CRLF.join(lines)
+
+
+def interim_head(head: AnswerHead) -> bytes:
+    """Write an interim (1xx) answer of the upstream's as it goes to the client."""
+    lines = _without_length(head.lines)
+    lines[0] = head.start_line
+    return CRLF.join(lines) + HEAD_END
+
+
+def _without_length(lines: list[bytes]) -> list[bytes]:
+    """What has no body must not say how long it is (RFC 9110 §8.6)."""
+    return without(CRLF.join(lines).split(CRLF), (b"content-length",))
 
 
 def problem(error: GatewayError) -> bytes:
@@ -141,8 +154,8 @@ def error_fields(error: GatewayError) -> list[tuple[str, str]]:
         fields.append(("WWW-Authenticate", _challenge(error)))
     elif isinstance(error, MethodNotAllowed):
         fields.append(("Allow", error.allow))
-    elif error.status == 503:
-        fields.append(("Retry-After", "1"))
+    elif isinstance(error, StoreUnavailable | Draining):
+        fields.append(("Retry-After", str(error.retry_after_s)))
     return fields
 
 

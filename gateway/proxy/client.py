@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
+import sys
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, cast
 
 from gateway.errors import Draining, FieldsTooLarge, GatewayError, RequestTimeout
 from gateway.http1 import writer
-from gateway.http1.message import HEAD_END, MAX_HEAD_BYTES
+from gateway.http1.message import CRLF, HEAD_END, MAX_HEAD_BYTES
 from gateway.http1.partial import PartialHead
 from gateway.proxy.clock import NEVER
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.hangup import HangupWatch
 from gateway.proxy.local import LocalExchange
+from gateway.proxy.relay import untaken
+from gateway.proxy.reset import reset
 
 if TYPE_CHECKING:
     from gateway.http1.message import RequestHead
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 MAX_PIPELINED_BYTES: Final = 64 * 1024
 LINGER_S: Final = 2.0
 MAX_LINGER_BYTES: Final = 1024 * 1024
-
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class ClientConnection(asyncio.Protocol):
@@ -40,9 +39,12 @@ class ClientConnection(asyncio.Protocol):
         "_buffer",
         "_context",
         "_exchange",
-        "_hangup",
+        "_half_closed",
+        "_held_back",
         "_lingering_bytes",
         "_partial",
+        "_untaken_bytes",
+        "_watch",
         "deadline_s",
         "transport",
         "writable",
@@ -57,7 +59,10 @@ class ClientConnection(asyncio.Protocol):
         self._buffer = b""
         self._partial: PartialHead | None = None
         self._advancing = False
-        self._hangup: HangupWatch | None = None
+        self._watch: HangupWatch | None = None
+        self._untaken_bytes = sys.maxsize
+        self._half_closed = False
+        self._held_back = False  # there are more requests than are read for now
         self._lingering_bytes = -1  # not lingering
 
     # --- what the transport says ---------------------------------------------------------------------------------
@@ -66,6 +71,9 @@ class ClientConnection(asyncio.Protocol):
         """See `asyncio.Protocol`."""
         self.transport = cast("asyncio.Transport", transport)
         context = self._context
+        if context.draining:  # it was accepted before the listener closed
+            self.transport.abort()
+            return
         context.connections.add(self)
         context.clock.watched.add(self)
         self.deadline_s = context.clock.soon_s + context.settings.keepalive_timeout_s
@@ -82,23 +90,22 @@ class ClientConnection(asyncio.Protocol):
         self._buffer = self._buffer + data if self._buffer else data
         if self._exchange is None and self.writable:
             self._advance()
-        elif len(self._buffer) > MAX_PIPELINED_BYTES:
+        if len(self._buffer) > MAX_PIPELINED_BYTES and self.transport.is_reading():
             self.transport.pause_reading()
+            self._held_back = True
 
     def eof_received(self) -> bool:
         """See `asyncio.Protocol`. A client may end its side and still wait for its answer (RFC 9112 §9.6)."""
         exchange = self._exchange
         if exchange is None or not exchange.request_done:
             return False
-        if self._hangup is not None:
-            self._hangup.stop()
-        self._hangup = HangupWatch(
-            self._context.loop,
-            self.transport,
-            self.abort,
-            answering=exchange.answer_started,
-            may_probe=self._takes_interim,
+        self.unwatch()
+        self._half_closed = True
+        self._watch = HangupWatch(
+            self._context.loop, self.transport, self.abort, self._missing_bytes, self._takes_interim
         )
+        if exchange.is_answering:
+            self._watch.expect_the_end()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -110,8 +117,7 @@ class ClientConnection(asyncio.Protocol):
         self._context.clock.watched.discard(self)
         self.deadline_s = NEVER
         self._buffer = b""
-        if self._hangup is not None:
-            self._hangup.stop()
+        self.unwatch()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.on_client_lost()
@@ -119,6 +125,7 @@ class ClientConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """See `asyncio.BaseProtocol`."""
         self.writable = False
+        self._untaken_bytes = untaken(self.transport)
         if self._exchange is not None:
             self._exchange.on_client_full()
 
@@ -133,7 +140,9 @@ class ClientConnection(asyncio.Protocol):
     def on_deadline(self) -> None:
         """See `clock.Watched`."""
         self.deadline_s = NEVER
-        if self.transport.is_closing():
+        if self._still_takes():
+            self.deadline_s = self._context.clock.soon_s + self._context.settings.idle_timeout_s
+        elif self.transport.is_closing():
             self.transport.abort()
         elif self._exchange is not None:
             self._exchange.on_deadline()
@@ -141,6 +150,12 @@ class ClientConnection(asyncio.Protocol):
             self.close()
         else:
             self.refuse(RequestTimeout("The request head did not come in time."), None, keep_alive=False)
+
+    def _still_takes(self) -> bool:
+        """Whether the client has taken some of what waits for it since this was last asked: it is only slow."""
+        before = self._untaken_bytes
+        self._untaken_bytes = untaken(self.transport)
+        return 0 < self._untaken_bytes < before
 
     # --- requests ------------------------------------------------------------------------------------------------
 
@@ -160,6 +175,8 @@ class ClientConnection(asyncio.Protocol):
                 break
             self._start(head)
         self._advancing = False
+        if self._held_back:
+            self.read_on()
 
     def _next_head(self) -> RequestHead | None:
         """Take the next head out of the buffer, if it is all there.
@@ -176,7 +193,7 @@ class ClientConnection(asyncio.Protocol):
             self._buffer = whole
         data = self._buffer
         end = data.find(HEAD_END)
-        if end < 0 or data.startswith(b"\r"):
+        if end < 0 or data.startswith(CRLF):
             return self._begin_partial(data)
         if end > MAX_HEAD_BYTES:
             raise FieldsTooLarge(f"The head is longer than {MAX_HEAD_BYTES} bytes.")
@@ -251,7 +268,7 @@ class ClientConnection(asyncio.Protocol):
             else:
                 self.close()
             return
-        if self._hangup is not None and not self._buffer:
+        if self._half_closed and not self._buffer:
             self.close()
             return
         context = self._context
@@ -261,10 +278,23 @@ class ClientConnection(asyncio.Protocol):
     def _go_on(self) -> None:
         if self.transport.is_closing():
             return
-        if not self.transport.is_reading() and self._hangup is None and self._lingering_bytes < 0:
-            self.transport.resume_reading()
         if self._buffer:
             self._advance()
+        if not self.transport.is_reading():
+            self.read_on()
+
+    def read_on(self) -> None:
+        """Read again, unless what was read is more than enough for now."""
+        exchange = self._exchange
+        if (
+            len(self._buffer) <= MAX_PIPELINED_BYTES
+            and (exchange is None or exchange.request_done)
+            and not self._half_closed
+            and self._lingering_bytes < 0
+            and not self.transport.is_closing()
+        ):
+            self._held_back = False
+            self.transport.resume_reading()
 
     # --- the end -------------------------------------------------------------------------------------------------
 
@@ -275,10 +305,7 @@ class ClientConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Reset the connection, so that the client cannot take what it has for the whole."""
-        sock = self.transport.get_extra_info("socket")
-        if sock is not None and not self.transport.is_closing():
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self.transport.abort()
+        reset(self.transport)
 
     def drain(self) -> None:
         """The gateway is stopping: close now if idle, else after the answer under way."""
@@ -303,6 +330,20 @@ class ClientConnection(asyncio.Protocol):
         if self._lingering_bytes > MAX_LINGER_BYTES:
             self.transport.close()
 
+    def watch_unread(self) -> None:
+        """Look now and then whether the client has gone, while it is not read and the transport cannot tell."""
+        if self._watch is None:
+            self._watch = HangupWatch(self._context.loop, self.transport, self.abort, self._missing_bytes, _never)
+
+    def unwatch(self) -> None:
+        """Look no more."""
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
+
+    def _missing_bytes(self) -> int:
+        return self._exchange.missing_bytes if self._exchange is not None else 0
+
     def _takes_interim(self) -> bool:
         return self._exchange is not None and self._exchange.takes_interim
 
@@ -310,8 +351,14 @@ class ClientConnection(asyncio.Protocol):
     def is_local(self) -> bool:
         """Whether the peer is on this machine: loopback, or a unix socket."""
         peer = self.transport.get_extra_info("peername")
-        if not isinstance(peer, tuple):
+        if isinstance(peer, str | bytes):  # the name of a unix socket
             return True
+        if peer is None:  # it has gone already
+            return False
         address = ip_address(peer[0].partition("%")[0])
         mapped = getattr(address, "ipv4_mapped", None)
         return (mapped or address).is_loopback
+
+
+def _never() -> bool:
+    return False

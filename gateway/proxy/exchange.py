@@ -22,9 +22,9 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.http1 import framing, writer
-from gateway.http1.message import CHUNKED, CRLF, HEAD_END, UNTIL_CLOSE
+from gateway.http1.message import CHUNKED, UNTIL_CLOSE
 from gateway.proxy.clock import NEVER
-from gateway.proxy.relay import Relay
+from gateway.proxy.relay import Relay, untaken
 
 if TYPE_CHECKING:
     import asyncio
@@ -57,7 +57,7 @@ class Exchange:
         "_context", "_client", "_head", "_keep_alive", "_over",  # the exchange
         "_subject", "_verdict", "_sent", "_connecting", "_upstream",  # what it holds
         "request_done", "_request", "_content", "_upload",  # on the way up
-        "answer_started", "_answer",  # on the way down
+        "answer_started", "_answered_early", "_answer", "_untaken_bytes",  # on the way down
         "_lap_began_s", "_own_s",  # time spent
     )
     # fmt: on
@@ -80,6 +80,8 @@ class Exchange:
         self._content = b""
         self._upload: Relay | None = None
         self.answer_started = False
+        self._answered_early = False
+        self._untaken_bytes = 0
         self._answer: Relay | None = None
 
     def take_first(self, data: bytes) -> bytes:
@@ -165,6 +167,8 @@ class Exchange:
         connection.begin(self, request)
         if upload is not None:
             upload.open(connection.transport)
+            if not connection.writable:  # the first bytes have filled it already
+                self.on_upstream_full()
         self._await_answer()
 
     # --- relay ---------------------------------------------------------------------------------------------------
@@ -188,8 +192,8 @@ class Exchange:
         """Pass a 1xx answer on, but not to an HTTP/1.0 client (RFC 9110 §15.2)."""
         self._request = b""  # it has been heard: nothing may be sent twice
         if self._head.minor == 1:
-            head.lines[0] = head.start_line
-            self._client.write(CRLF.join(head.lines) + HEAD_END)
+            self._context.route.hide_key(head)
+            self._client.write(writer.interim_head(head))
 
     def on_answer(self, head: AnswerHead, rest: bytes) -> None:
         """Write the answer's head, and what has come of its body, in one piece."""
@@ -198,6 +202,7 @@ class Exchange:
         self._lap_began_s = now_s
         upstream, client = self._upstream, self._client
         assert upstream is not None  # noqa: S101 - it is the one that calls
+        self._answered_early = not self.request_done
         length = framing.answer_length(self._head.method, head)
         upstream.reusable = head.keep_alive and length != UNTIL_CLOSE
         if length == len(rest):  # all of it is here: nothing to relay
@@ -216,7 +221,7 @@ class Exchange:
         client.write(self._answer_head(head, length, upstream_s) + answer.take_held())
         answer.open(client.transport)
         if not client.writable:
-            answer.pause()
+            self.on_client_full()
         self._after_bytes(extra)
 
     def _answer_head(self, head: AnswerHead, length: int, upstream_s: float) -> bytes:
@@ -229,6 +234,7 @@ class Exchange:
         limits = self._subject.limit_lines(self._verdict)
         own_ms, upstream_ms = (self._own_s + perf_counter() - self._lap_began_s) * 1e3, upstream_s * 1e3
         timing = b"Server-Timing: gateway;dur=%.3f, upstream;dur=%.3f" % (own_ms, upstream_ms)
+        self._context.route.hide_key(head)
         return writer.answer_head(head, minor, limits, timing, keep_alive=self._keep_alive)
 
     def on_answer_bytes(self, data: bytes) -> None:
@@ -259,6 +265,16 @@ class Exchange:
             self._abort()
 
     @property
+    def missing_bytes(self) -> int:
+        """How many bytes of the request have not been read yet, at the least."""
+        return 0 if self._upload is None else self._upload.body.least_left
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the answer began behind the whole request: who ends his side now has read enough."""
+        return self.answer_started and not self._answered_early
+
+    @property
     def takes_interim(self) -> bool:
         """Whether an interim answer may still be written to the client (RFC 9110 §15.2)."""
         return self._head.minor == 1 and not self.answer_started
@@ -272,16 +288,24 @@ class Exchange:
         """The client has caught up."""
         if self._answer is not None:
             self._answer.resume()
+            self._await_bytes()
 
     def on_upstream_full(self) -> None:
         """See `upstream.AnswerReader`."""
-        if self._upload is not None:
+        if self._upload is not None and self._upstream is not None and not self.request_done:
+            self._untaken_bytes = untaken(self._upstream.transport)
             self._upload.pause()
+            self._client.watch_unread()
 
     def on_upstream_ready(self) -> None:
         """See `upstream.AnswerReader`."""
         if self._upload is not None:
-            self._upload.resume()
+            self._client.unwatch()
+            if self.request_done:
+                self._client.read_on()
+            else:
+                self._upload.resume()
+        self._await_answer()
 
     def _await_answer(self) -> None:
         settings = self._context.settings
@@ -296,6 +320,7 @@ class Exchange:
     def on_upstream_lost(self, *, unsent: bool, heard: bool) -> None:
         """Try once more where that can bill nobody twice; else say so, or cut what had begun."""
         connection, self._upstream = self._upstream, None
+        self._lap_began_s = perf_counter() - self._own_s  # what this upstream took is not the gateway's share
         stale = connection is not None and connection.reused and not heard
         if self.answer_started:
             self._abort()
@@ -313,8 +338,12 @@ class Exchange:
         self._end()
 
     def on_deadline(self) -> None:
-        """What was waited for did not come in time."""
-        if not self.request_done and self._client.transport.is_reading():
+        """What was waited for did not come in time; unless the upstream is only slow, and still takes bytes."""
+        before = self._untaken_bytes
+        self._untaken_bytes = untaken(self._upstream.transport) if self._upstream is not None else 0
+        if 0 < self._untaken_bytes < before:
+            self._await_bytes()
+        elif not self.request_done and self._client.transport.is_reading():
             self._refuse(RequestTimeout("The request body did not come in time."))
         else:
             self._refuse(UpstreamTimeout("The upstream did not answer in time."))
@@ -342,7 +371,7 @@ class Exchange:
     def _finish(self) -> None:
         """The answer is written: give the upstream back, and let the client connection go on."""
         upstream = self._upstream
-        if upstream is not None and upstream.reusable and self.request_done:
+        if upstream is not None and upstream.reusable and self.request_done and self._all_sent(upstream):
             self._over = True
             self._upstream = None
             if self._answer is not None:
@@ -351,6 +380,10 @@ class Exchange:
         else:
             self._end()
         self._client.on_exchange_done(keep_alive=self._keep_alive)
+
+    def _all_sent(self, upstream: UpstreamConnection) -> bool:
+        # What is left of this request would hold up the next one.
+        return upstream.transport.get_write_buffer_size() == 0
 
     def _end(self) -> None:
         """Let go of everything that is not the client's; a place that nothing was sent for is given back."""

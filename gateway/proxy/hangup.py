@@ -9,7 +9,11 @@ is there before anybody looks.
 
 from __future__ import annotations
 
+import fcntl
+import select
 import socket
+import sys
+import termios
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -21,33 +25,37 @@ LOOK_EVERY_S: Final = 0.05
 
 
 class HangupWatch:
-    """Watches one half-closed connection. There are few of them, so each may have a timer.
+    """Watches one connection that is half-closed or not read. There are few of them, so each may have a timer.
 
     Args:
         loop: Runs the timer.
         transport: The client's.
         on_hangup: Called once, if the client turns out to be gone.
-        answering: Whether a byte of the answer had been written when the client ended its side.
+        missing_bytes: Says how many bytes of the request have still to be read, at the least.
         may_probe: Says whether an interim answer may be sent now: to an HTTP/1.1 client, before the final one.
     """
 
-    __slots__ = ("_answering", "_loop", "_may_probe", "_on_hangup", "_timer", "_transport")
+    __slots__ = ("_is_the_end", "_loop", "_may_probe", "_missing_bytes", "_on_hangup", "_timer", "_transport")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         transport: asyncio.Transport,
         on_hangup: Callable[[], None],
-        *,
-        answering: bool,
+        missing_bytes: Callable[[], int],
         may_probe: Callable[[], bool],
     ) -> None:
         self._loop = loop
         self._transport = transport
         self._on_hangup = on_hangup
-        self._answering = answering
+        self._missing_bytes = missing_bytes
+        self._is_the_end = False
         self._may_probe: Callable[[], bool] | None = may_probe
         self._timer = loop.call_later(PROBE_AFTER_S, self._look)
+
+    def expect_the_end(self) -> None:
+        """Take it for a hang-up at the first look, if there is one."""
+        self._is_the_end = True
 
     def stop(self) -> None:
         """Watch no longer."""
@@ -57,10 +65,24 @@ class HangupWatch:
         sock = self._transport.get_extra_info("socket")
         if self._transport.is_closing() or sock is None:
             return
-        if self._answering or sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        if self._is_the_end or _is_lost(sock, self._missing_bytes()):
             self._on_hangup()
             return
         if self._may_probe is not None and self._may_probe():
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._may_probe = None
         self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)
+
+
+def _is_lost(sock: socket.socket, missing_bytes: int) -> bool:
+    """Whether the peer has reset the connection, or has ended it before all that is missing."""
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        return True
+    if missing_bytes == 0 or sock.fileno() < 0:
+        return False
+    ended = select.poll()
+    ended.register(sock.fileno(), select.POLLRDHUP)
+    if not ended.poll(0):
+        return False
+    unread_bytes = int.from_bytes(fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
+    return unread_bytes < missing_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway.errors import UpstreamTimeout, UpstreamUnreachable
 from gateway.proxy.clock import TICK_S
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from gateway.proxy.clock import Clock
 
     Dial = Callable[[UpstreamConnection], Awaitable[None]]
+
+QUIET_S: Final = 1.0
 
 _log = logging.getLogger("gateway.upstream")
 
@@ -56,6 +58,8 @@ class UpstreamPool:
         self._idle: list[UpstreamConnection] = []
         self._connecting: set[asyncio.Task[None]] = set()
         self._open: set[UpstreamConnection] = set()
+        self._failures = 0
+        self._quiet_until_s = 0.0
         self.deadline_s = 0.0
 
     def take(self) -> UpstreamConnection | None:
@@ -102,6 +106,14 @@ class UpstreamPool:
         if connection in self._idle:
             self._idle.remove(connection)
 
+    def _warn(self, message: str, failure: OSError) -> None:
+        """Log once a second at most: an outage has a failure for every request."""
+        self._failures += 1
+        if self._clock.now_s >= self._quiet_until_s:
+            _log.warning(message + " (%d since the last such line)", failure, self._failures)
+            self._quiet_until_s = self._clock.now_s + QUIET_S
+            self._failures = 0
+
     async def _connect(self, waiter: Connector) -> None:
         error: GatewayError
         try:
@@ -111,10 +123,10 @@ class UpstreamPool:
         except TimeoutError:
             error = UpstreamTimeout("The upstream did not accept a connection in time.")
         except ssl.SSLError as failure:
-            _log.warning("TLS to the upstream failed: %s", failure)
+            self._warn("TLS to the upstream failed: %s", failure)
             error = UpstreamUnreachable("The upstream's TLS certificate or handshake was not acceptable.")
         except OSError as failure:
-            _log.warning("cannot connect to the upstream: %s", failure)
+            self._warn("cannot connect to the upstream: %s", failure)
             error = UpstreamUnreachable("No connection to the upstream could be made.")
         else:
             self._open.add(connection)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import sys
+import termios
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import BodyTooLarge
@@ -13,6 +16,16 @@ if TYPE_CHECKING:
 
 MAX_HELD_BYTES: Final = 64 * 1024
 """How much of a body waits for the far end to be known, before its source is no longer read."""
+
+
+def untaken(transport: asyncio.Transport) -> int:
+    """Count the bytes that the far end has not yet taken: in the transport's buffer, and in the kernel's."""
+    count = transport.get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.fileno() >= 0:
+        # tcp(7), SIOCOUTQ: what is in the send queue, unsent or not acknowledged.
+        count += int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    return count
 
 
 class Relay:
@@ -71,7 +84,8 @@ class Relay:
     def open(self, sink: asyncio.Transport) -> None:
         """Pass bytes on to `sink` from now on."""
         self._sink = sink
-        self.resume()
+        if not self.body.done:  # else it is not for this body that the source is not read
+            self.resume()
 
     def pause(self) -> None:
         """Stop reading the source: the far end is slower."""

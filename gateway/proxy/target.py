@@ -11,7 +11,7 @@ from gateway.http1.message import CHUNKED, CRLF
 
 if TYPE_CHECKING:
     from gateway.config import Target
-    from gateway.http1.message import RequestHead
+    from gateway.http1.message import AnswerHead, RequestHead
 
 MAX_TARGETS: Final = 1024
 MAX_TARGET_REMEMBERED: Final = 256  # bytes
@@ -70,6 +70,12 @@ class TargetRoute:
         lines[0] = head.method + start
         lines.append(self._tail_chunked if head.length == CHUNKED else self._tail)
         return CRLF.join(lines)
+
+    def hide_key(self, head: AnswerHead) -> None:
+        """Cut the key out of an answer's fields, where it went upstream in the query and may come back in a URL."""
+        if self._key_query is not None and any(self._key_query in line for line in head.lines):
+            for shown, left in ((b"?%b&", b"?"), (b"&%b", b""), (b"?%b", b"")):
+                head.lines = [line.replace(shown % self._key_query, left) for line in head.lines]
 
     def _write_start(self, target: bytes) -> bytes:
         """Write what follows the method: the rest of the request line, and `Host`."""

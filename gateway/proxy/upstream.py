@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from gateway.errors import UpstreamProtocolError
 from gateway.http1.message import HEAD_END, MAX_HEAD_BYTES
+from gateway.proxy.reset import reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +64,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     Args:
         parser: The process's answer parser.
-        on_end: Called once, when the connection is closed or has become unfit for another request.
+        on_end: Called when the connection is closed, and again when its transport has told of the end.
     """
 
     __slots__ = (
@@ -79,6 +80,7 @@ class UpstreamConnection(asyncio.Protocol):
         "reusable",
         "reused",
         "transport",
+        "writable",
     )
 
     def __init__(self, parser: AnswerParser, on_end: Callable[[UpstreamConnection], None]) -> None:
@@ -88,6 +90,7 @@ class UpstreamConnection(asyncio.Protocol):
         # For the connection.
         self.transport = cast("asyncio.Transport", None)
         self.reused = False
+        self.writable = True
         self.idle_until_s = 0.0
         # For the exchange.
         # Without a reader, whatever arrives ends the connection.
@@ -110,9 +113,11 @@ class UpstreamConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """End the connection now. Never waits: a TLS peer that answers no close_notify would hold it for 30 s."""
-        self.reader = None
+        in_use, self.reader = self.reader is not None, None
         self._on_end(self)
-        if self.transport is not None:
+        if in_use:
+            reset(self.transport)
+        elif self.transport is not None:
             self.transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -151,11 +156,13 @@ class UpstreamConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """See `asyncio.BaseProtocol`."""
+        self.writable = False
         if self.reader is not None:
             self.reader.on_upstream_full()
 
     def resume_writing(self) -> None:
         """See `asyncio.BaseProtocol`."""
+        self.writable = True
         if self.reader is not None:
             self.reader.on_upstream_ready()
 

@@ -72,6 +72,10 @@ def parse_redis_url(url: str) -> RedisAddress:
         return _unix_address(parts, username, password)
     if not parts.hostname:
         raise ValueError(f"the URL names no host; {_EXAMPLE}")
+    try:
+        parts.hostname.encode("idna")
+    except UnicodeError:
+        raise ValueError(f"the URL's host is not a host name; {_EXAMPLE}") from None
     if port == 0:
         raise ValueError(f"the URL's port is not from 1 to 65535; {_EXAMPLE}")
     if parts.query:

@@ -56,6 +56,7 @@ class Connection(asyncio.Protocol):
         "_loop",
         "_on_end",
         "_outgoing",
+        "_postponed",
         "_reader",
         "_retired",
         "_sent_s",
@@ -81,6 +82,7 @@ class Connection(asyncio.Protocol):
         self._late: deque[Recipient] = deque()
         self._waiting: deque[tuple[Recipient, Any, float]] = deque()
         self._watch: asyncio.TimerHandle | None = None
+        self._postponed = False
         # For this tick.
         self._outgoing: list[bytes] = []
         self._sent_s = 0.0
@@ -178,10 +180,12 @@ class Connection(asyncio.Protocol):
 
     def _abandon_overdue(self, due_s: float) -> None:
         now_s = self._loop.time()
-        if now_s - due_s > _STALL_S:
+        if now_s - due_s > _STALL_S and not self._postponed:
             # uvloop runs timers before it reads sockets: read first, then judge.
+            self._postponed = True
             self._watch_until(now_s + _TICK_S)
             return
+        self._postponed = False
         self._watch = None
         waiting = self._waiting
         while waiting and waiting[0][2] + self._timeout_s <= now_s + _TICK_S:
