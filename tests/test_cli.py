@@ -35,6 +35,8 @@ CANARIES = {
     "REDIS_URL": "redis://canary-user:canary-phrase@127.0.0.1:1/0",
 }
 
+BROKEN_PEM = b"-----BEGIN CERTIFICATE-----\nbm8gY2VydGlmaWNhdGU=\n-----END CERTIFICATE-----\n"
+
 
 def environment(**settings: str) -> dict[str, str]:
     """Return this process's environment with no setting but these."""
@@ -228,6 +230,24 @@ def test_redis_that_does_not_answer_at_start_is_a_failure_at_run_time() -> None:
     with free_port() as port:
         redis = f"redis://canary-user:canary-phrase@127.0.0.1:{port}/0"
         assert_no_canary(refused(run(TARGET_API_URL=URL, GATEWAY_LISTEN="127.0.0.1:0", REDIS_URL=redis), 1))
+
+
+@pytest.mark.parametrize("command", ["serve", "check-config"])
+@pytest.mark.parametrize("host", ["a..b", "." + "a" * 8, "a" * 64])
+def test_a_redis_host_that_is_no_name_is_bad_usage(command: str, host: str) -> None:
+    redis = f"redis://canary-user:canary-phrase@{host}:6379/0"
+    message = refused(run(command, TARGET_API_URL=URL, GATEWAY_LISTEN="127.0.0.1:0", REDIS_URL=redis), 2)
+    assert "REDIS_URL" in message
+    assert_no_canary(message)
+
+
+@pytest.mark.parametrize("content", [b"", b"no certificate", b"\x30\x82\x03\xff\x00", b"\xff\xfe", BROKEN_PEM])
+@pytest.mark.parametrize("command", ["serve", "check-config"])
+def test_roots_that_are_no_pem_are_bad_usage(tmp_path: Path, command: str, content: bytes) -> None:
+    roots = tmp_path / "roots.pem"
+    roots.write_bytes(content)
+    result = run(command, TARGET_API_URL=URL, GATEWAY_LISTEN="127.0.0.1:0", TARGET_CA_FILE=str(roots))
+    assert "TARGET_CA_FILE" in refused(result, 2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

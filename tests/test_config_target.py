@@ -6,6 +6,7 @@ import base64
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 
 from gateway.config import Config, Target
 from gateway.errors import ConfigError
@@ -203,7 +204,14 @@ def test_a_target_next_door_is_fine() -> None:
 
 def test_ca_file(tmp_path: Path) -> None:
     roots = tmp_path / "roots.pem"
-    roots.write_text("-----BEGIN CERTIFICATE-----\n", encoding="ascii")
+    trustme.CA().cert_pem.write_to_path(str(roots))
     assert target(target_ca_file=str(roots)).ca_file == str(roots)
     assert "not a readable file" in refusal(target_ca_file=str(tmp_path))
     assert "not a readable file" in refusal(target_ca_file=str(tmp_path / "none.pem"))
+
+
+@pytest.mark.parametrize("content", [b"", b"no certificate", b"\x30\x82\x03\xff\x00"])
+def test_a_ca_file_without_a_certificate_is_refused(tmp_path: Path, content: bytes) -> None:
+    roots = tmp_path / "roots.pem"
+    roots.write_bytes(content)
+    assert "target_ca_file" in refusal(target_ca_file=str(roots)).lower()

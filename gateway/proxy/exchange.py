@@ -161,6 +161,7 @@ class Exchange:
         request = self._request + (self._content if upload is None else upload.take_held())
         self._request = request if self.request_done else b""
         self._content = b""
+        self._untaken_bytes = len(request)
         now_s = perf_counter()
         self._own_s = now_s - self._lap_began_s
         self._lap_began_s = now_s
@@ -341,8 +342,8 @@ class Exchange:
         """What was waited for did not come in time; unless the upstream is only slow, and still takes bytes."""
         before = self._untaken_bytes
         self._untaken_bytes = untaken(self._upstream.transport) if self._upstream is not None else 0
-        if 0 < self._untaken_bytes < before:
-            self._await_bytes()
+        if 0 < self._untaken_bytes < before and not self.answer_started:
+            self._await_answer()
         elif not self.request_done and self._client.transport.is_reading():
             self._refuse(RequestTimeout("The request body did not come in time."))
         else:

@@ -136,6 +136,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Hand each reply to the command that has waited longest, for Redis answers in order."""
         self._reader.feed(data)
+        self._postponed = False
         next_reply, late, waiting = self._reader.gets, self._late, self._waiting
         try:
             while (reply := next_reply()) is not _NOTHING:

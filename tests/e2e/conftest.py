@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-ON_BOTH = {"test_sockets", "test_tls"}
+ON_BOTH = {"test_bounds", "test_sockets", "test_tls"}
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

@@ -10,6 +10,7 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from gateway.errors import BadRequest, GatewayError, UpstreamProtocolError
+from gateway.http1 import chunked, gate
 from gateway.http1.chunked import MAX_CHUNK_LINE_BYTES, MAX_TRAILER_BYTES, ChunkedBody
 from tests.http1.heads import MANY
 from tests.kit.wire import Incomplete, read_chunks
@@ -273,3 +274,37 @@ def test_many_tiny_chunks_cost_time_in_proportion() -> None:
     assert body.feed(chunk * 50_000)[0] == chunk * 50_000
     body = ChunkedBody(BadRequest, decode=True)
     assert body.feed(chunk * 50_000)[0] == b"x" * 50_000
+
+
+# --- work ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [1, 2, 7])
+@pytest.mark.parametrize("line", [b"x" * 60 + b"\r\n", b"\r\n"])
+def test_each_byte_of_the_trailers_is_looked_at_once(monkeypatch: pytest.MonkeyPatch, line: bytes, step: int) -> None:
+    looked_at = 0
+
+    def counting(piece: bytes) -> None:
+        nonlocal looked_at
+        looked_at += len(piece)
+        gate.check_bytes(piece)
+
+    monkeypatch.setattr(chunked, "check_bytes", counting)
+    lines = b"".join(b"A%03d:" % number + line for number in range(90))
+    trailers = lines + b"\r\n"
+    data = b"0\r\n" + trailers
+    body = ChunkedBody(BadRequest)
+    forwarded = b"".join(body.feed(data[at : at + step])[0] for at in range(0, len(data), step))
+    assert body.done
+    assert forwarded == data
+    # A CR may be looked at again, together with what follows it.
+    assert len(lines) - 2 <= looked_at <= len(trailers) + 2 * lines.count(b"\r")
+
+
+@pytest.mark.parametrize("wrong", [b"\rx", b"\n", b"\x00", b"\r\r\n", b"x\r\n\rx"])
+@pytest.mark.parametrize("before", [b"", b"A: b\r\n", b"A: b\r\nC: "])
+def test_a_wrong_byte_in_the_trailers_is_seen_wherever_it_is_cut(before: bytes, wrong: bytes) -> None:
+    sent = b"0\r\n" + before + wrong
+    assert walk(sent) == by_byte(sent) == MALFORMED
+    for cut in range(len(sent)):
+        assert walk(sent, [cut]) == MALFORMED

@@ -71,6 +71,10 @@ class _Peer:
     def reads_on(self) -> None:
         self._loop.act(self.transport.peer_reads_on)
 
+    def reads(self, size: int) -> None:
+        """Read so much of what waits, and rest again."""
+        self._loop.act(self.transport.peer_reads, size)
+
     @property
     def state(self) -> str:
         """What the gateway made of the connection: `open`, `half-closed`, `closed` in good order, or `aborted`."""

@@ -53,6 +53,10 @@ class ScriptLoop(asyncio.SelectorEventLoop):
         self.call_soon(action, *args)
         self.settle()
 
+    def take_long(self, seconds: float) -> None:
+        """Let time pass within a callback, as one does that computes for so long."""
+        self._now_s += seconds
+
     def pass_time(self, seconds: float) -> None:
         """Let time pass, a tick of the gateway's clock at a time."""
         end_s = self._now_s + seconds

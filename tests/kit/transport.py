@@ -6,6 +6,8 @@ It does what uvloop's TCP transport does, and asyncio's: `tests/test_kit.py` hol
 from __future__ import annotations
 
 import asyncio
+import functools
+import socket
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
 
 HIGH_WATER_BYTES: Final = 64 * 1024  # what asyncio's transports start with
 LOW_WATER_BYTES: Final = HIGH_WATER_BYTES // 4
+
+
+@functools.cache
+def _untouched() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair()
 
 
 class FakeSocket:
@@ -29,6 +36,10 @@ class FakeSocket:
     def getsockopt(self, level: int, option: int) -> int:
         del level, option
         return self.error
+
+    def fileno(self) -> int:
+        """Return a descriptor to ask about: nothing lies in its queues, for the peer takes all that is written."""
+        return _untouched()[0].fileno()
 
 
 class FakeTransport(asyncio.Transport):
@@ -159,9 +170,14 @@ class FakeTransport(asyncio.Transport):
         """The buffer empties, and the protocol hears of it."""
         self._peer_reads = True
         self._flush()
-        if self._protocol_paused and len(self._buffer) <= self._low:
-            self._protocol_paused = False
-            self._protocol.resume_writing()
+        self._say_ready()
+
+    def peer_reads(self, size: int) -> None:
+        """So much of the buffer leaves; then the peer rests again."""
+        self._peer_reads = False
+        self._wire += self._buffer[:size]
+        del self._buffer[:size]
+        self._say_ready()
 
     def take(self) -> bytes:
         """Return what the peer has received since it was asked last."""
@@ -175,6 +191,11 @@ class FakeTransport(asyncio.Transport):
         return sum(len(data) for data in self._incoming if data is not None)
 
     # ---------------------------------------------------------------------------------------------------------------
+
+    def _say_ready(self) -> None:
+        if self._protocol_paused and len(self._buffer) <= self._low:
+            self._protocol_paused = False
+            self._protocol.resume_writing()
 
     def _deliver(self) -> None:
         while self._incoming and self.is_reading():

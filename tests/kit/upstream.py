@@ -154,7 +154,9 @@ class Call:
         return raw + line
 
     def write(self, data: bytes) -> None:
-        self.writer.write(data)
+        # uvloop raises where asyncio says nothing: on a connection that the gateway has reset.
+        if not self.writer.is_closing():
+            self.writer.write(data)
 
     async def send(self, data: bytes) -> None:
         """Write, and wait as long as the gateway reads slower than this."""

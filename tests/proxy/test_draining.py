@@ -88,12 +88,38 @@ def test_no_request_begins_behind_the_one_under_way(play: Playbook) -> None:
 def test_readiness_ends_and_says_why(play: Playbook) -> None:
     play.client.sends(b"GET /readyz HTTP/1.1\r\nHost: h\r\n\r\n")
     assert play.client.answer().status == 200
+    other = play.connect()
     play.context.draining = True
     play.client.sends(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
     answer = play.client.answer()
     assert (answer.status, answer.value(b"connection")) == (200, b"close")
-    other = play.connect()
     other.sends(b"GET /readyz HTTP/1.1\r\nHost: h\r\n\r\n")
     refusal = other.problem(503, "draining")
     assert refusal.value(b"retry-after") == b"1"
     assert other.is_ended
+
+
+def test_a_connection_that_was_accepted_before_the_listener_closed_gets_nothing_begun(play: Playbook) -> None:
+    drain(play)
+    play.loop.settle()
+    late = play.connect()
+    late.sends(play.request(b"GET", b"/api/x"))
+    assert late.state == "aborted"
+    assert late.transport.lost
+    late.got_nothing()
+    assert not play.context.connections
+    assert (play.dials, play.used()) == (0, 0)
+
+
+def test_a_late_connection_does_not_say_that_the_last_has_ended(play: Playbook) -> None:
+    play.client.sends(play.request(b"GET", b"/api/x"))
+    drain(play)
+    late = play.connect()
+    play.loop.settle()
+    assert late.transport.lost
+    assert not play.context.emptied.is_set()
+    assert len(play.context.connections) == 1
+    play.upstream.answers()
+    assert play.client.answer().body == b"hi"
+    play.loop.settle()
+    assert not play.context.connections

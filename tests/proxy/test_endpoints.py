@@ -57,7 +57,7 @@ def test_a_local_peer_registers_and_the_token_works(play: Playbook) -> None:
 
 
 @pytest.mark.parametrize(
-    "peer", [("127.0.0.1", 1), ("127.8.9.10", 1), ("::1", 1, 0, 0), ("::ffff:127.0.0.1", 1, 0, 0), "", b"", None]
+    "peer", [("127.0.0.1", 1), ("127.8.9.10", 1), ("::1", 1, 0, 0), ("::ffff:127.0.0.1", 1, 0, 0), "", b""]
 )
 def test_local_is_loopback_and_unix_sockets(play: Playbook, peer: object) -> None:
     client = play.connect(peer)
@@ -69,6 +69,7 @@ def test_local_is_loopback_and_unix_sockets(play: Playbook, peer: object) -> Non
     "peer",
     [
         ELSEWHERE,
+        None,
         ("10.0.0.1", 1),
         ("192.168.0.1", 1),
         ("2001:db8::1", 1, 0, 0),
@@ -104,6 +105,39 @@ def test_with_an_admin_key_nobody_registers_without_it(guarded: Playbook, peer: 
     ask(client, b"POST", b"/register", line)
     refusal = client.problem(403, "not_allowed")
     assert ADMIN_KEY not in refusal.body
+
+
+PAGES = [
+    b"Origin: http://rebound.example:3000",
+    b"origin: null",
+    b"Sec-Fetch-Site: same-origin",
+    b"sec-fetch-site: cross-site",
+    b"Origin:",
+]
+
+
+@pytest.mark.parametrize("line", PAGES)
+@pytest.mark.parametrize("around", [(), (b"Accept: */*", b"User-Agent: Mozilla/5.0")])
+def test_a_web_page_on_this_machine_registers_nothing(play: Playbook, line: bytes, around: tuple[bytes, ...]) -> None:
+    ask(play.client, b"POST", b"/register", *around, line, *around[:1])
+    refusal = play.client.problem(403, "not_allowed")
+    assert b"gw_" not in refusal.body
+    assert play.client.state == "open"
+
+
+@pytest.mark.parametrize("line", PAGES)
+def test_a_web_page_registers_with_the_admin_key_and_not_without(guarded: Playbook, line: bytes) -> None:
+    ask(guarded.client, b"POST", b"/register", line)
+    guarded.client.problem(403, "not_allowed")
+    ask(guarded.client, b"POST", b"/register", line, ADMIN)
+    minted(guarded.client.answer())
+
+
+def test_a_field_that_only_looks_like_a_pages_does_not_matter(play: Playbook) -> None:
+    ask(
+        play.client, b"POST", b"/register", b"X-Origin: a", b"Origin-Trial: b", b"Sec-Fetch-Mode: cors", b"X: Origin: c"
+    )
+    minted(play.client.answer())
 
 
 def test_a_clients_token_is_no_admin_key(guarded: Playbook) -> None:

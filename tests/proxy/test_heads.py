@@ -222,3 +222,55 @@ def test_a_line_and_a_head_up_to_the_limit_are_fine(play: Playbook) -> None:
     assert [name + b": " + value for name, value in request.fields[1:-1]] == fields
     play.upstream.answers()
     assert play.client.answer().status == 200
+
+
+# --- empty lines that are none ---------------------------------------------------------------------------------------
+
+
+def pieces(data: bytes, cut: str) -> list[bytes]:
+    """Cut a request where it may come apart."""
+    if cut == "whole":
+        return [data]
+    if cut == "bytes":
+        return [data[at : at + 1] for at in range(len(data))]
+    return [data[: int(cut)], data[int(cut) :]]
+
+
+@pytest.mark.parametrize("cut", ["whole", "bytes", "1", "2", "3"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\rX\r\n\r\n",
+        b"\rGET /healthz HTTP/1.1\r\nHost: h\r\n\r\n",
+        b"\r\r\n\r\n",
+        b"\r\n\rX\r\n\r\n",
+        b"\r" + b"A" * 10_000,
+        b"\rX\r\n\r\n" + b"A" * 200_000,
+    ],
+)
+def test_a_bare_cr_before_a_request_is_refused_at_once(play: Playbook, data: bytes, cut: str) -> None:
+    if cut == "bytes":
+        data = data[:100]
+    play.client.sends(*pieces(data, cut))
+    refusal = play.client.problem(400, "bad_request")
+    assert refusal.value(b"connection") == b"close"
+    assert play.client.is_ended
+    assert play.dials == 0
+    play.client.sends(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+    play.client.got_nothing()
+
+
+def test_a_bare_cr_behind_a_request_leaves_that_its_answer(play: Playbook) -> None:
+    play.client.sends(play.request(b"GET", b"/api/x") + b"\rX\r\n\r\n")
+    play.upstream.request()
+    play.upstream.answers()
+    assert play.client.answer().body == b"hi"
+    play.client.problem(400, "bad_request")
+    assert play.client.is_ended
+
+
+@pytest.mark.parametrize("cut", ["whole", "bytes", "1", "2", "3"])
+def test_empty_lines_before_a_request_are_still_ignored(play: Playbook, cut: str) -> None:
+    play.client.sends(*pieces(b"\r\n\r\nGET /healthz HTTP/1.1\r\nHost: h\r\n\r\n", cut))
+    assert play.client.answer().status == 200
+    assert play.client.state == "open"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hiredis
 import pytest
 
 from gateway.stores.pipeline import Connection
+from tests.kit.script import ScriptLoop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 class Transport(asyncio.Transport):
@@ -157,6 +161,71 @@ async def test_a_late_timer_reads_replies_before_it_judges() -> None:
     bench.connection.data_received(b":1\r\n")
     assert bench.notes.notes == [("a", 1)]
     bench.connection.end("done")
+
+
+class Standing:
+    """A bench on a loop each of whose turns takes long, as where a lot is computed."""
+
+    def __init__(self, turn_s: float) -> None:
+        self.loop = ScriptLoop()
+        self._turn_s = turn_s
+        self.loop.act(self._open)
+
+    def turns(self, count: int) -> None:
+        """Let so many turns pass."""
+        self.loop.act(self._take_turn, count)
+
+    def _open(self) -> None:
+        self.bench = Bench(timeout_s=0.1)
+
+    def _take_turn(self, left: int) -> None:
+        self.loop.take_long(self._turn_s)
+        if left > 1:
+            self.loop.call_soon(self._take_turn, left - 1)
+
+
+@pytest.fixture
+def standing() -> Iterator[Callable[[float], Standing]]:
+    made: list[Standing] = []
+
+    def make(turn_s: float) -> Standing:
+        made.append(Standing(turn_s))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.loop.act(one.bench.connection.end, "done")
+        one.loop.close()
+
+
+@pytest.mark.parametrize("turn_s", [0.005, 0.015, 0.025, 0.03, 0.05, 0.2])
+def test_a_loop_that_is_always_late_still_judges(standing: Callable[[float], Standing], turn_s: float) -> None:
+    busy = standing(turn_s)
+    bench, loop = busy.bench, busy.loop
+    began_s = loop.time()
+    loop.act(bench.connection.send, b"<a>", bench.notes, "a")
+    while loop.time() + turn_s < began_s + 0.1:
+        busy.turns(1)
+    assert bench.notes.notes == []
+    busy.turns(8)
+    assert bench.notes.notes == [("a", "Redis did not answer within 100 ms.")]
+
+
+def test_a_loop_that_stands_still_again_and_again_puts_off_its_judgement_each_time(
+    standing: Callable[[float], Standing],
+) -> None:
+    busy = standing(0.03)
+    bench, loop = busy.bench, busy.loop
+    for context in ("a", "b", "c"):
+        loop.act(bench.connection.send, b"<%s>" % context.encode(), bench.notes, context)
+        # The timer comes first, the reply that lay in the socket after it.
+        loop.take_long(0.5)
+        loop.settle()
+        assert bench.notes.notes == []
+        loop.act(bench.connection.data_received, b":1\r\n")
+        assert bench.notes.notes.pop() == (context, 1)
+        busy.turns(8)
+    assert bench.notes.notes == []
 
 
 async def test_a_retired_connection_ends_with_its_last_reply() -> None:

@@ -1,0 +1,325 @@
+"""Cases that need no event loop: heads, bodies, tokens, and limits in the embedded store.
+
+What only some of them need is imported by those: under valgrind an import takes seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from itertools import count, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import h11
+
+from gateway.errors import TokenInvalid, UpstreamProtocolError
+from gateway.http1 import framing, writer
+from gateway.http1.message import CHUNKED
+from gateway.http1.parser import AnswerParser, RequestParser
+from gateway.limits import parse_limits
+from gateway.stores.memory import MemoryStore
+from perf import messages
+from perf.bench import EVENT_BODIES, LARGE_BODIES, ROUND, SLOW_ROUND, Bench, CheckError, each, expect, twin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from gateway.admission import Admission
+    from gateway.errors import StoreUnavailable
+    from gateway.proxy.target import TargetRoute
+    from gateway.stores import Plan, Verdict
+    from gateway.tokens import TokenSigner
+
+CHUNKS_IN_64K: Final = 16
+EVENTS: Final = 1000
+_READ_BYTES: Final = 64 * 1024
+_TOKEN: Final = b"gw_" + b"Q" * 98 + b"." + b"m" * 43
+_NOW_S: Final = 1_800_000_000
+_LIMITS: Final = b'RateLimit-Policy: "minute";q=60;w=60\r\nRateLimit: "minute";r=%d;t=1'
+_TIMING: Final = b"Server-Timing: gateway;dur=0.%03d, upstream;dur=412.771"
+
+
+class LastVerdict:
+    """A waiter that keeps what it was told last."""
+
+    def __init__(self) -> None:
+        self.verdict: Verdict | None = None
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        """See `stores.Waiter`."""
+        self.verdict = verdict
+
+    def on_store_loss(self, error: StoreUnavailable) -> None:
+        """See `stores.Waiter`."""
+        raise error
+
+
+# --- heads -----------------------------------------------------------------------------------------------------------
+
+
+def parse_request() -> Bench:
+    """Set up: a canonical request head, as nearly all are."""
+    return _parse_request(lambda head: head, ROUND, by_h11=False)
+
+
+def parse_request_by_h11() -> Bench:
+    """Set up: a field line without the space behind its colon, which is legal and rare."""
+    return _parse_request(lambda head: head.replace(b"X-Request-Id: ", b"X-Request-Id:"), SLOW_ROUND, by_h11=True)
+
+
+def _parse_request(spell: Callable[[bytes], bytes], operations: int, *, by_h11: bool) -> Bench:
+    parser, route, numbers = RequestParser(), _route(), messages.numbers()
+
+    def fresh() -> list[bytes]:
+        return [spell(messages.request_head(number, _TOKEN)) for number in islice(numbers, operations)]
+
+    def check() -> None:
+        number = next(numbers)
+        block = spell(messages.request_head(number, _TOKEN))
+        expect("whether h11 was asked", _runs_h11(partial(parser.parse, block)), by_h11)
+        head, expected = parser.parse(block), messages.sent_upstream(number)
+        expect("the method", head.method, b"POST")
+        expect("the target", head.target, b"/api/chat/completions")
+        expect("the token", head.bearer, _TOKEN)
+        expect("the body's length", head.length, len(expected.body))
+        expect("whether the connection persists", head.keep_alive, True)
+        (written,) = messages.split(route.write_head(head) + expected.body)
+        expect("what goes upstream", written, expected)
+
+    return each(fresh, parser.parse, check)
+
+
+def parse_answer() -> Bench:
+    """Set up: an answer head."""
+    parser, numbers = AnswerParser(), messages.numbers()
+
+    def fresh() -> list[bytes]:
+        return [messages.answer_head(number) for number in islice(numbers, ROUND)]
+
+    def check() -> None:
+        number = next(numbers)
+        head, expected = parser.parse(messages.answer_head(number)), messages.sent_to_client(number)
+        expect("the status", head.status, 200)
+        expect("the body's length", head.length, len(expected.body))
+        expect("whether the connection persists", head.keep_alive, True)
+
+    return each(fresh, parser.parse, check)
+
+
+def write_request() -> Bench:
+    """Set up: parsed request heads, each to be written once."""
+    parser, route, numbers = RequestParser(), _route(), messages.numbers()
+
+    def fresh() -> list[Any]:
+        return [parser.parse(messages.request_head(number, _TOKEN)) for number in islice(numbers, ROUND)]
+
+    def check() -> None:
+        number = next(numbers)
+        head, expected = parser.parse(messages.request_head(number, _TOKEN)), messages.sent_upstream(number)
+        (written,) = messages.split(route.write_head(head) + expected.body)
+        expect("what goes upstream", written, expected)
+
+    return each(fresh, route.write_head, check)
+
+
+def write_answer() -> Bench:
+    """Set up: parsed answer heads, each to be written once, and the lines that the gateway adds to them."""
+    parser, numbers = AnswerParser(), messages.numbers()
+
+    def inputs(number: int) -> tuple[Any, bytes, bytes]:
+        return parser.parse(messages.answer_head(number)), _LIMITS % (number % 60), _TIMING % (number % 1000)
+
+    def fresh() -> list[Any]:
+        return [inputs(number) for number in islice(numbers, ROUND)]
+
+    def run(prepared: Sequence[Any]) -> None:
+        for head, limits, timing in prepared:
+            writer.answer_head(head, 1, limits, timing, keep_alive=True)
+
+    def idle(prepared: Sequence[Any]) -> None:
+        for _head, _limits, _timing in prepared:
+            pass
+
+    def check() -> None:
+        number = next(numbers)
+        head, limits, timing = inputs(number)
+        expected = messages.sent_to_client(number)
+        (written,) = messages.split(writer.answer_head(head, 1, limits, timing, keep_alive=True) + expected.body)
+        added = {*limits.split(b"\r\n"), timing}
+        expect("what goes to the client", written, expected._replace(fields=expected.fields | added))
+
+    return Bench(fresh, run, idle, check)
+
+
+def _route() -> TargetRoute:
+    from gateway import Config
+    from gateway.proxy.target import TargetRoute
+
+    return TargetRoute(Config(target_api_url=messages.TARGET_URL, target_api_key=messages.KEY).settings.target)
+
+
+def _runs_h11(function: Callable[[], object]) -> bool:
+    """Say whether a call ends up in h11's code."""
+    home, files = str(Path(h11.__file__).parent), set()
+    sys.setprofile(lambda frame, _event, _argument: files.add(frame.f_code.co_filename))
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return any(file.startswith(home) for file in files)
+
+
+# --- bodies ----------------------------------------------------------------------------------------------------------
+
+
+def chunked_64k() -> Bench:
+    """Set up: 64 KiB in chunks of 4 KiB, in reads that end anywhere."""
+    content = bytes(65 + at % 26 for at in range(4096 - len(b"1000000 ")))
+    return _chunked(LARGE_BODIES, CHUNKS_IN_64K, content, _cut)
+
+
+def chunked_tiny() -> Bench:
+    """Set up: 1000 chunks of 51 bytes that come together."""
+    return _chunked(EVENT_BODIES, EVENTS, b'data: {"delta":{"content":"token"},"i":0}\n\n', _cut)
+
+
+def chunked_events() -> Bench:
+    """Set up: 1000 chunks of 51 bytes, each in a read of its own, as an upstream streams events."""
+    return _chunked(EVENT_BODIES, EVENTS, b'data: {"delta":{"content":"token"},"i":0}\n\n', lambda chunks: chunks)
+
+
+def _cut(chunks: list[bytes]) -> list[bytes]:
+    body = b"".join(chunks)
+    return [body[at : at + _READ_BYTES] for at in range(0, len(body), _READ_BYTES)]
+
+
+def _chunked(bodies: int, chunks: int, content: bytes, cut: Callable[[list[bytes]], list[bytes]]) -> Bench:
+    numbers = messages.numbers()
+    head = AnswerParser().parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked")
+
+    def fresh() -> list[list[bytes]]:
+        return [cut(messages.chunked(number, chunks, content)) for number in islice(numbers, bodies)]
+
+    def run(inputs: Sequence[list[bytes]]) -> None:
+        for reads in inputs:
+            body = framing.body(framing.answer_length(b"POST", head), UpstreamProtocolError)
+            for read in reads:
+                body.feed(read)
+
+    def idle(inputs: Sequence[list[bytes]]) -> None:
+        for reads in inputs:
+            for _ in reads:
+                pass
+
+    def check() -> None:
+        expect("the body's length", head.length, CHUNKED)
+        reads = cut(messages.chunked(next(numbers), chunks, content))
+        body = framing.body(framing.answer_length(b"POST", head), UpstreamProtocolError)
+        passed_on = [body.feed(read) for read in reads]
+        expect("what is passed on", b"".join(forward for forward, _ in passed_on), b"".join(reads))
+        expect("what is behind the end", passed_on[-1][1], b"")
+        expect("whether the body is whole", body.done, True)
+        try:
+            framing.body(CHUNKED, UpstreamProtocolError).feed(b"1\r\nno\r\n")
+        except UpstreamProtocolError:
+            return
+        raise CheckError("a chunk longer than its size was passed on")
+
+    return Bench(fresh, run, idle, check)
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def token_seen() -> Bench:
+    """Set up: 1000 tokens, each verified before; their bytes come anew."""
+    admission, _ = _admission()
+    issued = [admission.issue(_NOW_S, ttl_s=3600) for _ in range(ROUND)]
+    for token, _ in issued:
+        admission.authenticate(token.encode(), _NOW_S)
+
+    def fresh() -> list[bytes]:
+        return [token.encode() for token, _ in issued]
+
+    def run(tokens: Sequence[bytes]) -> None:
+        for token in tokens:
+            admission.authenticate(token, _NOW_S)
+
+    def check() -> None:
+        for token, claims in issued:
+            expect("whose token it is", admission.authenticate(token.encode(), _NOW_S).id, claims.id)
+
+    return Bench(fresh, run, twin, check)
+
+
+def token_unseen() -> Bench:
+    """Set up: tokens that were never verified."""
+    admission, signer = _admission()
+
+    def fresh() -> list[bytes]:
+        return [admission.issue(_NOW_S, ttl_s=3600)[0].encode() for _ in range(SLOW_ROUND)]
+
+    def check() -> None:
+        token, claims = admission.issue(_NOW_S, ttl_s=3600)
+        expect("what the token grants", signer.verify(token.encode(), now_s=_NOW_S), claims)
+        try:
+            signer.verify(token.encode().replace(b"gw_", b"gw_A"), now_s=_NOW_S)
+        except TokenInvalid:
+            return
+        raise CheckError("a changed token was taken")
+
+    return each(fresh, partial(signer.verify, now_s=_NOW_S), check)
+
+
+def _admission() -> tuple[Admission, TokenSigner]:
+    from gateway.admission import Admission
+    from gateway.tokens import TokenSigner
+
+    signer = TokenSigner([b"perf" * 8])
+    return Admission(MemoryStore(), signer, parse_limits("60/minute"), (), None), signer
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def limit_1() -> Bench:
+    """Set up: one limit."""
+    return _limits("100000/minute")
+
+
+def limit_3() -> Bench:
+    """Set up: three limits; the shortest moves on to its next segment at every fifth check."""
+    return _limits("10000/second,1000000/minute,100000000/day")
+
+
+def _limits(text: str) -> Bench:
+    # A clock of its own, as costly as the real one, so that what is counted does not hang on the machine's pace.
+    ticks = count(10**12, 50_000)
+    store = MemoryStore(lambda: next(ticks) // 1000)
+    policies = parse_limits(text)
+    plans = [store.plan(f"subject-{number}", policies) for number in range(64)]
+    waiter = LastVerdict()
+
+    def fresh() -> list[Plan]:
+        return [plans[at % len(plans)] for at in range(ROUND)]
+
+    def run(inputs: Sequence[Plan]) -> None:
+        for plan in inputs:
+            store.check(plan, waiter)
+
+    def check() -> None:
+        plan = store.plan("checked", parse_limits("2/day"))
+        verdicts = []
+        for _ in range(3):
+            store.check(plan, waiter)
+            verdicts.append(waiter.verdict)
+        told = [verdict and (verdict.admitted, verdict.policy, verdict.remaining) for verdict in verdicts]
+        expect("what two places a day allow", told, [(True, 0, 1), (True, 0, 0), (False, 0, 0)])
+        for verdict in verdicts[:2]:
+            if verdict is not None:
+                store.refund(plan, verdict.at_us)
+        store.check(plans[0], waiter)
+        expect("whether the measured checks admit", waiter.verdict and waiter.verdict.admitted, True)
+
+    return Bench(fresh, run, twin, check)

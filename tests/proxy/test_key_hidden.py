@@ -1,0 +1,98 @@
+"""A key that goes upstream in the query stays there: no field of an answer brings it back to the client."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kit.playbook import KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.kit.playbook import Playbook
+    from tests.kit.wire import Message
+
+PAIR = b"key=" + KEY.encode()
+
+
+@pytest.fixture
+def keyed(make_play: Callable[..., Playbook]) -> Playbook:
+    return make_play(target_api_auth="query:key")
+
+
+def redirected(play: Playbook, target: bytes, *lines: bytes) -> Message:
+    """Ask, let the upstream answer with these lines, and see that the key is in none of what the client gets."""
+    play.client.sends(play.request(b"GET", target))
+    play.upstream.answers(b"", b"301 Moved Permanently", *lines)
+    assert KEY.encode() not in play.client.unread
+    return play.client.answer()
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        (b"/v1/x/?%b", b"/v1/x/"),
+        (b"/v1/x/?a=1&%b", b"/v1/x/?a=1"),
+        (b"/v1/x/?a=1&%b&b=2", b"/v1/x/?a=1&b=2"),
+        (b"/v1/x/?%b&b=2", b"/v1/x/?b=2"),
+        (b"/v1/x/?%b#top", b"/v1/x/#top"),
+        (b"http://api.test:8080/v1/x/?a=1&%b#top", b"http://api.test:8080/v1/x/?a=1#top"),
+        (b"?%b", b""),
+        (b"/v1/x/?key=another&%b", b"/v1/x/?key=another"),
+    ],
+)
+def test_a_redirect_to_where_the_request_went_has_no_key(keyed: Playbook, location: bytes, shown: bytes) -> None:
+    answer = redirected(keyed, b"/api/x?a=1", b"X-One: 1", b"Location: " + location % PAIR, b"X-Two: 2")
+    assert answer.status == 301
+    found = answer.value(b"location")
+    assert found is not None
+    # A '?' or '&' that is left with nothing behind it does no harm.
+    assert found.replace(b"?&", b"?").rstrip(b"?&") == shown or found == shown
+    assert (answer.value(b"x-one"), answer.value(b"x-two")) == (b"1", b"2")
+    assert keyed.client.state == keyed.upstream.state == "open"
+
+
+@pytest.mark.parametrize("name", [b"Location", b"Content-Location", b"Link", b"Refresh", b"X-Request-Url", b"location"])
+def test_no_field_has_the_key(keyed: Playbook, name: bytes) -> None:
+    value = b'<http://api.test:8080/v1/x?page=2&%b>; rel="next", <?page=9&%b>; rel="last"' % (PAIR, PAIR)
+    answer = redirected(keyed, b"/api/x?page=1", name + b": " + value)
+    assert answer.value(name) == b'<http://api.test:8080/v1/x?page=2>; rel="next", <?page=9>; rel="last"'
+
+
+def test_neither_has_an_interim_answer(keyed: Playbook) -> None:
+    keyed.client.sends(keyed.request(b"GET", b"/api/x"))
+    assert PAIR in keyed.upstream.request().start
+    keyed.upstream.sends(b"HTTP/1.1 103 Early Hints\r\nLink: </v1/x.css?a=1&%b>; rel=preload\r\n\r\n" % PAIR)
+    assert keyed.client.head().value(b"link") == b"</v1/x.css?a=1>; rel=preload"
+
+
+@pytest.mark.parametrize("framing", [b"Transfer-Encoding: chunked", b"X-Until: close", b"Content-Length: 9"])
+def test_nor_has_the_head_of_an_answer_that_streams(keyed: Playbook, framing: bytes) -> None:
+    keyed.client.sends(keyed.request(b"GET", b"/api/x"))
+    keyed.upstream.sends(b"HTTP/1.1 200 OK\r\nContent-Location: /v1/x?%b\r\n" % PAIR + framing + b"\r\n\r\n")
+    assert KEY.encode() not in keyed.client.unread
+    assert keyed.client.head().value(b"content-location") in {b"/v1/x", b"/v1/x?"}
+
+
+def test_a_key_that_is_percent_encoded_is_cut_as_it_went(make_play: Callable[..., Playbook]) -> None:
+    play = make_play(target_api_auth="query:api-key", target_api_key="a/b+c=d&e")
+    play.client.sends(play.request(b"GET", b"/api/x?a=1"))
+    path = play.upstream.request().start.split(b" ")[1]
+    start, _, pair = path.rpartition(b"&")
+    assert start == b"/v1/x?a=1"
+    play.upstream.answers(b"", b"308 Permanent Redirect", b"Location: " + path.replace(b"/x?", b"/x/?"))
+    assert pair not in play.client.unread
+    assert play.client.answer().value(b"location") == b"/v1/x/?a=1"
+
+
+def test_what_only_looks_like_the_key_is_let_be(keyed: Playbook) -> None:
+    location = b"/v1/x/?key=mine&monkey=1"
+    assert redirected(keyed, b"/api/x?key=mine", b"Location: " + location).value(b"location") == location
+
+
+def test_without_a_key_in_the_query_nothing_is_cut(play: Playbook) -> None:
+    play.client.sends(play.request(b"GET", b"/api/x"))
+    play.upstream.answers(b"", b"301 Moved Permanently", b"Location: /v1/x/?key=mine")
+    assert play.client.answer().value(b"location") == b"/v1/x/?key=mine"
