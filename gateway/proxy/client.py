@@ -140,7 +140,7 @@ class ClientConnection(asyncio.Protocol):
     def on_deadline(self) -> None:
         """See `clock.Watched`."""
         self.deadline_s = NEVER
-        if self._still_takes():
+        if self._partial is None and self._still_takes():
             self.deadline_s = self._context.clock.soon_s + self._context.settings.idle_timeout_s
         elif self.transport.is_closing():
             self.transport.abort()

@@ -306,7 +306,8 @@ class Exchange:
                 self._client.read_on()
             else:
                 self._upload.resume()
-        self._await_answer()
+        if not self.answer_started:
+            self._await_answer()
 
     def _await_answer(self) -> None:
         settings = self._context.settings
