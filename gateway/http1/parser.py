@@ -52,16 +52,17 @@ if TYPE_CHECKING:
 
 _REQUEST_LINE: Final = re.compile(rb"(" + TOKEN + rb") (/[\x21\x22\x24-\x7e]*+) HTTP/1\.([01])")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})((?: [\t \x21-\x7e\x80-\xff]*+)?)")
-_MAX_STARTS: Final = 64
+_MAX_STARTS: Final = 256
 
 
 class RequestParser:
     """Turns request heads into `RequestHead`s. One per process: its memory is what makes it fast."""
 
-    __slots__ = ("_memory", "_templates")
+    __slots__ = ("_memory", "_starts", "_templates")
 
     def __init__(self) -> None:
         self._memory = LineMemory(fields.REQUEST_FIELDS)
+        self._starts: dict[bytes, tuple[bytes, bytes, int]] = {}
         self._templates: TemplateMemory[RequestHead] = TemplateMemory()
 
     def parse(self, block: bytes) -> RequestHead:
@@ -75,9 +76,9 @@ class RequestParser:
                 HTTP/1.1 as this gateway accepts it; the connection must close.
         """
         end = block.find(CRLF)
-        start = _REQUEST_LINE.fullmatch(block, 0, end) if 0 < end <= MAX_LINE_BYTES else None
+        start = self._starts.get(block[:end]) or self._learn_start(block, end)
         if start is not None:
-            head = RequestHead(start[1], start[2], 1 if start[3] == b"1" else 0)
+            head = RequestHead(*start)
             if len(block) <= MAX_LINE_BYTES:  # else a value in it could be longer than a line may be
                 for template in self._templates.ready:
                     match = template.match(block, end)
@@ -101,6 +102,17 @@ class RequestParser:
                 "A field that frames or routes the request has a value that no request may have."
             ) from None
         return head
+
+    def _learn_start(self, block: bytes, end: int) -> tuple[bytes, bytes, int] | None:
+        match = _REQUEST_LINE.fullmatch(block, 0, end) if 0 < end <= MAX_LINE_BYTES else None
+        if match is None:
+            return None
+        start = (match[1], match[2], 1 if match[3] == b"1" else 0)
+        if end <= MAX_LINE_REMEMBERED:
+            if len(self._starts) >= _MAX_STARTS:
+                self._starts.clear()
+            self._starts[block[:end]] = start
+        return start
 
     def _read_as(self, head: RequestHead, template: Template[RequestHead], match: re.Match[bytes]) -> RequestHead:
         if template is not self._templates.ready[0]:

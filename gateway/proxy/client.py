@@ -166,14 +166,15 @@ class ClientConnection(asyncio.Protocol):
         self._advancing = True
         # Answers that a client does not read must not pile up: then its next request waits.
         while self._exchange is None and self._buffer and self.writable and self._lingering_bytes < 0:
+            head = None
             try:
                 head = self._next_head()
+                if head is None:
+                    break
+                self._start(head)
             except GatewayError as error:
-                self.refuse(error, None, keep_alive=False)
-                break
-            if head is None:
-                break
-            self._start(head)
+                self._exchange = None
+                self.refuse(error, head, keep_alive=False)
         self._advancing = False
         if self._held_back:
             self.read_on()
@@ -215,18 +216,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _start(self, head: RequestHead) -> None:
         context = self._context
-        exchange: Exchange | LocalExchange
-        if context.route.matches(head.target):
-            exchange = Exchange(context, self, head)
-        else:
-            exchange = LocalExchange(context, self, head)
-        self._exchange = exchange
-        try:
-            self._buffer = exchange.take_first(self._buffer)
-        except GatewayError as error:
-            self._exchange = None
-            self.refuse(error, head, keep_alive=False)
-            return
+        kind = Exchange if context.route.matches(head.target) else LocalExchange
+        self._exchange = exchange = kind(context, self, head)
+        self._buffer = exchange.take_first(self._buffer)
         exchange.begin()
 
     # --- answers -------------------------------------------------------------------------------------------------

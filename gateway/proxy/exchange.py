@@ -166,10 +166,12 @@ class Exchange:
         self._own_s = now_s - self._lap_began_s
         self._lap_began_s = now_s
         connection.begin(self, request)
-        if upload is not None:
-            upload.open(connection.transport)
-            if not connection.writable:  # the first bytes have filled it already
-                self.on_upstream_full()
+        if upload is None:
+            self._client.deadline_s = self._context.clock.soon_s + self._context.settings.response_timeout_s
+            return
+        upload.open(connection.transport)
+        if not connection.writable:  # the first bytes have filled it already
+            self.on_upstream_full()
         self._await_answer()
 
     # --- relay ---------------------------------------------------------------------------------------------------
