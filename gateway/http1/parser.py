@@ -76,7 +76,7 @@ class RequestParser:
                 HTTP/1.1 as this gateway accepts it; the connection must close.
         """
         end = block.find(CRLF)
-        start = self._starts.get(block[:end]) or self._learn_start(block, end)
+        start = (self._starts.get(block[:end]) or self._learn_start(block, end)) if end > 0 else None
         if start is not None:
             head = RequestHead(*start)
             if len(block) <= MAX_LINE_BYTES:  # else a value in it could be longer than a line may be
@@ -104,7 +104,7 @@ class RequestParser:
         return head
 
     def _learn_start(self, block: bytes, end: int) -> tuple[bytes, bytes, int] | None:
-        match = _REQUEST_LINE.fullmatch(block, 0, end) if 0 < end <= MAX_LINE_BYTES else None
+        match = _REQUEST_LINE.fullmatch(block, 0, end) if end <= MAX_LINE_BYTES else None
         if match is None:
             return None
         start = (match[1], match[2], 1 if match[3] == b"1" else 0)

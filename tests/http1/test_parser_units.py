@@ -104,6 +104,15 @@ def test_an_answer_is_told_on_as_1_1(line: bytes, status: int) -> None:
     assert head.keep_alive is (b"1.1" in line)
 
 
+def test_a_known_request_line_with_a_byte_more_is_another() -> None:
+    parser = RequestParser()
+    parser.parse(b"GET /x HTTP/1.0\r\nHost: h")
+    with pytest.raises(GatewayError):
+        parser.parse(b"GET /x HTTP/1.0x")
+    with pytest.raises(GatewayError):
+        parser.parse(b"GET /x HTTP/1.0 \r\nHost: h")
+
+
 def test_of_two_tokens_the_same_one_counts_every_time() -> None:
     parser = RequestParser()
     for number in range(600):
