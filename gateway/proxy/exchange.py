@@ -90,8 +90,7 @@ class Exchange:
         Raises:
             BadRequest, BodyTooLarge: The body's framing is broken, or it is longer than `MAX_BODY`.
         """
-        length = self._head.length
-        limit = self._context.settings.max_body
+        length, limit = self._head.length, self._context.settings.max_body
         if limit is not None and length > limit:
             raise BodyTooLarge(f"The body is longer than {limit} bytes.")
         if 0 <= length <= len(data):  # all of it is here: nothing to relay
@@ -166,13 +165,11 @@ class Exchange:
         self._own_s = now_s - self._lap_began_s
         self._lap_began_s = now_s
         connection.begin(self, request)
-        if upload is None:
-            self._client.deadline_s = self._context.clock.soon_s + self._context.settings.response_timeout_s
-            return
-        upload.open(connection.transport)
-        if not connection.writable:  # the first bytes have filled it already
-            self.on_upstream_full()
-        self._await_answer()
+        if upload is not None:
+            upload.open(connection.transport)
+            if not connection.writable:  # the first bytes have filled it already
+                self.on_upstream_full()
+        self._await_bytes()
 
     # --- relay ---------------------------------------------------------------------------------------------------
 
@@ -188,7 +185,7 @@ class Exchange:
             return b""
         self.request_done = upload.body.done
         if self._upstream is not None:
-            self._await_answer()
+            self._await_bytes()
         return rest
 
     def on_interim(self, head: AnswerHead) -> None:
@@ -308,16 +305,13 @@ class Exchange:
                 self._client.read_on()
             else:
                 self._upload.resume()
-        if not self.answer_started:
-            self._await_answer()
-
-    def _await_answer(self) -> None:
-        settings = self._context.settings
-        timeout_s = settings.response_timeout_s if self.request_done else settings.idle_timeout_s
-        self._client.deadline_s = self._context.clock.soon_s + timeout_s
+        self._await_bytes()
 
     def _await_bytes(self) -> None:
-        self._client.deadline_s = self._context.clock.soon_s + self._context.settings.idle_timeout_s
+        settings = self._context.settings
+        awaits_answer = self.request_done and not self.answer_started
+        timeout_s = settings.response_timeout_s if awaits_answer else settings.idle_timeout_s
+        self._client.deadline_s = self._context.clock.soon_s + timeout_s
 
     # --- what goes wrong -----------------------------------------------------------------------------------------
 
@@ -346,7 +340,7 @@ class Exchange:
         before = self._untaken_bytes
         self._untaken_bytes = untaken(self._upstream.transport) if self._upstream is not None else 0
         if 0 < self._untaken_bytes < before and not self.answer_started:
-            self._await_answer()
+            self._await_bytes()
         elif not self.request_done and self._client.transport.is_reading():
             self._refuse(RequestTimeout("The request body did not come in time."))
         else:
@@ -375,7 +369,13 @@ class Exchange:
     def _finish(self) -> None:
         """The answer is written: give the upstream back, and let the client connection go on."""
         upstream = self._upstream
-        if upstream is not None and upstream.reusable and self.request_done and self._all_sent(upstream):
+        # A connection that has not sent all of this request would hold up the next one.
+        if (
+            upstream is not None
+            and upstream.reusable
+            and self.request_done
+            and upstream.transport.get_write_buffer_size() == 0
+        ):
             self._over = True
             self._upstream = None
             if self._answer is not None:
@@ -384,10 +384,6 @@ class Exchange:
         else:
             self._end()
         self._client.on_exchange_done(keep_alive=self._keep_alive)
-
-    def _all_sent(self, upstream: UpstreamConnection) -> bool:
-        # What is left of this request would hold up the next one.
-        return upstream.transport.get_write_buffer_size() == 0
 
     def _end(self) -> None:
         """Let go of everything that is not the client's; a place that nothing was sent for is given back."""
