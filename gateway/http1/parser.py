@@ -45,7 +45,7 @@ from gateway.http1.message import (
     AnswerHead,
     RequestHead,
 )
-from gateway.http1.template import Template, TemplateMemory
+from gateway.http1.template import TemplateMemory
 
 if TYPE_CHECKING:
     from h11._headers import Headers
@@ -79,11 +79,11 @@ class RequestParser:
         start = (self._starts.get(block[:end]) or self._learn_start(block, end)) if end > 0 else None
         if start is not None:
             head = RequestHead(*start)
-            if len(block) <= MAX_LINE_BYTES:  # else a value in it could be longer than a line may be
-                for template in self._templates.ready:
-                    match = template.match(block, end)
-                    if match is not None and template.head.minor == head.minor:
-                        return self._read_as(head, template, match)
+            match = self._templates.read(head, block, end)
+            if match is not None:
+                token = self._templates.ready[0].token
+                head.bearer = match[token] if token else None
+                return head
             lines = block.split(CRLF)
             if len(lines) <= MAX_FIELDS + 1:
                 try:
@@ -113,16 +113,6 @@ class RequestParser:
                 self._starts.clear()
             self._starts[block[:end]] = start
         return start
-
-    def _read_as(self, head: RequestHead, template: Template[RequestHead], match: re.Match[bytes]) -> RequestHead:
-        if template is not self._templates.ready[0]:
-            self._templates.prefer(template)
-        other = template.head
-        head.keep_alive = other.keep_alive
-        head.lines = template.lines(match)
-        head.length = int(match[template.length]) if template.length else other.length
-        head.bearer = match[template.token] if template.token else None
-        return head
 
     def _read(self, head: RequestHead, lines: list[bytes]) -> None:
         head.lines, special = self._memory.sort(lines)
@@ -181,20 +171,8 @@ class AnswerParser:
         start = self._starts.get(block[:end] if end >= 0 else block)
         if start is None:
             return self._read_in_full(block)
-        status, start_line, minor = start
-        head = AnswerHead(status, start_line, minor)
-        if len(block) <= MAX_LINE_BYTES:  # else a value in it could be longer than a line may be
-            for template in self._templates.ready:
-                match = template.match(block, end)
-                if match is not None and template.head.minor == minor:
-                    if template is not self._templates.ready[0]:
-                        self._templates.prefer(template)
-                    other = template.head
-                    head.keep_alive = other.keep_alive
-                    head.lines = template.lines(match)
-                    head.length = int(match[template.length]) if template.length else other.length
-                    return head
-        return self._read_in_full(block)
+        head = AnswerHead(*start)
+        return head if self._templates.read(head, block, end) is not None else self._read_in_full(block)
 
     def _read_in_full(self, block: bytes) -> AnswerHead:
         lines = block.split(CRLF)

@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from gateway.http1.fields import API_KEY, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, PLAIN
-from gateway.http1.message import CRLF
+from gateway.http1.message import CRLF, MAX_LINE_BYTES, AnswerHead, RequestHead
 
 if TYPE_CHECKING:
     from gateway.http1.lines import LineMemory
@@ -37,7 +37,7 @@ _GAPS: Final = {
     API_KEY: rb"([A-Za-z0-9._~+/=-]++)",
 }
 
-Head = TypeVar("Head")
+Head = TypeVar("Head", bound=RequestHead | AnswerHead)
 
 
 class Template(Generic[Head]):
@@ -111,10 +111,28 @@ class TemplateMemory(Generic[Head]):
         self.ready: list[Template[Head]] = []
         self._rest = 0
 
-    def prefer(self, template: Template[Head]) -> None:
-        """Try this one first from now on."""
-        self.ready.remove(template)
-        self.ready.insert(0, template)
+    def read(self, head: Head, block: bytes, end: int) -> re.Match[bytes] | None:
+        """Read a head by the template that it fits, if there is one; `ready[0]` is that template then.
+
+        Args:
+            head: What its first line said; the rest is filled in, but for a token.
+            block: All of it, without the empty line that ends it.
+            end: The end of its first line.
+        """
+        if len(block) > MAX_LINE_BYTES:  # a value in it could be longer than a line may be
+            return None
+        ready = self.ready
+        for template in ready:
+            match = template.match(block, end)
+            if match is not None and template.head.minor == head.minor:
+                if template is not ready[0]:
+                    ready.remove(template)
+                    ready.insert(0, template)
+                head.keep_alive = template.head.keep_alive
+                head.lines = template.lines(match)
+                head.length = int(match[template.length]) if template.length else template.head.length
+                return match
+        return None
 
     def learn(self, lines: list[bytes], memory: LineMemory, head: Head) -> None:
         """Remember a head that fitted no template and was read in full.

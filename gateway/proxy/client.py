@@ -15,8 +15,7 @@ from gateway.proxy.clock import NEVER
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.hangup import HangupWatch
 from gateway.proxy.local import LocalExchange
-from gateway.proxy.relay import untaken
-from gateway.proxy.reset import reset
+from gateway.proxy.sockets import reset, untaken
 
 if TYPE_CHECKING:
     from gateway.http1.message import RequestHead
@@ -99,7 +98,7 @@ class ClientConnection(asyncio.Protocol):
         exchange = self._exchange
         if exchange is None or not exchange.request_done:
             return False
-        self.unwatch()
+        self._unwatch()
         self._half_closed = True
         self._watch = HangupWatch(
             self._context.loop, self.transport, self.abort, self._missing_bytes, self._takes_interim
@@ -117,7 +116,7 @@ class ClientConnection(asyncio.Protocol):
         self._context.clock.watched.discard(self)
         self.deadline_s = NEVER
         self._buffer = b""
-        self.unwatch()
+        self._unwatch()
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.on_client_lost()
@@ -252,6 +251,8 @@ class ClientConnection(asyncio.Protocol):
         """The answer is written: go on with the next request, or close."""
         unread_body = self._exchange is None or not self._exchange.request_done
         self._exchange = None
+        if self._watch is not None:
+            self.unwatch_unread()
         if self.transport.is_closing():
             return
         if not keep_alive or self._context.draining:
@@ -325,10 +326,14 @@ class ClientConnection(asyncio.Protocol):
     def watch_unread(self) -> None:
         """Look now and then whether the client has gone, while it is not read and the transport cannot tell."""
         if self._watch is None:
-            self._watch = HangupWatch(self._context.loop, self.transport, self.abort, self._missing_bytes, _never)
+            self._watch = HangupWatch(self._context.loop, self.transport, self.abort, self._missing_bytes, None)
 
-    def unwatch(self) -> None:
-        """Look no more."""
+    def unwatch_unread(self) -> None:
+        """End `watch_unread`; a half-closed client is watched on."""
+        if not self._half_closed:
+            self._unwatch()
+
+    def _unwatch(self) -> None:
         if self._watch is not None:
             self._watch.stop()
             self._watch = None
@@ -350,7 +355,3 @@ class ClientConnection(asyncio.Protocol):
         address = ip_address(peer[0].partition("%")[0])
         mapped = getattr(address, "ipv4_mapped", None)
         return (mapped or address).is_loopback
-
-
-def _never() -> bool:
-    return False

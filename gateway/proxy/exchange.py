@@ -24,7 +24,8 @@ from gateway.errors import (
 from gateway.http1 import framing, writer
 from gateway.http1.message import CHUNKED, UNTIL_CLOSE
 from gateway.proxy.clock import NEVER
-from gateway.proxy.relay import Relay, untaken
+from gateway.proxy.relay import Relay
+from gateway.proxy.sockets import untaken
 
 if TYPE_CHECKING:
     import asyncio
@@ -169,7 +170,7 @@ class Exchange:
             upload.open(connection.transport)
             if not connection.writable:  # the first bytes have filled it already
                 self.on_upstream_full()
-        self._await_bytes()
+        self._await_upstream()
 
     # --- relay ---------------------------------------------------------------------------------------------------
 
@@ -185,7 +186,7 @@ class Exchange:
             return b""
         self.request_done = upload.body.done
         if self._upstream is not None:
-            self._await_bytes()
+            self._await_upstream()
         return rest
 
     def on_interim(self, head: AnswerHead) -> None:
@@ -255,7 +256,7 @@ class Exchange:
         if self._answer is not None and self._answer.body.done:
             self._finish()
         else:
-            self._await_bytes()
+            self._await_upstream()
 
     def on_answer_eof(self) -> None:
         """The upstream has sent all it will: an until-close body is whole, any other is cut short."""
@@ -288,7 +289,7 @@ class Exchange:
         """The client has caught up."""
         if self._answer is not None:
             self._answer.resume()
-            self._await_bytes()
+            self._await_upstream()
 
     def on_upstream_full(self) -> None:
         """See `upstream.AnswerReader`."""
@@ -300,14 +301,14 @@ class Exchange:
     def on_upstream_ready(self) -> None:
         """See `upstream.AnswerReader`."""
         if self._upload is not None:
-            self._client.unwatch()
+            self._client.unwatch_unread()
             if self.request_done:
                 self._client.read_on()
             else:
                 self._upload.resume()
-        self._await_bytes()
+        self._await_upstream()
 
-    def _await_bytes(self) -> None:
+    def _await_upstream(self) -> None:
         settings = self._context.settings
         awaits_answer = self.request_done and not self.answer_started
         timeout_s = settings.response_timeout_s if awaits_answer else settings.idle_timeout_s
@@ -340,7 +341,7 @@ class Exchange:
         before = self._untaken_bytes
         self._untaken_bytes = untaken(self._upstream.transport) if self._upstream is not None else 0
         if 0 < self._untaken_bytes < before and not self.answer_started:
-            self._await_bytes()
+            self._await_upstream()
         elif not self.request_done and self._client.transport.is_reading():
             self._refuse(RequestTimeout("The request body did not come in time."))
         else:

@@ -9,12 +9,9 @@ is there before anybody looks.
 
 from __future__ import annotations
 
-import fcntl
-import select
-import socket
-import sys
-import termios
 from typing import TYPE_CHECKING, Final
+
+from gateway.proxy.sockets import is_lost
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,7 +29,8 @@ class HangupWatch:
         transport: The client's.
         on_hangup: Called once, if the client turns out to be gone.
         missing_bytes: Says how many bytes of the request have still to be read, at the least.
-        may_probe: Says whether an interim answer may be sent now: to an HTTP/1.1 client, before the final one.
+        may_probe: Says whether an interim answer may be sent now: to an HTTP/1.1 client, before the final one. None:
+            never.
     """
 
     __slots__ = ("_is_the_end", "_loop", "_may_probe", "_missing_bytes", "_on_hangup", "_timer", "_transport")
@@ -43,14 +41,14 @@ class HangupWatch:
         transport: asyncio.Transport,
         on_hangup: Callable[[], None],
         missing_bytes: Callable[[], int],
-        may_probe: Callable[[], bool],
+        may_probe: Callable[[], bool] | None,
     ) -> None:
         self._loop = loop
         self._transport = transport
         self._on_hangup = on_hangup
         self._missing_bytes = missing_bytes
         self._is_the_end = False
-        self._may_probe: Callable[[], bool] | None = may_probe
+        self._may_probe = may_probe
         self._timer = loop.call_later(PROBE_AFTER_S, self._look)
 
     def expect_the_end(self) -> None:
@@ -65,24 +63,10 @@ class HangupWatch:
         sock = self._transport.get_extra_info("socket")
         if self._transport.is_closing() or sock is None:
             return
-        if self._is_the_end or _is_lost(sock, self._missing_bytes()):
+        if self._is_the_end or is_lost(sock, self._missing_bytes()):
             self._on_hangup()
             return
         if self._may_probe is not None and self._may_probe():
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._may_probe = None
         self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)
-
-
-def _is_lost(sock: socket.socket, missing_bytes: int) -> bool:
-    """Whether the peer has reset the connection, or has ended it before all that is missing."""
-    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-        return True
-    if missing_bytes == 0 or sock.fileno() < 0:
-        return False
-    ended = select.poll()
-    ended.register(sock.fileno(), select.POLLRDHUP)
-    if not ended.poll(0):
-        return False
-    unread_bytes = int.from_bytes(fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
-    return unread_bytes < missing_bytes

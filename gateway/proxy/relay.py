@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import sys
-import termios
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import BodyTooLarge
@@ -16,16 +13,6 @@ if TYPE_CHECKING:
 
 MAX_HELD_BYTES: Final = 64 * 1024
 """How much of a body waits for the far end to be known, before its source is no longer read."""
-
-
-def untaken(transport: asyncio.Transport) -> int:
-    """Count the bytes that the far end has not yet taken: in the transport's buffer, and in the kernel's."""
-    count = transport.get_write_buffer_size()
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.fileno() >= 0:
-        # tcp(7), SIOCOUTQ: what is in the send queue, unsent or not acknowledged.
-        count += int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    return count
 
 
 class Relay:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from gateway.errors import UpstreamProtocolError
 from gateway.http1.message import HEAD_END, MAX_HEAD_BYTES
-from gateway.proxy.reset import reset
+from gateway.proxy.sockets import reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable

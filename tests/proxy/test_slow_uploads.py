@@ -191,6 +191,20 @@ def test_an_upload_whose_last_piece_fills_the_upstream_is_watched_until_then(pla
     assert play.client.state == "open"
 
 
+def test_an_answer_ends_the_watch_of_an_upload_that_the_upstream_never_took(play: Playbook) -> None:
+    upstream = warm(play)
+    play.client.sends(play.request(b"POST", b"/api/x", b"Content-Length: %d" % (2 * len(FIRST))), FIRST)
+    upstream.stops_reading()
+    play.client.sends(FIRST)
+    upstream.answers()
+    play.client.head()
+    assert upstream.state == "aborted"
+    assert play.client.transport.is_reading()
+    play.client.transport.socket.error = 104
+    play.pass_time(1)
+    assert play.client.state == "open"
+
+
 # --- a FIN that was there before the answer, and is read after it ----------------------------------------------------
 
 

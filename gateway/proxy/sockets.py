@@ -1,0 +1,58 @@
+"""What only the kernel knows of a connection, or can do to it."""
+
+from __future__ import annotations
+
+import fcntl
+import select
+import socket
+import struct
+import sys
+import termios
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import asyncio
+
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Send a TCP reset and drop what is still to be sent.
+
+    Closing alone would send a FIN, and only behind what the kernel still holds: a body that its connection's end ends
+    would look whole, and a peer that does not read would never hear of it (socket(7), SO_LINGER).
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is not None and not transport.is_closing():
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    transport.abort()
+
+
+def untaken(transport: asyncio.Transport) -> int:
+    """Count the bytes that the far end has not yet taken: in the transport's buffer, and in the kernel's."""
+    count = transport.get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.fileno() >= 0:
+        count += _queued(sock, termios.TIOCOUTQ)
+    return count
+
+
+def is_lost(sock: socket.socket, missing_bytes: int) -> bool:
+    """Whether the peer has reset the connection, or has ended it before all that is missing.
+
+    Args:
+        sock: The connection's; nobody reads it for now.
+        missing_bytes: How many bytes have still to come, at the least.
+    """
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        return True
+    if missing_bytes == 0 or sock.fileno() < 0:
+        return False
+    ended = select.poll()
+    ended.register(sock.fileno(), select.POLLRDHUP)
+    return bool(ended.poll(0)) and _queued(sock, termios.FIONREAD) < missing_bytes
+
+
+def _queued(sock: socket.socket, queue: int) -> int:
+    """Count the bytes in a queue (tcp(7)): FIONREAD, to be read; TIOCOUTQ, not sent or not acknowledged."""
+    return int.from_bytes(fcntl.ioctl(sock.fileno(), queue, bytes(4)), sys.byteorder)
