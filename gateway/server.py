@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Self
 from gateway.admission import Admission
 from gateway.endpoints import Endpoints
 from gateway.http1.parser import AnswerParser, RequestParser
+from gateway.listening import Descriptors, Listener, soft_limit
 from gateway.proxy.client import ClientConnection
 from gateway.proxy.clock import Clock
 from gateway.proxy.context import ProxyContext
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from gateway.config import Config, Settings
     from gateway.stores import Store
 
-BACKLOG: Final = 2048
 _SECRET_BYTES: Final = 32
 
 _log = logging.getLogger("gateway")
@@ -46,7 +46,7 @@ class Gateway:
 
     def __init__(self, config: Config) -> None:
         self._settings: Settings = config.settings
-        self._servers: list[asyncio.Server] = []
+        self._listener: Listener | None = None
         self._store: Store | None = None
         self._context: ProxyContext | None = None
 
@@ -79,9 +79,12 @@ class Gateway:
             self._context = context
             clock.watched.add(pool)
             clock.start()
+            descriptors = Descriptors(soft_limit(), pool)
+            self._listener = listener = Listener(clock, lambda: ClientConnection(context), descriptors)
+            context.on_client_gone = listener.on_client_gone
             for host, port in settings.listen:
-                server = await loop.create_server(lambda: ClientConnection(context), host, port, backlog=BACKLOG)
-                self._servers.append(server)
+                await listener.bind(host, port)
+            listener.start()
         except BaseException:
             await self.close()
             raise
@@ -92,8 +95,8 @@ class Gateway:
     @property
     def urls(self) -> list[str]:
         """Where it listens, a base URL for each address."""
-        names = [sock.getsockname() for server in self._servers for sock in server.sockets]
-        return [f"http://[{name[0]}]:{name[1]}" if ":" in name[0] else f"http://{name[0]}:{name[1]}" for name in names]
+        names = [] if self._listener is None else self._listener.names
+        return [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port in names]
 
     @property
     def url(self) -> str:
@@ -125,10 +128,9 @@ class Gateway:
             Whether everything ended in time.
         """
         context = self._context
-        if context is None:
+        if context is None or self._listener is None:
             return True
-        for server in self._servers:
-            server.close()
+        self._listener.stop()
         context.draining = True
         for connection in tuple(context.connections):
             connection.drain()
@@ -142,8 +144,9 @@ class Gateway:
 
     async def close(self) -> None:
         """End everything now, and give up every descriptor."""
-        for server in self._servers:
-            server.close()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.stop()
         context, self._context = self._context, None
         if context is not None:
             context.draining = True
@@ -153,9 +156,8 @@ class Gateway:
             context.clock.stop()
         if self._store is not None:
             await self._store.close()
-        for server in self._servers:
-            await server.wait_closed()
-        self._servers.clear()
+        if listener is not None:
+            await listener.close()
         # Transports tell their protocols of the end in the next turn of the loop.
         await asyncio.sleep(0)
 

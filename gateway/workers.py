@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import resource
@@ -36,8 +37,17 @@ def serve(config: Config) -> int:
     )
     # A core dump would hold the real key.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _allow_all_descriptors()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(config))
+
+
+def _allow_all_descriptors() -> None:
+    """Raise the soft limit: it is kept low for programs that use select(2), which this one does not."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # macOS takes less than the "unlimited" that it tells of.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _serve(config: Config) -> int:

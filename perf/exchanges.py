@@ -78,7 +78,7 @@ class _Exchanges:
         )
         loop.run_until_complete(gateway.start())
         self._token = gateway.issue_token().encode()
-        self._clients = [loop.connect() for _ in range(connections)]
+        self._clients = [loop.connect(gateway.url) for _ in range(connections)]
         for wire in loop.redis:
             wire.rest()
         loop.take_turns(self._connect_upstreams())

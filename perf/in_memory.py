@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import urlsplit
 
 import hiredis
 import uvloop
@@ -147,20 +148,10 @@ class RedisWire(Wire):
         self._loop.call_soon(self.receive, b"".join(replies))
 
 
-class _Server:
-    """What `create_server` returns."""
-
-    sockets: tuple[socket.socket, ...] = ()
-
-    def close(self) -> None:
-        """Do nothing."""
-
-    async def wait_closed(self) -> None:
-        """Do nothing."""
-
-
 class InMemoryLoop(uvloop.Loop):
     """A loop without network. A connection made to Redis's port is to Redis, any other one to the upstream.
+
+    The gateway listens on a real port, but of what it accepts there, only the beginning is real.
 
     Attributes:
         upstreams: The connections made to the upstream, in their order.
@@ -171,15 +162,16 @@ class InMemoryLoop(uvloop.Loop):
         super().__init__()
         self.upstreams: list[Wire] = []
         self.redis: list[RedisWire] = []
-        self._accept: Callable[[], asyncio.Protocol] | None = None
+        self._accepted: asyncio.Future[Wire] | None = None
         self._failure: BaseException | None = None
         self.set_exception_handler(self._on_failure)
 
-    def connect(self) -> Wire:
-        """Let a client connect to the gateway that listens."""
-        if self._accept is None:
-            raise RuntimeError("nobody listens on this loop")
-        return Wire(self, self._accept())
+    def connect(self, url: str) -> Wire:
+        """Let a client connect to the gateway that listens on this loop."""
+        address = urlsplit(url)
+        self._accepted = self.create_future()
+        with socket.create_connection((address.hostname, address.port)):
+            return self.run_until_complete(self._accepted)
 
     def take_turns(self, steps: Steps) -> None:
         """Run the loop until `steps` end, one step in each turn. Raises what they or the loop's callbacks raise."""
@@ -205,15 +197,16 @@ class InMemoryLoop(uvloop.Loop):
         self._failure = context.get("exception") or RuntimeError(context["message"])
         self.stop()
 
-    async def create_server(  # type: ignore[override]  # only what is used here
-        self,
-        protocol_factory: Callable[[], asyncio.Protocol],
-        *_: Any,  # noqa: ANN401 - as asyncio has it
-        **__: Any,  # noqa: ANN401 - as asyncio has it
-    ) -> _Server:
-        """Remember who listens."""
-        self._accept = protocol_factory
-        return _Server()
+    async def connect_accepted_socket(  # type: ignore[override]  # only what is used here
+        self, protocol_factory: Callable[[], asyncio.Protocol], sock: socket.socket
+    ) -> tuple[Wire, asyncio.Protocol]:
+        """Put the far end of a connection in the place of a real one."""
+        sock.close()
+        protocol = protocol_factory()
+        wire = Wire(self, protocol)
+        if self._accepted is not None:
+            self._accepted.set_result(wire)
+        return wire, protocol
 
     async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:  # noqa: ANN401 - as asyncio has it
         """Return an address that nothing is ever sent to."""

@@ -1,4 +1,7 @@
-"""Skipped tests are named at the end; with `GATEWAY_TESTS_NO_SKIP=1` they fail the run."""
+"""At the end of a run, summaries that tests recorded are shown, and skipped tests are named.
+
+With `GATEWAY_TESTS_NO_SKIP=1` a skipped test fails the run.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+
+pytest_plugins = ["tests.kit.printed"]
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
@@ -15,7 +20,15 @@ def skipped_tests(reporter: TerminalReporter) -> list[str]:
     return sorted({report.nodeid for report in reporter.stats.get("skipped", [])})
 
 
+def summaries(reporter: TerminalReporter) -> list[str]:
+    """What tests have recorded as their property `summary`, whether they passed or not."""
+    reports = [*reporter.stats.get("passed", []), *reporter.stats.get("failed", [])]
+    return [str(value) for report in reports for name, value in report.user_properties if name == "summary"]
+
+
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    for line in summaries(terminalreporter):
+        terminalreporter.write_line(line)
     for name in skipped_tests(terminalreporter):
         terminalreporter.write_line(f"skipped: {name}", yellow=True)
 

@@ -19,6 +19,7 @@ import pytest
 
 from gateway import cli, workers
 from gateway.config import SETTINGS
+from tests.kit.printed import printed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +46,8 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    printed.keep_settings_secret({name.lower(): value for name, value in settings.items()})
+    result = subprocess.run(
         [sys.executable, "-m", "gateway", *arguments],
         env=environment(**settings),
         capture_output=True,
@@ -53,6 +55,9 @@ def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         timeout=TIMEOUT_S,
         check=False,
     )
+    printed.note(result.stdout)
+    printed.note(result.stderr)
+    return result
 
 
 def refused(result: subprocess.CompletedProcess[str], code: int) -> str:
@@ -274,7 +279,9 @@ def test_serve_runs_until_a_signal_and_exits_0(number: signal.Signals) -> None:
             assert (answer.status, set(json.load(answer))) == (201, {"token", "id", "expires_at"})
         process.send_signal(number)
         assert process.wait(TIMEOUT_S) == 0
-        assert_no_canary("".join(lines) + process.stderr.read())
+        told = "".join(lines) + process.stderr.read()
+        printed.note(told)
+        assert_no_canary(told)
 
 
 def test_serve_takes_the_secrets_out_of_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:

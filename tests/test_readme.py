@@ -29,6 +29,7 @@ import pytest
 from gateway import errors
 from gateway.config import SETTINGS, Config, load
 from gateway.config.loading import DEFAULT_LISTEN
+from tests.kit.printed import printed as record
 from tests.kit.redis import running_redis
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ def serving(script: str, cwd: Path, *, instances: int = 1, **settings: str) -> I
                 line = process.stdout.readline()
                 assert line, printed
                 printed += line
+                record.note(line)
                 urls += re.findall(r"listening on (http://127\.0\.0\.1:\d+),", line)
             failsafe.cancel()
             yield urls, printed

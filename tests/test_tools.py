@@ -44,8 +44,26 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def mark_installed(root: Path) -> None:
-    fingerprint = 'cd -P -- "$1" && . ./tools/venv.sh && fingerprint >.venv/.installed-run'
+    fingerprint = 'cd -P -- "$1" && . ./tools/venv.sh && fingerprint | tee .venv/.installed-test >.venv/.installed-run'
     subprocess.run(["sh", "-c", fingerprint, "sh", str(root)], check=True)
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """A whole path: what the scripts themselves need, and an apt-get that writes down what it is asked for."""
+    directory = tmp_path / "programs"
+    directory.mkdir()
+    for name in ("sh", "dirname", "cksum", "cat", "env", "flock"):
+        if found := shutil.which(name):
+            (directory / name).symlink_to(found)
+    stub(directory / "id", "echo 0")
+    stub(directory / "apt-get", f'echo "$*" >>"{tmp_path}/asked"')
+    return directory
+
+
+def stub(path: Path, command: str) -> None:
+    path.write_text(f"#!/bin/sh\n{command}\n", encoding="utf-8")
+    path.chmod(0o755)
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "tools/venv.sh"])
@@ -92,6 +110,33 @@ def test_a_stale_or_half_made_environment_is_not_used(checkout: Path, change: st
     result = run(checkout / "tools" / "run", "demo", cwd=checkout, PATH=str(tools))
     assert result.returncode == 1
     assert "no Python 3.11 or newer found" in result.stderr
+
+
+def test_what_the_tests_drive_is_installed_where_it_is_missing(checkout: Path, programs: Path, tmp_path: Path) -> None:
+    result = run(checkout / "tools" / "test", "--version", cwd=checkout, PATH=str(programs))
+    assert (result.returncode, result.stdout[:7]) == (0, "pytest ")
+    update, install = (tmp_path / "asked").read_text(encoding="utf-8").splitlines()
+    assert update == "update -qq"
+    packages = set(install.split(" ")) - {"install", "-y", "-qq", "--no-install-recommends"}
+    # It is looked for beside the path, too, and may be there.
+    assert packages | {"nginx"} == {"redis-server", "curl", "valgrind", "nginx", "wrk", "apache2-utils"}
+
+
+def test_nothing_is_installed_where_all_is_there(checkout: Path, programs: Path, tmp_path: Path) -> None:
+    for name in ("redis-server", "curl", "valgrind", "nginx", "wrk", "ab"):
+        stub(programs / name, "exit 1")
+    result = run(checkout / "tools" / "test", "--version", cwd=checkout, PATH=str(programs))
+    assert (result.returncode, result.stdout[:7]) == (0, "pytest ")
+    assert not (tmp_path / "asked").exists()
+
+
+def test_what_cannot_be_installed_is_said_and_the_tests_run(checkout: Path, programs: Path) -> None:
+    stub(programs / "apt-get", "exit 100")
+    result = run(checkout / "tools" / "test", "--version", cwd=checkout, PATH=str(programs))
+    assert (result.returncode, result.stdout[:7]) == (0, "pytest ")
+    assert re.search(
+        r"^test: could not install .* apache2-utils: the tests that need it are skipped$", result.stderr, re.M
+    )
 
 
 def test_a_skip_fails_the_run_where_none_is_allowed(tmp_path: Path) -> None:

@@ -44,12 +44,12 @@ class ChunkedBody:
         "_decode",
         "_error",
         "_left",
+        "_line_start",
         "_out",
         "_passed",
         "_position",
         "_state",
         "done",
-        "least_left",
         "seen_bytes",
     )
 
@@ -59,8 +59,8 @@ class ChunkedBody:
         self._state = _LINE
         self._left = 0  # bytes of the current chunk
         self._checked = 0  # bytes of the trailers that have nothing wrong in them
+        self._line_start = 0  # bytes of the trailers that are whole lines and right
         self.done = False
-        self.least_left = 5  # "0" CRLF CRLF
         self.seen_bytes = 0
         # What feed works on: _data[_passed:_position] is checked and goes on as it is, behind what is in _out.
         self._data = b""
@@ -91,6 +91,21 @@ class ChunkedBody:
             return forward, rest
         self._data = rest
         return forward, b""
+
+    @property
+    def least_left(self) -> int:
+        """See `framing.Body`."""
+        if self.done:
+            return 0
+        held = self._data
+        if self._state == _DATA:
+            return self._left + 7  # CRLF "0" CRLF CRLF
+        if self._state == _DATA_END:
+            return 7 - len(held)
+        if self._state == _LINE:
+            return 4 - held.endswith(b"\r") if held else 5
+        # The last chunk's line ends in the CRLF that an empty trailer section begins with.
+        return next(4 - size for size in (3, 2, 1, 0) if (CRLF + held).endswith(HEAD_END[:size]))
 
     def _step(self) -> bool:
         """Walk to the next boundary; say whether there was one."""
@@ -146,11 +161,11 @@ class ChunkedBody:
         if self._data.startswith(CRLF, start):
             self._position += 2
             self.done = True
-            self.least_left = 0
             return True
         end = self._data.find(HEAD_END, max(start + self._checked - 3, start))
         section = self._data[start:] if end < 0 else self._data[start:end]
-        if len(section) > MAX_TRAILER_BYTES:
+        # As long as their end has not come, the last three bytes may be the begin of it.
+        if len(section) > MAX_TRAILER_BYTES + (3 if end < 0 else 0):
             raise self._error(f"The trailers are longer than {MAX_TRAILER_BYTES} bytes.")
         try:
             # Each byte is looked at once; a CR at the very end may still get its LF.
@@ -158,6 +173,10 @@ class ChunkedBody:
             check_bytes(section[self._checked : checked])
             self._checked = checked
             if end < 0:
+                line_end = section.rfind(CRLF, self._line_start)
+                if line_end >= 0:
+                    check_fields(section[self._line_start : line_end].split(CRLF))
+                    self._line_start = line_end + 2
                 return False
             lines = section.split(CRLF)
             check_fields(lines)
@@ -168,7 +187,6 @@ class ChunkedBody:
             self._replace(start, end + 2, b"".join(line + CRLF for line in kept))
         self._position = end + len(HEAD_END)
         self.done = True
-        self.least_left = 0
         return True
 
     def _replace(self, start: int, end: int, by: bytes) -> None:

@@ -7,6 +7,8 @@ from base64 import b64decode
 from binascii import Error as Base64Error
 from typing import TYPE_CHECKING, Final
 
+from gateway.http1.gate import TOKEN
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -21,13 +23,13 @@ API_KEY: Final = 6
 EXPECT: Final = 7
 DROPPED: Final = 8
 BASIC: Final = 9  # an Authorization with this scheme: looked at last
+TE: Final = 10
+TRAILER: Final = 11
+UPGRADE: Final = 12
 
 _HOP_BY_HOP: Final = (
     b"keep-alive",
     b"proxy-connection",
-    b"te",
-    b"trailer",
-    b"upgrade",
     b"http2-settings",
     b"proxy-authenticate",
     b"proxy-authorization",
@@ -44,6 +46,9 @@ REQUEST_FIELDS: Final[dict[bytes, int]] = {
     b"api-key": API_KEY,
     b"x-goog-api-key": API_KEY,
     b"expect": EXPECT,
+    b"te": TE,
+    b"trailer": TRAILER,
+    b"upgrade": UPGRADE,
     **dict.fromkeys(_HOP_BY_HOP, DROPPED),
 }
 
@@ -51,8 +56,22 @@ ANSWER_FIELDS: Final[dict[bytes, int]] = {
     b"content-length": CONTENT_LENGTH,
     b"connection": CONNECTION,
     b"transfer-encoding": TRANSFER_ENCODING,
+    b"te": DROPPED,
+    b"trailer": TRAILER,
+    b"upgrade": UPGRADE,
     **dict.fromkeys(_HOP_BY_HOP, DROPPED),
 }
+
+# The only member of `TE` that is a promise for all downstream clients (RFC 9110 §10.1.4); the codings are for the next
+# server, which is the gateway, and it has none. Who sends TE must name it in Connection.
+TAKES_TRAILERS: Final = b"TE: trailers\r\nConnection: TE"
+
+# Who sends `Upgrade` must name it in Connection (RFC 9110 §7.8).
+UPGRADES_TO: Final = b"Connection: Upgrade\r\nUpgrade: "
+_PROTOCOL: Final = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?+")
+# HTTP of any version or spelling, and TLS, in which HTTP would go on (RFC 2817): with these behind a 101, one counted
+# request could carry any number of others, past the limits and with no look at their paths.
+_CARRIES_HTTP: Final = re.compile(rb"(?:s?https?|spdy|h[0-9]+c?|tls|ssl)(?:[-/].*)?")
 
 # The order in which a client's token is looked for, after Authorization.
 API_KEY_ORDER: Final = (b"x-api-key", b"api-key", b"x-goog-api-key")
@@ -78,21 +97,24 @@ FORBIDDEN_TRAILERS: Final = frozenset(
     )
 )
 
-# uri-host [":" port] (RFC 9110 §7.2, RFC 3986 §3.2.2): a bracketed address, or a registered name or IPv4 address.
-_HOST: Final = re.compile(
-    rb"(?:\[[0-9A-Fa-f:.]+\]|\[v[0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+,;=:-]+\]"
-    rb"|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]{0,5})?"
-)
-
-
-def is_host(value: bytes) -> bool:
-    """Whether a value is one that `Host` may have (RFC 9110 §7.2)."""
-    return _HOST.fullmatch(value) is not None
-
 
 def list_members(value: bytes) -> list[bytes]:
     """Split a comma-separated field value into its lower-cased, non-empty members (RFC 9110 §5.6.1)."""
     return [member for member in (part.strip(b" \t").lower() for part in value.split(b",")) if member]
+
+
+def takes_trailers(te: bytes) -> bool:
+    """Whether a value of `TE` has the member `trailers` (RFC 9110 §10.1.4).
+
+    One with a quoted string counts as without: a comma in it ends no member, and nobody quotes there.
+    """
+    return b'"' not in te and b"trailers" in list_members(te)
+
+
+def tunnelled_protocols(upgrade: bytes) -> list[bytes]:
+    """List the members of a client's `Upgrade` that an upstream may be offered, as they are spelled (RFC 9110 §7.8)."""
+    members = [part.strip(b" \t") for part in upgrade.split(b",")]
+    return [member for member in members if _PROTOCOL.fullmatch(member) and not _CARRIES_HTTP.fullmatch(member.lower())]
 
 
 def remove_named(lines: list[bytes], options: list[bytes]) -> list[bytes]:

@@ -17,10 +17,13 @@ class Body(Protocol):
 
     done: bool
     """Whether the last byte of the body has been fed."""
-    least_left: int
-    """How many bytes have still to be fed, at the least."""
     seen_bytes: int
     """How many bytes of content were fed, chunk framing not counted."""
+
+    @property
+    def least_left(self) -> int:
+        """How many bytes have still to be fed, at the least."""
+        ...
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """Take bytes; return those to pass on and those that lie behind the body's end.
@@ -74,7 +77,7 @@ class UntilCloseBody:
 
 
 def answer_length(method: bytes, head: AnswerHead) -> int:
-    """Say how long an answer's body is, in the order of RFC 9112 §6.3.
+    """Say how long an answer's body is, in the order of RFC 9112 §6.3; a 204 that announces one is the last.
 
     Args:
         method: The request's.
@@ -84,6 +87,8 @@ def answer_length(method: bytes, head: AnswerHead) -> int:
         Bytes, `CHUNKED` or `UNTIL_CLOSE`.
     """
     if method == b"HEAD" or head.status in (204, 304) or head.status < 200:
+        if head.status == 204 and head.length not in (NO_BODY, UNTIL_CLOSE):
+            head.keep_alive = False  # what it announces may come all the same, and would be read as the next answer
         return NO_BODY
     return head.length
 

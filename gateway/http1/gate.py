@@ -7,6 +7,7 @@ never repaired: a second reading is how a request is smuggled past the limits an
 from __future__ import annotations
 
 import re
+from ipaddress import IPv6Address
 from typing import Final
 
 from gateway.errors import (
@@ -31,6 +32,11 @@ _FIELD_LINE: Final = re.compile(TOKEN + rb":[\t \x21-\x7e\x80-\xff]*+")
 _BARE_CR_OR_LF: Final = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+# uri-host [":" port] (RFC 9110 §7.2, RFC 3986 §3.2.2): a bracketed address, or a registered name or IPv4 address.
+_HOST: Final = re.compile(
+    rb"(?:\[([0-9A-Fa-f:.]+)\]|\[v[0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+,;=:-]+\]"
+    rb"|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]{0,5})?"
+)
 
 
 def check_request(block: bytes) -> None:
@@ -104,8 +110,11 @@ def _check_target(method: bytes, target: bytes) -> None:
     elif target == b"*":
         if method != b"OPTIONS":
             raise BadRequest("Only OPTIONS takes the asterisk-form.")
-    elif not target.startswith(b"/") and not _ABSOLUTE.fullmatch(target):
-        raise BadRequest("The request-target is neither a path nor an http URL.")
+    elif not target.startswith(b"/"):
+        match = _ABSOLUTE.fullmatch(target)
+        # User information is a sign of somebody who hides where a URL leads (RFC 9110 §4.2.4).
+        if match is None or not is_host(match[1]) or match[1].startswith(b":"):
+            raise BadRequest("The request-target is neither a path nor an http URL with a host.")
 
 
 def check_fields(lines: list[bytes]) -> None:
@@ -129,3 +138,17 @@ def check_fields(lines: list[bytes]) -> None:
             lengths += 1
             if lengths > 1 or not _LENGTH.fullmatch(value.strip(b" \t")):
                 raise BadRequest("Content-Length is repeated, or is not 1 to 18 digits.")
+
+
+def is_host(value: bytes) -> bool:
+    """Whether a value is one that `Host` may have (RFC 9110 §7.2)."""
+    match = _HOST.fullmatch(value)
+    return match is not None and (match[1] is None or _is_ipv6(match[1].decode()))
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return True

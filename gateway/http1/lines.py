@@ -10,8 +10,18 @@ import re
 from typing import Final
 
 from gateway.http1 import fields
-from gateway.http1.fields import API_KEY, AUTHORIZATION, BASIC, CONNECTION, CONTENT_LENGTH, EXPECT, HOST, PLAIN
-from gateway.http1.gate import TOKEN
+from gateway.http1.fields import (
+    API_KEY,
+    AUTHORIZATION,
+    BASIC,
+    CONNECTION,
+    CONTENT_LENGTH,
+    EXPECT,
+    HOST,
+    PLAIN,
+    TRAILER,
+)
+from gateway.http1.gate import TOKEN, is_host
 from gateway.http1.message import MAX_LINE_BYTES
 
 _FIELD_LINE: Final = re.compile(TOKEN + rb":(?: (?![ \t])[\t \x21-\x7e\x80-\xff]++(?<![ \t]))?+")
@@ -26,7 +36,7 @@ _MAX_NAMES: Final = 512
 Meaning = tuple[int, bytes]
 """A kind of `fields`, and the value as far as the reader of a head needs it."""
 _IS_PLAIN: Final[Meaning] = (PLAIN, b"")
-_PASSED_ON: Final = frozenset((CONTENT_LENGTH, EXPECT))
+_PASSED_ON: Final = frozenset((CONTENT_LENGTH, EXPECT, TRAILER))
 
 
 class NotCanonical(Exception):
@@ -124,6 +134,6 @@ def _checked_value(kind: int, name: bytes, value: bytes) -> bytes:
         return value.lower()
     if kind == CONTENT_LENGTH and not _LENGTH.fullmatch(value):
         raise NotCanonical
-    if kind == HOST and not fields.is_host(value):
+    if kind == HOST and not is_host(value):
         raise NotCanonical
     return value

@@ -11,6 +11,11 @@ NO_BODY: Final = 0
 CHUNKED: Final = -1
 UNTIL_CLOSE: Final = -2
 
+# RFC 9110 §9.2.2. Only these may be sent a second time when it is not known what became of the first.
+IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS"))
+
+NO_PROTOCOLS: Final[frozenset[bytes]] = frozenset()
+
 MAX_HEAD_BYTES: Final = 32 * 1024
 MAX_LINE_BYTES: Final = 16 * 1024
 MAX_FIELDS: Final = 100
@@ -24,15 +29,16 @@ class RequestHead:
         target: The request-target, byte for byte.
         minor: 0 or 1, of HTTP/1.x.
         lines: Field lines to pass on, in their order and case; an element may hold several, joined. Neither
-            connection-specific ones nor credentials nor `Host` are among them; a `Content-Length` is. `lines[0]`
-            is a free place for the request line.
+            connection-specific ones nor credentials nor `Host` are among them; a `Content-Length` is, and
+            `TE: trailers` or `Upgrade` with its connection option. `lines[0]` is a free place for the request line.
         length: Bytes of body (0 to 10^18 - 1), or `CHUNKED`.
         keep_alive: Whether the client would use the connection again (RFC 9112 §9.3).
         bearer: The text of `Authorization: Bearer` or `Basic`'s user name, else of one of the API-key fields.
         expects_continue: Whether the client waits for 100 before it sends the body (RFC 9110 §10.1.1).
+        upgrade: The protocols that the upstream is offered to switch to, in lower case (RFC 9110 §7.8).
     """
 
-    __slots__ = ("bearer", "expects_continue", "keep_alive", "length", "lines", "method", "minor", "target")
+    __slots__ = ("bearer", "expects_continue", "keep_alive", "length", "lines", "method", "minor", "target", "upgrade")
 
     def __init__(self, method: bytes, target: bytes, minor: int) -> None:
         self.method = method
@@ -43,6 +49,7 @@ class RequestHead:
         self.keep_alive = minor == 1
         self.bearer: bytes | None = None
         self.expects_continue = False
+        self.upgrade = NO_PROTOCOLS
 
 
 class AnswerHead:
@@ -56,9 +63,10 @@ class AnswerHead:
         length: Bytes of body as the fields say, `CHUNKED`, or `UNTIL_CLOSE`; `framing.answer_length` says what the
             request's method and the status make of it.
         keep_alive: Whether the upstream would use the connection again.
+        upgrade: The protocols that a 101 switches to, in lower case; none if it does not say so as it must.
     """
 
-    __slots__ = ("keep_alive", "length", "lines", "minor", "start_line", "status")
+    __slots__ = ("keep_alive", "length", "lines", "minor", "start_line", "status", "upgrade")
 
     def __init__(self, status: int, start_line: bytes, minor: int) -> None:
         self.status = status
@@ -67,3 +75,4 @@ class AnswerHead:
         self.lines: list[bytes] = []
         self.length = UNTIL_CLOSE
         self.keep_alive = minor == 1
+        self.upgrade = NO_PROTOCOLS

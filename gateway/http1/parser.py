@@ -31,9 +31,12 @@ from gateway.http1.fields import (
     CONTENT_LENGTH,
     EXPECT,
     HOST,
+    TE,
+    TRAILER,
     TRANSFER_ENCODING,
+    UPGRADE,
 )
-from gateway.http1.gate import TOKEN, check_answer, check_request
+from gateway.http1.gate import TOKEN, check_answer, check_bytes, check_request
 from gateway.http1.lines import MAX_LINE_REMEMBERED, LineMemory, NotCanonical
 from gateway.http1.message import (
     CHUNKED,
@@ -42,6 +45,7 @@ from gateway.http1.message import (
     MAX_FIELDS,
     MAX_HEAD_BYTES,
     MAX_LINE_BYTES,
+    NO_BODY,
     AnswerHead,
     RequestHead,
 )
@@ -50,9 +54,13 @@ from gateway.http1.template import TemplateMemory
 if TYPE_CHECKING:
     from h11._headers import Headers
 
+    from gateway.http1.lines import Meaning
+
 _REQUEST_LINE: Final = re.compile(rb"(" + TOKEN + rb") (/[\x21\x22\x24-\x7e]*+) HTTP/1\.([01])")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})((?: [\t \x21-\x7e\x80-\xff]*+)?)")
 _MAX_STARTS: Final = 256
+# Without an offer, h11 would take no 101; whether this one was offered is for the exchange to say.
+_OFFER: Final = [("Host", "h"), ("Connection", "upgrade"), ("Upgrade", "h")]
 
 
 class RequestParser:
@@ -105,7 +113,7 @@ class RequestParser:
 
     def _learn_start(self, block: bytes, end: int) -> tuple[bytes, bytes, int] | None:
         match = _REQUEST_LINE.fullmatch(block, 0, end) if end <= MAX_LINE_BYTES else None
-        if match is None:
+        if match is None or match[1] == b"CONNECT":  # whose target is no path; the gate has the word
             return None
         start = (match[1], match[2], 1 if match[3] == b"1" else 0)
         if end <= MAX_LINE_REMEMBERED:
@@ -119,6 +127,7 @@ class RequestParser:
         host = length = coding = authorization = options = None
         is_basic = False
         keys: list[bytes] = []
+        rare: list[Meaning] = []
         for kind, value in special:
             if kind == HOST:
                 host = _once(host, value, "Host")
@@ -133,8 +142,8 @@ class RequestParser:
                 coding = _once(coding, value, "Transfer-Encoding")
             elif kind == API_KEY:
                 keys.append(value)
-            elif kind == EXPECT:
-                _apply_expect(head, value)
+            else:
+                rare.append((kind, value))
         if host is None and head.minor:
             raise BadRequest("There is no Host field.")
         if options is not None:
@@ -143,6 +152,8 @@ class RequestParser:
             _frame_chunked(head, length, coding)
         elif length is not None:
             head.length = int(length)
+        if rare:
+            _apply_rare(head, rare, options)
         if keys and (is_basic or not authorization):
             authorization = _api_key(keys) or authorization
         head.bearer = authorization or None
@@ -174,6 +185,25 @@ class AnswerParser:
         head = AnswerHead(*start)
         return head if self._templates.read(head, block, end) is not None else self._read_in_full(block)
 
+    def check_unfinished(self, data: bytes, checked: int) -> None:
+        """Refuse what can no longer become a head: one whose lines end in a bare LF has no end to wait for.
+
+        Args:
+            data: What has come of it.
+            checked: How many bytes of that were looked at before.
+
+        Raises:
+            UpstreamProtocolError: There is a byte in it that no head may have, or it does not begin as one does.
+        """
+        # A CR at the very end may still get its LF.
+        piece = data[checked - data.endswith(b"\r", 0, checked) : len(data) - data.endswith(b"\r")]
+        try:
+            check_bytes(piece)
+        except GatewayError:
+            raise UpstreamProtocolError("The upstream's answer is malformed or ambiguous.") from None
+        if not b"HTTP/1.".startswith(data[:7]):
+            raise UpstreamProtocolError("The upstream's answer is not HTTP/1.1.")
+
     def _read_in_full(self, block: bytes) -> AnswerHead:
         lines = block.split(CRLF)
         try:
@@ -195,7 +225,8 @@ class AnswerParser:
 
     def _read(self, head: AnswerHead, lines: list[bytes]) -> None:
         head.lines, special = self._memory.sort(lines)
-        length = coding = options = None
+        length = coding = options = upgrade = None
+        announces = False
         for kind, value in special:
             if kind == CONTENT_LENGTH:
                 length = _once(length, value, "Content-Length")
@@ -203,6 +234,10 @@ class AnswerParser:
                 options = value if options is None else options + b"," + value
             elif kind == TRANSFER_ENCODING:
                 coding = _once(coding, value, "Transfer-Encoding")
+            elif kind == TRAILER:
+                announces = True
+            elif kind == UPGRADE:
+                upgrade = value if upgrade is None else upgrade + b", " + value
         if options is not None:
             _apply_options(head, options)
         if coding is not None:
@@ -211,6 +246,11 @@ class AnswerParser:
             head.length = CHUNKED
         elif length is not None:
             head.length = int(length)
+        if announces:
+            _apply_trailer(head)
+        if upgrade is not None and head.status == 101 and _may_upgrade(head, options):
+            head.lines.append(fields.UPGRADES_TO + upgrade)
+            head.upgrade = frozenset(fields.list_members(upgrade))
 
     def _learn_start(self, line: bytes) -> tuple[int, bytes, int]:
         match = _STATUS_LINE.fullmatch(line)
@@ -244,10 +284,48 @@ def _apply_options(head: RequestHead | AnswerHead, value: bytes) -> None:
         head.lines = fields.remove_named(head.lines, options)
 
 
+def _apply_rare(head: RequestHead, meanings: list[Meaning], options: bytes | None) -> None:
+    """Do what is left to do once it is known how the request is framed."""
+    takes_trailers = False
+    protocols: list[bytes] = []
+    for kind, value in meanings:
+        if kind == EXPECT:
+            _apply_expect(head, value)
+        elif kind == TRAILER:
+            _apply_trailer(head)
+        elif kind == TE:
+            takes_trailers = takes_trailers or fields.takes_trailers(value)
+        elif kind == UPGRADE:
+            protocols += fields.tunnelled_protocols(value)
+    # A body would have to go before the switch (RFC 9110 §7.8). Nobody sends one with it, so it is not worth the care.
+    if protocols and head.length == NO_BODY and _may_upgrade(head, options):
+        head.lines.append(fields.UPGRADES_TO + b", ".join(protocols))
+        head.upgrade = frozenset([protocol.lower() for protocol in protocols])
+    if takes_trailers and head.minor:  # a 1.0 client gets no chunked body, and so no trailers
+        head.lines.append(fields.TAKES_TRAILERS)
+
+
+def _may_upgrade(head: RequestHead | AnswerHead, options: bytes | None) -> bool:
+    """Whether an `Upgrade` counts: not in HTTP/1.0, nor where it was meant for the hop before (RFC 9110 §7.8)."""
+    return head.minor == 1 and options is not None and b"upgrade" in fields.list_members(options)
+
+
 def _apply_expect(head: RequestHead, value: bytes) -> None:
-    head.expects_continue = bool(head.minor) and value.lower() == b"100-continue"
+    """Take one `100-continue`; what else servers read into an `Expect` differs, and some then forget the body."""
+    if value.lower() != b"100-continue" or head.expects_continue:
+        raise BadRequest("The only expectation here is a single '100-continue'.")
+    head.expects_continue = bool(head.minor)
     if not head.minor:  # a 1.0 client's is ignored, and must not reach a 1.1 server (RFC 9110 §10.1.1)
         head.lines = fields.without(head.lines, (b"expect",))
+
+
+def _apply_trailer(head: RequestHead | AnswerHead) -> None:
+    """Keep `Trailer` where trailers can follow, which the next hop may pass on only if they were announced.
+
+    It is no connection-specific field (RFC 9110 §6.6.2, §7.6.1), but only a chunked body has a trailer section.
+    """
+    if head.length != CHUNKED:
+        head.lines = fields.without(head.lines, (b"trailer",))
 
 
 def _frame_chunked(head: RequestHead, length: bytes | None, coding: bytes) -> None:
@@ -257,8 +335,16 @@ def _frame_chunked(head: RequestHead, length: bytes | None, coding: bytes) -> No
     if head.minor == 0:
         raise BadRequest("Transfer-Encoding in an HTTP/1.0 request.")
     if coding.lower() != b"chunked":
-        raise NotImplementedHere("The only transfer coding here is a single 'chunked'.")
+        raise _other_coding(coding)
     head.length = CHUNKED
+
+
+def _other_coding(value: bytes) -> GatewayError:
+    """Say why a coding is refused: without an end (RFC 9112 §6.3 rule 4), or with codings that are not here (§6.1)."""
+    *others, last = fields.list_members(value) or [b""]
+    if last == b"chunked" and others and b"chunked" not in others:
+        return NotImplementedHere("The only transfer coding here is a single 'chunked'.")
+    return BadRequest("The request's transfer coding does not end in a single 'chunked'.")
 
 
 def _api_key(keys: list[bytes]) -> bytes | None:
@@ -275,7 +361,9 @@ def _request_by_h11(block: bytes) -> tuple[RequestHead, list[bytes]]:
         event = connection.next_event()
     except h11.RemoteProtocolError as error:
         if error.error_status_hint == 501:
-            raise NotImplementedHere("The only transfer coding here is a single 'chunked'.") from None
+            codings = [line.partition(b":") for line in block.split(CRLF)]
+            values = [value for name, _, value in codings if name.lower() == b"transfer-encoding"]
+            raise _other_coding(values[0] if len(values) == 1 else b"") from None
         if error.error_status_hint == 431:
             raise FieldsTooLarge from None
         raise BadRequest("The request head is not HTTP/1.1.") from None
@@ -287,7 +375,7 @@ def _request_by_h11(block: bytes) -> tuple[RequestHead, list[bytes]]:
 
 def _answer_by_h11(block: bytes) -> list[bytes]:
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES + len(HEAD_END))
-    connection.send(h11.Request(method="GET", target="/", headers=[("Host", "h")]))
+    connection.send(h11.Request(method="GET", target="/", headers=_OFFER))
     connection.receive_data(block + HEAD_END)
     event = connection.next_event()
     if not isinstance(event, h11.Response | h11.InformationalResponse):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from gateway.errors import BadRequest, FieldsTooLarge, TargetTooLong
@@ -10,6 +11,10 @@ from gateway.http1.message import CRLF, HEAD_END, MAX_HEAD_BYTES, MAX_LINE_BYTES
 
 MAX_EMPTY_LINES: Final = 8
 """RFC 9112 §2.2 asks to ignore at least one before a request."""
+
+# What speaks another protocol may never end a line.
+_START: Final = re.compile(rb"(?:" + gate.TOKEN + rb"(?: |\Z)|\Z)")
+_START_BYTES: Final = 64  # looked at each time; longer methods are judged when their line is whole
 
 
 class PartialHead:
@@ -37,12 +42,14 @@ class PartialHead:
             self._empty_lines += 1
             if self._empty_lines > MAX_EMPTY_LINES:
                 raise BadRequest("There are too many empty lines before the request.")
-        if whole.find(HEAD_END, max(self._checked - 3, 0)) >= 0:
+        if 0 <= whole.find(HEAD_END, max(self._checked - 3, 0)) <= MAX_HEAD_BYTES:
             return bytes(whole)
-        if len(whole) > MAX_HEAD_BYTES:
-            raise FieldsTooLarge(f"The head is longer than {MAX_HEAD_BYTES} bytes.")
         # A CR at the very end may still get its LF: it is left for the next time.
         checked = len(whole) - whole.endswith(b"\r")
+        if self._line_start == 0 and checked > MAX_LINE_BYTES and whole.find(CRLF, 0, MAX_LINE_BYTES + 2) < 0:
+            raise TargetTooLong(f"The request line is longer than {MAX_LINE_BYTES} bytes.")
+        if len(whole) > MAX_HEAD_BYTES + 3:  # three of them may be the begin of the end
+            raise FieldsTooLarge(f"The head is longer than {MAX_HEAD_BYTES} bytes.")
         gate.check_bytes(bytes(whole[self._checked : checked]))
         end = whole.rfind(CRLF, max(self._checked - 1, self._line_start))
         self._checked = checked
@@ -52,6 +59,6 @@ class PartialHead:
                 gate.check_request_line(lines.pop(0))
             gate.check_fields(lines)
             self._line_start = end + 2
-        elif self._line_start == 0 and len(whole) > MAX_LINE_BYTES:
-            raise TargetTooLong(f"The request line is longer than {MAX_LINE_BYTES} bytes.")
+        elif self._line_start == 0 and not _START.match(whole, 0, min(checked, _START_BYTES)):
+            raise BadRequest("The method is not a token.")
         return None

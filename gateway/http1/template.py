@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from gateway.http1.fields import API_KEY, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, PLAIN
+from gateway.http1.fields import API_KEY, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, PLAIN, TE, TRAILER
 from gateway.http1.message import CRLF, MAX_LINE_BYTES, AnswerHead, RequestHead
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ HEADS_A_TEMPLATE: Final = 256
 
 _BEARER: Final = b"Bearer "
 _CREDENTIALS: Final = (AUTHORIZATION, API_KEY)
+# What becomes of these is for the parser to say, each time.
+_READ_IN_FULL: Final = (EXPECT, TE, TRAILER)
 _ALWAYS_CHANGING: Final = (*_CREDENTIALS, CONTENT_LENGTH)
 # What may stand in a gap: the parser's own rules for a value and a length, and a narrower one for a token.
 _GAPS: Final = {
@@ -66,7 +68,8 @@ class Template(Generic[Head]):
             passed_on = kind in (PLAIN, CONTENT_LENGTH)
             if index in changing:
                 gaps.append(kind)
-                name = line[: line.index(b":") + 2] + (_BEARER if kind == AUTHORIZATION else b"")
+                # With a space even if this one had no value: a value without it is for h11 to read.
+                name = line.partition(b":")[0] + b": " + (_BEARER if kind == AUTHORIZATION else b"")
                 pattern += re.escape(CRLF + name) + _GAPS[kind]
                 kept += CRLF + name.replace(b"%", b"%%") + b"%b" if passed_on else b""
             else:
@@ -183,6 +186,6 @@ def _can_have_template(lines: list[bytes], kinds: list[int]) -> bool:
             credentials += 1
             if kind == AUTHORIZATION and not value.startswith(_BEARER):
                 return False
-        elif kind == EXPECT or (kind == CONNECTION and value.lower() not in (b"keep-alive", b"close")):
+        elif kind in _READ_IN_FULL or (kind == CONNECTION and value.lower() not in (b"keep-alive", b"close")):
             return False
     return credentials <= 1 and len(lines) > 0

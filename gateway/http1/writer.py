@@ -122,6 +122,20 @@ def interim_head(head: AnswerHead) -> bytes:
     return CRLF.join(lines) + HEAD_END
 
 
+def switch_head(head: AnswerHead, limits: bytes, timing: bytes) -> bytes:
+    """Write an upstream's 101 as it goes to the client: the last head on this connection.
+
+    Args:
+        head: The upstream's; its `lines`, which say what it switches to, are used up.
+        limits: Field lines that say how the request's limits stand.
+        timing: The `Server-Timing` line.
+    """
+    lines = _without_length(head.lines)
+    lines[0] = head.start_line
+    lines += (limits, timing, CRLF)
+    return CRLF.join(lines)
+
+
 def _without_length(lines: list[bytes]) -> list[bytes]:
     """What has no body must not say how long it is (RFC 9110 §8.6)."""
     return without(CRLF.join(lines).split(CRLF), (b"content-length",))

@@ -7,7 +7,7 @@ import sys
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, cast
 
-from gateway.errors import Draining, FieldsTooLarge, GatewayError, RequestTimeout
+from gateway.errors import Draining, GatewayError, RequestTimeout
 from gateway.http1 import writer
 from gateway.http1.message import CRLF, HEAD_END, MAX_HEAD_BYTES
 from gateway.http1.partial import PartialHead
@@ -20,6 +20,7 @@ from gateway.proxy.sockets import reset, untaken
 if TYPE_CHECKING:
     from gateway.http1.message import RequestHead
     from gateway.proxy.context import LocalAnswer, ProxyContext
+    from gateway.proxy.tunnel import Tunnel
 
 MAX_PIPELINED_BYTES: Final = 64 * 1024
 LINGER_S: Final = 2.0
@@ -54,7 +55,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", None)
         self.deadline_s = NEVER
         self.writable = True
-        self._exchange: Exchange | LocalExchange | None = None
+        self._exchange: Exchange | LocalExchange | Tunnel | None = None
         self._buffer = b""
         self._partial: PartialHead | None = None
         self._advancing = False
@@ -103,7 +104,7 @@ class ClientConnection(asyncio.Protocol):
         self._watch = HangupWatch(
             self._context.loop, self.transport, self.abort, self._missing_bytes, self._takes_interim
         )
-        if exchange.is_answering:
+        if exchange.on_client_ended():
             self._watch.expect_the_end()
         return True
 
@@ -113,6 +114,7 @@ class ClientConnection(asyncio.Protocol):
         connections.discard(self)
         if not connections:
             self._context.emptied.set()
+        self._context.on_client_gone()
         self._context.clock.watched.discard(self)
         self.deadline_s = NEVER
         self._buffer = b""
@@ -193,10 +195,8 @@ class ClientConnection(asyncio.Protocol):
             self._buffer = whole
         data = self._buffer
         end = data.find(HEAD_END)
-        if end < 0 or data.startswith(CRLF):
+        if not 0 <= end <= MAX_HEAD_BYTES or data.startswith(CRLF):
             return self._begin_partial(data)
-        if end > MAX_HEAD_BYTES:
-            raise FieldsTooLarge(f"The head is longer than {MAX_HEAD_BYTES} bytes.")
         head = self._context.parser.parse(data[:end])
         self._buffer = data[end + 4 :]
         return head
@@ -268,6 +268,20 @@ class ClientConnection(asyncio.Protocol):
         self.deadline_s = context.clock.soon_s + context.settings.keepalive_timeout_s
         self._go_on()
 
+    def switch(self, tunnel: Tunnel) -> tuple[bytes, bool]:
+        """Give all that the client sends to a tunnel; return what has come already, and whether that was all."""
+        self._exchange = tunnel
+        early, self._buffer = self._buffer, b""
+        return early, self._half_closed
+
+    def on_tunnel_done(self) -> None:
+        """The other side has ended in good order: let the client read what was sent, and close."""
+        self._exchange = None
+        if self._half_closed:
+            self.close()
+        elif not self.transport.is_closing():
+            self._linger()
+
     def _go_on(self) -> None:
         if self.transport.is_closing():
             return
@@ -311,6 +325,7 @@ class ClientConnection(asyncio.Protocol):
     def _linger(self) -> None:
         """Let the client read its answer before the connection ends: closing on unread bytes would reset it."""
         self._buffer = b""
+        self._partial = None
         self._lingering_bytes = 0
         self.deadline_s = self._context.clock.soon_s + LINGER_S
         if self.transport.can_write_eof():
@@ -323,13 +338,15 @@ class ClientConnection(asyncio.Protocol):
         if self._lingering_bytes > MAX_LINGER_BYTES:
             self.transport.close()
 
-    def watch_unread(self) -> None:
-        """Look now and then whether the client has gone, while it is not read and the transport cannot tell."""
+    def rest(self) -> None:
+        """Do not read for now, but look now and then whether the client has gone: the transport cannot tell."""
+        if self.transport.is_reading():
+            self.transport.pause_reading()
         if self._watch is None:
             self._watch = HangupWatch(self._context.loop, self.transport, self.abort, self._missing_bytes, None)
 
     def unwatch_unread(self) -> None:
-        """End `watch_unread`; a half-closed client is watched on."""
+        """End the watch that `rest` began; a half-closed client is watched on."""
         if not self._half_closed:
             self._unwatch()
 

@@ -44,3 +44,5 @@ class ProxyContext:
     draining: bool = False
     emptied: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last connection has ended."""
+    on_client_gone: Callable[[], None] = lambda: None
+    """Called when any connection has ended."""

@@ -2,7 +2,8 @@
 
 Read it top to bottom. Each phase is one short method, called by the phase before it or, where something must be
 waited for, called back by the connection or the store that has it. Whatever happens, every exchange ends in
-`_end`, which gives up the upstream connection; `_finish` then lets the client connection go on.
+`_end`, which gives up the upstream connection; `_finish` then lets the client connection go on. Only one whose
+upstream switches protocols ends in `on_switch`, and leaves both connections to a `Tunnel`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.http1 import framing, writer
-from gateway.http1.message import CHUNKED, UNTIL_CLOSE
+from gateway.http1.message import CHUNKED, IDEMPOTENT, UNTIL_CLOSE
 from gateway.proxy.clock import NEVER
 from gateway.proxy.relay import Relay
-from gateway.proxy.sockets import untaken
+from gateway.proxy.tunnel import Tunnel
 
 if TYPE_CHECKING:
     import asyncio
@@ -37,11 +38,10 @@ if TYPE_CHECKING:
     from gateway.proxy.upstream import UpstreamConnection
     from gateway.stores import Verdict
 
-# RFC 9110 §9.2.2. Only these may be sent a second time when it is not known what became of the first.
-_IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS"))
 # TRACE's answer would show the key that went upstream (RFC 9110 §9.3.8); CONNECT has no path to be sent to.
 _REFUSED_METHODS: Final = frozenset((b"TRACE", b"CONNECT"))
 _METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+_TIMING: Final = b"Server-Timing: gateway;dur=%.3f, upstream;dur=%.3f"
 
 
 class Exchange:
@@ -58,7 +58,7 @@ class Exchange:
         "_context", "_client", "_head", "_keep_alive", "_over",  # the exchange
         "_subject", "_verdict", "_sent", "_connecting", "_upstream",  # what it holds
         "request_done", "_request", "_content", "_upload",  # on the way up
-        "answer_started", "_answered_early", "_answer", "_untaken_bytes",  # on the way down
+        "answer_started", "_answered_early", "_answer",  # on the way down
         "_lap_began_s", "_own_s",  # time spent
     )
     # fmt: on
@@ -82,7 +82,6 @@ class Exchange:
         self._upload: Relay | None = None
         self.answer_started = False
         self._answered_early = False
-        self._untaken_bytes = 0
         self._answer: Relay | None = None
 
     def take_first(self, data: bytes) -> bytes:
@@ -142,29 +141,24 @@ class Exchange:
         if connection is None:
             self._connecting = self._context.pool.connect(self)
         else:
-            self._send(connection)
-
-    def on_connected(self, connection: UpstreamConnection) -> None:
-        """See `pool.Connector`."""
-        self._connecting = None
-        self._send(connection)
+            self.on_connected(connection)
 
     def on_connect_failed(self, error: GatewayError) -> None:
         """See `pool.Connector`."""
         self._connecting = None
         self._refuse(error)
 
-    def _send(self, connection: UpstreamConnection) -> None:
+    def on_connected(self, connection: UpstreamConnection) -> None:
+        """Send the request, on a new connection (see `pool.Connector`) or on one that was kept."""
+        self._connecting = None
         self._upstream = connection
         self._sent = True
         upload = self._upload
         request = self._request + (self._content if upload is None else upload.take_held())
         self._request = request if self.request_done else b""
         self._content = b""
-        self._untaken_bytes = len(request)
-        now_s = perf_counter()
-        self._own_s = now_s - self._lap_began_s
-        self._lap_began_s = now_s
+        self._own_s = perf_counter() - self._lap_began_s
+        self._lap_began_s += self._own_s
         connection.begin(self, request)
         if upload is not None:
             upload.open(connection.transport)
@@ -198,9 +192,8 @@ class Exchange:
 
     def on_answer(self, head: AnswerHead, rest: bytes) -> None:
         """Write the answer's head, and what has come of its body, in one piece."""
-        now_s = perf_counter()
-        upstream_s = now_s - self._lap_began_s
-        self._lap_began_s = now_s
+        upstream_s = perf_counter() - self._lap_began_s
+        self._lap_began_s += upstream_s
         upstream, client = self._upstream, self._client
         assert upstream is not None  # noqa: S101 - it is the one that calls
         self._answered_early = not self.request_done
@@ -225,6 +218,19 @@ class Exchange:
             self.on_client_full()
         self._after_bytes(extra)
 
+    def on_switch(self, head: AnswerHead, rest: bytes) -> None:
+        """Let a tunnel take this exchange's place, if the upstream took up an offer of the client's (RFC 9110 §7.8)."""
+        upstream, subject, verdict = self._upstream, self._subject, self._verdict
+        assert upstream is not None and subject is not None and verdict is not None  # noqa: S101, PT018 - it is asked
+        if not head.upgrade or not head.upgrade <= self._head.upgrade:
+            self._refuse(UpstreamProtocolError("The upstream switched protocols unasked."))
+            return
+        # Of the gateway's own share, what follows is not worth a second look at the time.
+        timing = _TIMING % (self._own_s * 1e3, (perf_counter() - self._lap_began_s) * 1e3)
+        self._context.route.hide_key(head)
+        first = writer.switch_head(head, subject.limit_lines(verdict), timing) + rest
+        Tunnel(self._context, self._client, upstream).begin(first)
+
     def _answer_head(self, head: AnswerHead, length: int, upstream_s: float) -> bytes:
         assert self._subject is not None and self._verdict is not None  # noqa: S101, PT018 - set before it was sent
         minor = self._head.minor
@@ -234,9 +240,8 @@ class Exchange:
             self._keep_alive = False
         limits = self._subject.limit_lines(self._verdict)
         own_ms, upstream_ms = (self._own_s + perf_counter() - self._lap_began_s) * 1e3, upstream_s * 1e3
-        timing = b"Server-Timing: gateway;dur=%.3f, upstream;dur=%.3f" % (own_ms, upstream_ms)
         self._context.route.hide_key(head)
-        return writer.answer_head(head, minor, limits, timing, keep_alive=self._keep_alive)
+        return writer.answer_head(head, minor, limits, _TIMING % (own_ms, upstream_ms), keep_alive=self._keep_alive)
 
     def on_answer_bytes(self, data: bytes) -> None:
         """Pass on what came of the answer's body."""
@@ -258,21 +263,21 @@ class Exchange:
         else:
             self._await_upstream()
 
-    def on_answer_eof(self) -> None:
+    def on_answer_eof(self) -> bool:
         """The upstream has sent all it will: an until-close body is whole, any other is cut short."""
         if self._answer is not None and isinstance(self._answer.body, framing.UntilCloseBody):
             self._finish()
         else:
             self._abort()
+        return False
 
     @property
     def missing_bytes(self) -> int:
         """How many bytes of the request have not been read yet, at the least."""
         return 0 if self._upload is None else self._upload.body.least_left
 
-    @property
-    def is_answering(self) -> bool:
-        """Whether the answer began behind the whole request: who ends his side now has read enough."""
+    def on_client_ended(self) -> bool:
+        """Say whether the answer has begun, behind the whole request: who ends his side now has read enough."""
         return self.answer_started and not self._answered_early
 
     @property
@@ -294,9 +299,7 @@ class Exchange:
     def on_upstream_full(self) -> None:
         """See `upstream.AnswerReader`."""
         if self._upload is not None and self._upstream is not None and not self.request_done:
-            self._untaken_bytes = untaken(self._upstream.transport)
-            self._upload.pause()
-            self._client.watch_unread()
+            self._client.rest()
 
     def on_upstream_ready(self) -> None:
         """See `upstream.AnswerReader`."""
@@ -323,7 +326,7 @@ class Exchange:
         stale = connection is not None and connection.reused and not heard
         if self.answer_started:
             self._abort()
-        elif stale and self._request and (unsent or self._head.method in _IDEMPOTENT):
+        elif stale and self._request and (unsent or self._head.method in IDEMPOTENT):
             self._connecting = self._context.pool.connect(self)
         else:
             self._refuse(UpstreamUnreachable("The upstream ended the connection without an answer."))
@@ -338,9 +341,7 @@ class Exchange:
 
     def on_deadline(self) -> None:
         """What was waited for did not come in time; unless the upstream is only slow, and still takes bytes."""
-        before = self._untaken_bytes
-        self._untaken_bytes = untaken(self._upstream.transport) if self._upstream is not None else 0
-        if 0 < self._untaken_bytes < before and not self.answer_started:
+        if not self.answer_started and self._upstream is not None and self._upstream.still_takes():
             self._await_upstream()
         elif not self.request_done and self._client.transport.is_reading():
             self._refuse(RequestTimeout("The request body did not come in time."))
@@ -370,13 +371,7 @@ class Exchange:
     def _finish(self) -> None:
         """The answer is written: give the upstream back, and let the client connection go on."""
         upstream = self._upstream
-        # A connection that has not sent all of this request would hold up the next one.
-        if (
-            upstream is not None
-            and upstream.reusable
-            and self.request_done
-            and upstream.transport.get_write_buffer_size() == 0
-        ):
+        if upstream is not None and upstream.reusable and self.request_done:
             self._over = True
             self._upstream = None
             if self._answer is not None:

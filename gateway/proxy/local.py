@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import (
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from gateway.proxy.context import ProxyContext
 
 MAX_BODY_BYTES: Final = 4096
+
+_log = logging.getLogger("gateway")
 
 
 class LocalExchange:
@@ -83,9 +86,8 @@ class LocalExchange:
         """Short bodies are never held back, so nobody need find out whether the rest will come."""
         return 0
 
-    @property
-    def is_answering(self) -> bool:
-        """An answer of the gateway's own is written in one piece."""
+    def on_client_ended(self) -> bool:
+        """An answer of the gateway's own is written in one piece: nobody can leave in the middle of it."""
         return False
 
     @property
@@ -121,6 +123,10 @@ class LocalExchange:
             answer = await self._context.endpoint(head, self._body, client.is_local)
         except GatewayError as error:
             self._refuse(error)
+            return
+        except Exception:  # noqa: BLE001 - a defect: nobody awaits this task, and the client would wait for ever
+            _log.exception("an endpoint failed")
+            self._refuse(GatewayError("Something went wrong in the gateway."))
             return
         if not self._over:
             self._over = True

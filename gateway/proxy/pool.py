@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import ssl
 from typing import TYPE_CHECKING, Final, Protocol
 
-from gateway.errors import UpstreamTimeout, UpstreamUnreachable
+from gateway.errors import GatewayError, UpstreamTimeout, UpstreamUnreachable
 from gateway.proxy.clock import TICK_S
 from gateway.proxy.upstream import UpstreamConnection
 
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from gateway.config import Settings
-    from gateway.errors import GatewayError
     from gateway.http1.parser import AnswerParser
     from gateway.proxy.clock import Clock
 
     Dial = Callable[[UpstreamConnection], Awaitable[None]]
 
 QUIET_S: Final = 1.0
+_NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 _log = logging.getLogger("gateway.upstream")
 
@@ -62,6 +63,10 @@ class UpstreamPool:
         self._quiet_until_s = 0.0
         self.deadline_s = 0.0
 
+    def __len__(self) -> int:
+        """Count the connections, idle or not, and the attempts at one."""
+        return len(self._open) + len(self._connecting)
+
     def take(self) -> UpstreamConnection | None:
         """Lend the connection that was used last, if one is idle."""
         while self._idle:
@@ -80,7 +85,8 @@ class UpstreamPool:
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """Keep a connection whose last answer was whole and that the upstream would use again."""
-        if len(self._idle) >= self._most_idle:
+        # One that has not sent all of its last request would hold up the next.
+        if len(self._idle) >= self._most_idle or connection.transport.get_write_buffer_size():
             connection.close()
             return
         connection.reader = None
@@ -115,21 +121,27 @@ class UpstreamPool:
             self._failures = 0
 
     async def _connect(self, waiter: Connector) -> None:
-        error: GatewayError
+        connection = UpstreamConnection(self._parser, self._forget)
         try:
             async with asyncio.timeout(self._timeout_s):
-                connection = UpstreamConnection(self._parser, self._forget)
                 await self._dial(connection)
-        except TimeoutError:
-            error = UpstreamTimeout("The upstream did not accept a connection in time.")
-        except ssl.SSLError as failure:
-            self._warn("TLS to the upstream failed: %s", failure)
-            error = UpstreamUnreachable("The upstream's TLS certificate or handshake was not acceptable.")
-        except OSError as failure:
-            self._warn("cannot connect to the upstream: %s", failure)
-            error = UpstreamUnreachable("No connection to the upstream could be made.")
-        else:
             self._open.add(connection)
             waiter.on_connected(connection)
-            return
-        waiter.on_connect_failed(error)
+        except OSError as failure:
+            waiter.on_connect_failed(self._explain(failure))
+        except Exception:  # noqa: BLE001 - a defect: nobody awaits this task, and the client would wait for ever
+            _log.exception("a request could not be sent")
+            connection.close()
+            waiter.on_connect_failed(GatewayError("Something went wrong in the gateway."))
+
+    def _explain(self, failure: OSError) -> GatewayError:
+        if isinstance(failure, TimeoutError):
+            return UpstreamTimeout("The upstream did not accept a connection in time.")
+        if isinstance(failure, ssl.SSLError):
+            self._warn("TLS to the upstream failed: %s", failure)
+            return UpstreamUnreachable("The upstream's TLS certificate or handshake was not acceptable.")
+        if failure.errno in _NO_DESCRIPTOR:
+            self._warn("cannot connect to the upstream: %s; raise the limit of open files (ulimit -n)", failure)
+            return UpstreamUnreachable("The gateway has as many connections as it may have. Nothing was sent.")
+        self._warn("cannot connect to the upstream: %s", failure)
+        return UpstreamUnreachable("No connection to the upstream could be made.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import select
 import socket
@@ -26,6 +27,13 @@ def reset(transport: asyncio.Transport) -> None:
     if sock is not None and not transport.is_closing():
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     transport.abort()
+
+
+def end_writing(transport: asyncio.Transport) -> None:
+    """Send a FIN behind what is still to be sent. A connection that broke before says so by itself."""
+    if not transport.is_closing():
+        with contextlib.suppress(OSError):  # asyncio's raises ENOTCONN, uvloop's calls connection_lost
+            transport.write_eof()
 
 
 def untaken(transport: asyncio.Transport) -> int:

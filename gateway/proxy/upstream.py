@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from gateway.errors import UpstreamProtocolError
 from gateway.http1.message import HEAD_END, MAX_HEAD_BYTES
-from gateway.proxy.sockets import reset
+from gateway.proxy.sockets import reset, untaken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,23 +18,19 @@ if TYPE_CHECKING:
 MAX_INTERIM_ANSWERS: Final = 32
 
 
-class AnswerReader(Protocol):
-    """Who sent the request and takes the answer."""
-
-    def on_interim(self, head: AnswerHead) -> None:
-        """A 1xx head came; the final one follows."""
-        ...
-
-    def on_answer(self, head: AnswerHead, rest: bytes) -> None:
-        """The final head came, and `rest` behind it."""
-        ...
+class ByteReader(Protocol):
+    """Who takes what comes behind the last head, and hears of the connection."""
 
     def on_answer_bytes(self, data: bytes) -> None:
         """More of the body came."""
         ...
 
-    def on_answer_eof(self) -> None:
-        """The upstream ended its side in good order after the final head."""
+    def on_answer_eof(self) -> bool:
+        """The upstream ended its side in good order after the final head.
+
+        Returns:
+            Whether the connection stays, to be sent to.
+        """
         ...
 
     def on_upstream_lost(self, *, unsent: bool, heard: bool) -> None:
@@ -46,16 +42,32 @@ class AnswerReader(Protocol):
         """
         ...
 
-    def on_bad_answer(self, error: UpstreamProtocolError) -> None:
-        """What came is no answer."""
-        ...
-
     def on_upstream_full(self) -> None:
         """The upstream reads slower than it is sent to: send no more."""
         ...
 
     def on_upstream_ready(self) -> None:
         """The upstream has caught up."""
+        ...
+
+
+class AnswerReader(ByteReader, Protocol):
+    """Who sent the request and takes the answer, from its first head on."""
+
+    def on_interim(self, head: AnswerHead) -> None:
+        """A 1xx head came; the final one follows."""
+        ...
+
+    def on_answer(self, head: AnswerHead, rest: bytes) -> None:
+        """The final head came, and `rest` behind it."""
+        ...
+
+    def on_switch(self, head: AnswerHead, rest: bytes) -> None:
+        """A 101 came in place of a final head, and `rest` behind it: HTTP ends there (RFC 9110 §15.2.2)."""
+        ...
+
+    def on_bad_answer(self, error: UpstreamProtocolError) -> None:
+        """What came is no answer."""
         ...
 
 
@@ -68,7 +80,7 @@ class UpstreamConnection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_answering",
+        "_awaiting",
         "_buffer",
         "_interims",
         "_on_end",
@@ -80,6 +92,7 @@ class UpstreamConnection(asyncio.Protocol):
         "reusable",
         "reused",
         "transport",
+        "untaken_bytes",
         "writable",
     )
 
@@ -94,22 +107,29 @@ class UpstreamConnection(asyncio.Protocol):
         self.idle_until_s = 0.0
         # For the exchange.
         # Without a reader, whatever arrives ends the connection.
-        self.reader: AnswerReader | None = None
+        self.reader: ByteReader | None = None
         self.reusable = False
         self._buffer = b""
-        self._answering = False
+        self._awaiting: AnswerReader | None = None  # a head, that is; else what comes are bytes
         self._interims = 0
         self._sent_bytes = 0
+        self.untaken_bytes = 0  # how many there were when it was last looked
         self._unsent = False
 
     def begin(self, reader: AnswerReader, request: bytes) -> None:
         """Send a request (its head, and as much of its body as there is) and give its answer to `reader`."""
         self.reader = reader
         self.reusable = False
-        self._answering = False
+        self._awaiting = reader
         self._interims = 0
-        self._sent_bytes = len(request)
+        self._sent_bytes = self.untaken_bytes = len(request)
         self.transport.write(request)
+
+    def still_takes(self) -> bool:
+        """Whether the upstream has taken some of what waits for it since this was last asked: it is only slow."""
+        before = self.untaken_bytes
+        self.untaken_bytes = untaken(self.transport)
+        return 0 < self.untaken_bytes < before
 
     def close(self) -> None:
         """End the connection now. Never waits: a TLS peer that answers no close_notify would hold it for 30 s."""
@@ -126,26 +146,26 @@ class UpstreamConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        reader = self.reader
+        reader, awaiting = self.reader, self._awaiting
         if reader is None:
             # Nobody asked: a stale answer, or an attempt to answer the next request before it is made.
             self.close()
-        elif self._answering:
+        elif awaiting is None:
             reader.on_answer_bytes(data)
         else:
             try:
-                self._read_heads(reader, self._buffer + data if self._buffer else data)
+                self._read_heads(awaiting, self._buffer + data if self._buffer else data)
             except UpstreamProtocolError as error:
-                reader.on_bad_answer(error)
+                awaiting.on_bad_answer(error)
 
-    def eof_received(self) -> None:
+    def eof_received(self) -> bool:
         """See `asyncio.Protocol`."""
-        if self.reader is not None and self._answering:
-            self.reader.on_answer_eof()
-            return
+        if self.reader is not None and self._awaiting is None:
+            return self.reader.on_answer_eof()
         # Closing in good order would first send what is still in the buffer, to be acted on and never answered.
         self._unsent = self.transport.get_write_buffer_size() >= self._sent_bytes > 0
         self.transport.abort()
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
@@ -157,6 +177,7 @@ class UpstreamConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """See `asyncio.BaseProtocol`."""
         self.writable = False
+        self.untaken_bytes = untaken(self.transport)
         if self.reader is not None:
             self.reader.on_upstream_full()
 
@@ -172,16 +193,21 @@ class UpstreamConnection(asyncio.Protocol):
             if end > MAX_HEAD_BYTES or (end < 0 and len(data) > MAX_HEAD_BYTES):
                 raise UpstreamProtocolError("The upstream's answer head is longer than the gateway reads.")
             if end < 0:
+                self._parser.check_unfinished(data, len(self._buffer))
                 self._buffer = data
                 return
+            self._buffer = b""
             head = self._parser.parse(data[:end])
             data = data[end + 4 :]
             if head.status >= 200:
-                self._buffer = b""
-                self._answering = True
+                self._awaiting = None
                 reader.on_answer(head, data)
                 return
+            if head.status == 101:
+                self._awaiting = None
+                reader.on_switch(head, data)
+                return
             self._interims += 1
-            if head.status == 101 or self._interims > MAX_INTERIM_ANSWERS:
-                raise UpstreamProtocolError("The upstream switched protocols unasked, or sent interims without end.")
+            if self._interims > MAX_INTERIM_ANSWERS:
+                raise UpstreamProtocolError("The upstream sent interim answers without end.")
             reader.on_interim(head)

@@ -78,7 +78,12 @@ class _Plan:
         if type(reply) is list and len(reply) == 5:
             self._store.losses = 0
             reply[0] = reply[0] == 1
-            waiter.on_verdict(_verdict(Verdict, reply))
+            try:
+                waiter.on_verdict(_verdict(Verdict, reply))
+            except Exception:
+                # A defect in one request must not take along the replies to all the others that are under way.
+                log.exception("a request failed when its limits were known")
+                waiter.on_store_loss(StoreUnavailable("Something went wrong in the gateway."))
         else:
             self._store.on_error(self, waiter, reply)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from tests.kit.printed import printed
 from tests.kit.upstream import PIECE_BYTES, pattern, reset, soon
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ class Client:
             answer.content = await soon(self.reader.readexactly(int(answer["content-length"])))
         else:
             answer.content = await soon(self.reader.read())
+        is_error = "x-gateway-error" in answer
+        printed.note_answer(answer.status, answer.fields, answer.content, is_error=is_error)
         return answer
 
     async def chunk(self) -> bytes:

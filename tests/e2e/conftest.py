@@ -3,20 +3,71 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
 from typing import TYPE_CHECKING
 
+import pytest
 import uvloop
 
+from gateway import Config, Gateway
+from tests.e2e import Client, connected
+from tests.e2e.corpora import folder
+from tests.e2e.transparency import KEY
+from tests.kit.upstream import Upstream
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
-    import pytest
+NODE = shutil.which("node")
+ON_BOTH = {
+    "test_bounds",
+    "test_listening",
+    "test_nginx_upstream",
+    "test_secrets",
+    "test_sockets",
+    "test_stale_pool",
+    "test_tls",
+    "test_websocket",
+}
 
-ON_BOTH = {"test_bounds", "test_sockets", "test_tls"}
+# They are not part of the project, so their absence is neither a failure nor a skip.
+collect_ignore = [] if folder() else ["test_corpora.py"]
+# Too large to install for these tests alone: where there is none that has fetch, they are not there.
+if NODE is None or subprocess.run([NODE, "-e", "fetch"], capture_output=True, check=False).returncode:
+    collect_ignore.append("test_clients_node.py")
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     loops: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {"asyncio": asyncio.new_event_loop}
-    if item.path.stem in ON_BOTH:
+    if item.path.stem in ON_BOTH or item.path.stem.startswith("test_transparency_"):
         loops["uvloop"] = uvloop.new_event_loop
     return loops
+
+
+# Some modules have their own of these.
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    async with Upstream() as running:
+        yield running
+
+
+@pytest.fixture
+async def gateway(upstream: Upstream) -> AsyncIterator[Gateway]:
+    # Idle for longer than a test waits: no connection ends for its age.
+    config = Config(target_api_url=upstream.url, target_api_key=KEY, rate_limit="10000", upstream_idle="1h")
+    async with Gateway(config) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(gateway: Gateway) -> AsyncIterator[Client]:
+    async with connected(gateway.url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def token(gateway: Gateway) -> str:
+    return gateway.issue_token()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
-import shutil
 from typing import TYPE_CHECKING
 
 import openai
@@ -13,12 +13,14 @@ import pytest
 
 from gateway import Config, Gateway
 from tests.e2e import fetch, request
+from tests.kit.programs import program, run
 from tests.kit.upstream import Call, Handler, Upstream, answering, chunk, echo, head, in_chunks, soon, until_close
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
-KEY = "sk-the-real-key"
+KEY = "sk-7Vx2Wb9Lm4Rz"
 
 
 @pytest.fixture(autouse=True)
@@ -46,26 +48,7 @@ async def gateway(upstream: Upstream) -> AsyncIterator[Gateway]:
 
 async def curl(*arguments: str, given: bytes = b"") -> tuple[int, bytes, bytes]:
     """Run curl; return its exit code and what it wrote on stdout and stderr."""
-    program = shutil.which("curl")
-    if program is None:
-        reason = "curl is not installed (Debian package: curl)"
-        if os.environ.get("GATEWAY_TESTS_NO_SKIP") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    process = await asyncio.create_subprocess_exec(
-        program,
-        "--silent",
-        "--show-error",
-        "--max-time",
-        "15",
-        *arguments,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await soon(process.communicate(given))
-    assert process.returncode is not None
-    return process.returncode, out, err
+    return await run(program("curl"), "--silent", "--show-error", "--max-time", "15", *arguments, given=given)
 
 
 def bearer(gateway: Gateway) -> tuple[str, str]:
@@ -160,6 +143,85 @@ async def test_curl_fails_on_a_cut_answer(upstream: Upstream, gateway: Gateway) 
     upstream.default = cut
     code, _, err = await curl(*bearer(gateway), f"{gateway.url}/api/x")
     assert code in {18, 56}, err  # partial file, failure in receiving
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_curl_offers_http_2_and_is_answered_in_1_1(upstream: Upstream, gateway: Gateway, method: str) -> None:
+    upstream.default = echo if method == "POST" else answering(b"hello")
+    content = ("--data", "hello") if method == "POST" else ()
+    urls = [f"{gateway.url}/api/{number}" for number in range(2)]
+    code, out, _ = await curl(
+        *("--http2", "--write-out", " %{http_version} %{num_connects}\n", *content), *bearer(gateway), *urls
+    )
+    assert (code, out) == (0, b"hello 1.1 1\nhello 1.1 0\n")
+    for received in upstream.requests:
+        # Both were for the gateway alone (RFC 9110 §7.8).
+        assert received.field(b"upgrade") is None
+        assert received.field(b"http2-settings") is None
+
+
+async def test_curl_that_takes_http_2_for_granted_is_refused(upstream: Upstream, gateway: Gateway) -> None:
+    code, out, _ = await curl("--http2-prior-knowledge", *bearer(gateway), f"{gateway.url}/api/x")
+    assert (code != 0, out) == (True, b"")
+    assert upstream.connections == []
+
+
+async def test_curl_at_once_on_many_connections(upstream: Upstream, gateway: Gateway) -> None:
+    urls = [f"{gateway.url}/api/{number}" for number in range(40)]
+    code, out, err = await curl("--parallel", "--parallel-immediate", "--no-progress-meter", *bearer(gateway), *urls)
+    assert (code, out, err) == (0, b"ok" * 40, b"")
+    assert {received.start_line for received in upstream.requests} == {
+        f"GET /v1/{number} HTTP/1.1".encode() for number in range(40)
+    }
+    assert len(upstream.requests) == 40
+
+
+async def test_curl_decodes_and_follows(upstream: Upstream, gateway: Gateway) -> None:
+    upstream.paths = {b"/v1/old": answering(b"", "308 Permanent Redirect", "Location: new")}
+    upstream.default = answering(gzip.compress(b"hello"), "200 OK", "Content-Encoding: gzip")
+    code, out, _ = await curl("--compressed", "--location", "--json", "{}", *bearer(gateway), f"{gateway.url}/api/old")
+    assert (code, out) == (0, b"hello")
+    assert [(received.start_line, received.raw_body) for received in upstream.requests] == [
+        (b"POST /v1/old HTTP/1.1", b"{}"),
+        (b"POST /v1/new HTTP/1.1", b"{}"),
+    ]
+
+
+async def test_curl_sends_a_form_with_a_file(upstream: Upstream, gateway: Gateway, tmp_path: Path) -> None:
+    upstream.default = echo
+    content = os.urandom(300_000)
+    (tmp_path / "file").write_bytes(content)
+    code, out, _ = await curl("--form", f"file=@{tmp_path}/file", *bearer(gateway), f"{gateway.url}/api/x")
+    (received,) = upstream.requests
+    boundary = (received.field(b"content-type") or b"").removeprefix(b"multipart/form-data; boundary=")
+    assert (code, out) == (0, received.raw_body)
+    assert received.raw_body.startswith(b"--" + boundary)
+    assert content in received.raw_body
+
+
+async def test_curl_hears_trailers(upstream: Upstream, gateway: Gateway) -> None:
+    async def with_trailers(call: Call) -> None:
+        call.write(head("200 OK", "Trailer: X-Sum", "Transfer-Encoding: chunked"))
+        call.write(chunk(b"hello") + b"0\r\nX-Sum: 5\r\n\r\n")
+
+    upstream.default = with_trailers
+    code, out, err = await curl("--dump-header", "/dev/stderr", *bearer(gateway), f"{gateway.url}/api/x")
+    assert (code, out) == (0, b"hello")
+    assert err.endswith(b"\r\n\r\nX-Sum: 5\r\n")
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+async def test_curl_hears_of_a_refusal_in_the_middle_of_its_upload(upstream: Upstream, framing: str) -> None:
+    content = os.urandom(20_000_000)
+    source = ("--data-binary", "@-") if framing == "length" else ("--request", "POST", "--upload-file", "-")
+    async with Gateway(Config(target_api_url=upstream.url, max_body=1_000_000)) as gateway:
+        code, out, err = await curl(
+            *("--write-out", " %{http_code}", "--header", "Expect:", *source),
+            *(*bearer(gateway), f"{gateway.url}/api/x"),
+            given=content,
+        )
+    assert (code, out[-4:]) == (0, b" 413"), err
+    assert json.loads(out[:-4])["error"]["code"] == "body_too_large"
 
 
 async def test_curl_registers_and_uses_what_it_got(upstream: Upstream, gateway: Gateway) -> None:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from tests.kit.upstream import Handler
 
-KEY = "sk-the-real-key"
+KEY = "sk-7Vx2Wb9Lm4Rz"
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-KEY = "sk-the-real-key"
+KEY = "sk-7Vx2Wb9Lm4Rz"
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ from base64 import b64encode
 
 import pytest
 
-from gateway.http1.fields import credential, is_host, list_members, remove_named
+from gateway.http1.fields import credential, list_members, remove_named, takes_trailers, tunnelled_protocols
+from gateway.http1.gate import is_host
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,10 @@ def test_a_host(value: bytes) -> None:
         b"[::1",
         b"[::1]x",
         b"[]",
+        b"[1.2.3.4]",
+        b"[::1::2]",
+        b"[:]",
+        b"[fe80::1%25eth0]",
         b"a\\b",
         b"\xc3\xa9",
         b"a\x00",
@@ -73,6 +78,39 @@ def test_named_lines_are_removed_in_any_case_and_wherever_they_stand() -> None:
 @pytest.mark.parametrize("name", [b"Host", b"Content-Length", b"Transfer-Encoding", b"Authorization", b"Content-Type"])
 def test_some_lines_are_never_removed(name: bytes) -> None:
     assert remove_named([name + b": x"], [name.lower()]) == [name + b": x"]
+
+
+@pytest.mark.parametrize(
+    "te", [b"trailers", b"Trailers", b"trailers, deflate;q=0.5", b"gzip,\ttrailers ,", b",trailers", b"x, TRAILERS"]
+)
+def test_te_that_takes_trailers(te: bytes) -> None:
+    assert takes_trailers(te)
+
+
+@pytest.mark.parametrize(
+    "te", [b"", b"gzip", b"trailer", b"trailersx", b"trailers;q=0", b"x trailers", b'x;a=", trailers,"', b"chunked"]
+)
+def test_te_that_does_not(te: bytes) -> None:
+    assert not takes_trailers(te)
+
+
+@pytest.mark.parametrize(
+    ("upgrade", "expected"),
+    [
+        (b"websocket", [b"websocket"]),
+        (b"WebSocket/13", [b"WebSocket/13"]),
+        (b" ,a/1 ,\tb,, c ", [b"a/1", b"b", b"c"]),
+        (b"", []),
+        (b'a b, a/b/c, /1, a/, a;q=1, \xff, "a"', []),
+        (b"h2c, websocket, H2C", [b"websocket"]),
+        (b"h2, h2-14, h2c-17, h2c/x, h3, h3-29, h10", []),
+        (b"HTTP/2.0, http, HTTPS, http/1.1, SHTTP/1.3, HTTP-x", []),
+        (b"TLS/1.0, tls, SSL, ssl-3, SPDY/3.1", []),
+        (b"h, h2x, httpx, xhttp, tlsx, hc, connect-udp, IRC/6.9", None),
+    ],
+)
+def test_what_an_upstream_may_be_offered(upgrade: bytes, expected: list[bytes] | None) -> None:
+    assert tunnelled_protocols(upgrade) == (upgrade.split(b", ") if expected is None else expected)
 
 
 def basic(text: bytes) -> bytes:

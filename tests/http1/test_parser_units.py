@@ -8,6 +8,8 @@ from gateway.errors import GatewayError, UpstreamProtocolError
 from gateway.http1.message import MAX_FIELDS, MAX_LINE_BYTES, RequestHead
 from gateway.http1.parser import AnswerParser, RequestParser
 
+TAKES_TRAILERS = b"TE: trailers\r\nConnection: TE"
+
 
 def request(*lines: bytes, start: bytes = b"GET /x HTTP/1.1") -> RequestHead:
     return RequestParser().parse(b"\r\n".join((start, b"Host: h", *lines)))
@@ -95,6 +97,55 @@ def test_as_many_fields_as_there_may_be() -> None:
 
 
 @pytest.mark.parametrize(
+    ("lines", "passed_on"),
+    [
+        ([b"TE: trailers"], True),
+        ([b"Connection: close, TE", b"TE: trailers"], True),
+        ([b"te: deflate;q=0.5,TRAILERS"], True),
+        ([b"TE: gzip", b"TE: trailers"], True),
+        ([b"TE: trailers", b"TE: trailers"], True),
+        ([b"TE:trailers"], True),
+        ([b"TE: gzip"], False),
+        ([b"TE:"], False),
+        ([b"TE: trailers;q=0"], False),
+        ([b"Connection: TE"], False),
+    ],
+)
+def test_of_te_only_the_trailers_go_on_and_once(lines: list[bytes], *, passed_on: bool) -> None:
+    parser = RequestParser()
+    for number in range(4):  # a shape that was seen before is read as the first was
+        head = parser.parse(b"\r\n".join((b"GET /x HTTP/1.1", b"Host: h", *lines, b"X-Id: %d" % number)))
+        assert head.lines == [b"", b"X-Id: %d" % number, *([TAKES_TRAILERS] if passed_on else [])]
+
+
+def test_a_1_0_client_takes_no_trailers() -> None:
+    assert request(b"TE: trailers", start=b"GET /x HTTP/1.0").lines == [b""]
+
+
+@pytest.mark.parametrize(
+    ("lines", "passed_on"),
+    [
+        ([b"Transfer-Encoding: chunked", b"trailer: X-Sum, X-B"], True),
+        ([b"trailer: X-Sum, X-B", b"Transfer-Encoding: chunked"], True),
+        ([b"trailer: X-Sum, X-B", b"Transfer-Encoding: chunked", b"Connection: Trailer"], False),
+        ([b"trailer: X-Sum, X-B", b"Content-Length: 5"], False),
+        ([b"trailer: X-Sum, X-B"], False),
+    ],
+)
+def test_trailers_are_announced_where_they_can_follow(lines: list[bytes], *, passed_on: bool) -> None:
+    requests, answers = RequestParser(), AnswerParser()
+    for number in range(4):
+        block = b"\r\n".join((*lines, b"X-Id: %d" % number))
+        heads = (
+            requests.parse(b"POST /x HTTP/1.1\r\nHost: h\r\n" + block),
+            answers.parse(b"HTTP/1.1 200 OK\r\n" + block),
+        )
+        for head in heads:
+            assert (b"trailer: X-Sum, X-B" in head.lines) is passed_on
+            assert head.lines[-1] == b"X-Id: %d" % number
+
+
+@pytest.mark.parametrize(
     ("line", "status"), [(b"HTTP/1.0 404 Not Found", 404), (b"HTTP/1.1 200", 200), (b"HTTP/1.1 200 ", 200)]
 )
 def test_an_answer_is_told_on_as_1_1(line: bytes, status: int) -> None:
@@ -120,3 +171,68 @@ def test_of_two_tokens_the_same_one_counts_every_time() -> None:
         assert parser.parse(b"GET / HTTP/1.1\r\nHost: h\r\n" + fields).bearer == b"b%d" % number
         fields = b"Api-Key: a%d\r\nX-Api-Key: k%d" % ((number,) * 2)
         assert parser.parse(b"GET / HTTP/1.1\r\nHost: h\r\n" + fields).bearer == b"k%d" % number
+
+
+# --- upgrades --------------------------------------------------------------------------------------------------------
+
+
+WISH = (b"Upgrade: WebSocket, h2c", b"Connection: keep-alive, Upgrade")
+
+
+def test_a_wish_to_upgrade_is_read_and_written_anew() -> None:
+    head = request(*WISH, b"A: b", b"upgrade: foo/2")
+    assert head.lines == [b"", b"A: b", b"Connection: Upgrade\r\nUpgrade: WebSocket, foo/2"]
+    assert head.upgrade == {b"websocket", b"foo/2"}
+
+
+@pytest.mark.parametrize(
+    ("start", "lines"),
+    [
+        (b"GET / HTTP/1.0", WISH),
+        (b"GET / HTTP/1.1", WISH[:1]),
+        (b"GET / HTTP/1.1", (WISH[0], b"Connection: close")),
+        (b"GET / HTTP/1.1", (b"Upgrade: h2c", WISH[1])),
+        (b"POST / HTTP/1.1", (*WISH, b"Content-Length: 1")),
+        (b"POST / HTTP/1.1", (*WISH, b"Transfer-Encoding: chunked")),
+    ],
+)
+def test_a_wish_that_does_not_count_leaves_nothing(start: bytes, lines: tuple[bytes, ...]) -> None:
+    head = request(*lines, start=start)
+    assert b"pgrade" not in b"".join(head.lines)
+    assert head.upgrade == frozenset()
+
+
+def test_no_memory_of_other_requests_makes_a_wish_count_or_not() -> None:
+    parser = RequestParser()
+    for number in range(600):
+        block = b"GET / HTTP/1.1\r\nHost: h\r\nX-Id: %d\r\n" % number
+        assert parser.parse(block + b"Connection: keep-alive\r\nUpgrade: websocket").upgrade == frozenset()
+        assert parser.parse(block + b"Connection: Upgrade\r\nUpgrade: websocket").upgrade == {b"websocket"}
+
+
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: WebSocket\r\nConnection: upgrade"
+
+
+@pytest.mark.parametrize("odd", [b"", b"\r\nA:b"])
+def test_a_switch_says_to_what(odd: bytes) -> None:
+    head = AnswerParser().parse(SWITCH + odd + b"\r\nUpgrade: foo")
+    assert head.upgrade == {b"websocket", b"foo"}
+    assert head.lines[-1] == b"Connection: Upgrade\r\nUpgrade: WebSocket, foo"
+
+
+@pytest.mark.parametrize("odd", [b"", b"\r\nA:b"])
+@pytest.mark.parametrize(
+    ("was", "is_now"),
+    [
+        (b"101 Switching Protocols", b"200 OK"),
+        (b"101 Switching Protocols", b"100 Continue"),
+        (b"HTTP/1.1", b"HTTP/1.0"),
+        (b"Connection: upgrade", b"Connection: keep-alive"),
+        (b"Connection: upgrade", b"A: b"),
+        (b"Upgrade: WebSocket", b"A: b"),
+    ],
+)
+def test_an_answer_that_does_not_say_so_switches_to_nothing(was: bytes, is_now: bytes, odd: bytes) -> None:
+    head = AnswerParser().parse(SWITCH.replace(was, is_now) + odd)
+    assert head.upgrade == frozenset()
+    assert b"Upgrade" not in b"".join(head.lines)

@@ -71,6 +71,8 @@ def test_nothing_is_refused_early_that_would_be_taken_whole(block: bytes, cuts: 
         b"\x16\x03\x01",
         b"GET / HTTP/9.9\r\nA",
         b"GET /\r\nA",
+        b"\x80\xae\xfe",
+        b"{GET}",
         b"\n",
         b"\r\r",
         b"GET / HTTP/1.1\r\nA : b\r\nB",
@@ -89,6 +91,20 @@ def test_a_head_without_end_has_a_bound() -> None:
         assert partial.feed(line) is None
     with pytest.raises(FieldsTooLarge):
         partial.feed(line)
+
+
+def test_a_request_line_as_long_as_may_be_waits_for_its_end() -> None:
+    partial = PartialHead()
+    line = b"GET /" + b"x" * (MAX_LINE_BYTES - 14) + b" HTTP/1.1"
+    assert partial.feed(line) is None
+    assert partial.feed(b"\r") is None
+    assert partial.feed(b"\nHost: h\r\n\r\n") == line + b"\r\nHost: h\r\n\r\n"
+
+
+@pytest.mark.parametrize("end", [b"", b" HTTP/1.1\r\nHost: h\r\n\r\n"])
+def test_of_a_head_that_is_far_too_long_the_request_line_is_judged_first(end: bytes) -> None:
+    with pytest.raises(TargetTooLong):
+        PartialHead().feed(b"GET /" + b"x" * 2 * MAX_HEAD_BYTES + end)
 
 
 def test_a_request_line_without_end_has_a_bound() -> None:

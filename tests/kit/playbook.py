@@ -27,6 +27,7 @@ from gateway.proxy.context import ProxyContext
 from gateway.proxy.pool import UpstreamPool
 from gateway.proxy.target import TargetRoute
 from gateway.tokens import TokenSigner
+from tests.kit.printed import printed
 from tests.kit.script import ScriptLoop, ScriptStore, Verdicts
 from tests.kit.transport import FakeTransport
 from tests.kit.wire import Incomplete, Message, read_body, read_head
@@ -34,7 +35,7 @@ from tests.kit.wire import Incomplete, Message, read_body, read_head
 if TYPE_CHECKING:
     from gateway.proxy.upstream import UpstreamConnection
 
-KEY: Final = "sk-the-real-key"
+KEY: Final = "sk-7Vx2Wb9Lm4Rz"
 LOOPBACK: Final = ("127.0.0.1", 50000)
 BODILESS: Final = (204, 304)
 
@@ -128,6 +129,8 @@ class Client(_Peer):
             if message.values(b"content-length") == [] and message.values(b"transfer-encoding") == []:
                 assert not self.transport.aborted, "cut short"
         message.interims = interims
+        is_error = message.values(b"x-gateway-error") != []
+        printed.note_answer(message.status, message.fields, message.body, is_error=is_error)
         return message
 
     def problem(self, status: int, code: str) -> Message:

@@ -10,14 +10,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.kit.printed import printed
 from tests.kit.upstream import soon
 
 if TYPE_CHECKING:
     import signal
     from collections.abc import AsyncIterator
 
+_ROOT = Path(__file__).parents[2]
 _KEPT = ("PATH", "HOME", "LANG", "PYTHONPATH", "VIRTUAL_ENV")
-_LISTENING = re.compile(r"listening on (http://127\.0\.0\.1:\d+), sending to ")
+_LISTENING = re.compile(r"listening on (http://127\.0\.0\.1:\d+), ")
 
 
 class Program:
@@ -79,23 +81,33 @@ class Program:
         async for raw in stream:
             line = raw.decode()
             self._lines.append(line)
+            printed.note(line)
             if found := _LISTENING.search(line):
                 self.url = found[1]
                 self._listening.set()
 
 
-async def start(*arguments: str, **settings: str) -> Program:
+async def start(*arguments: str, module: str = "gateway", ulimit: str = "", **settings: str) -> Program:
     """Start the program with these settings in its environment, on a free port if they name none.
 
     The caller has to see to its end: `async with gateway_process` does.
+
+    Args:
+        arguments: The program's.
+        module: Another one to run instead.
+        ulimit: The shell's `ulimit` with these arguments comes first.
+        settings: Its environment.
     """
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    printed.keep_settings_secret({name.lower(): value for name, value in settings.items()})
     process = await asyncio.create_subprocess_exec(
+        *(("sh", "-c", f'ulimit {ulimit} && exec "$@"', "sh") if ulimit else ()),
         sys.executable,
         "-m",
-        "gateway",
+        module,
         *arguments,
         env={**kept, "GATEWAY_LISTEN": "127.0.0.1:0", **settings},
+        cwd=_ROOT,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -104,9 +116,9 @@ async def start(*arguments: str, **settings: str) -> Program:
 
 
 @contextlib.asynccontextmanager
-async def gateway_process(**settings: str) -> AsyncIterator[Program]:
-    """Run the program until the block ends, killing it if it has not ended by then."""
-    program = await start(**settings)
+async def gateway_process(*, module: str = "gateway", ulimit: str = "", **settings: str) -> AsyncIterator[Program]:
+    """Run the program until the block ends, killing it if it has not ended by then; see `start`."""
+    program = await start(module=module, ulimit=ulimit, **settings)
     try:
         await program.ready()
         yield program

@@ -190,11 +190,11 @@ def test_an_answer_that_has_no_body_whatever_its_fields_say(
     play.client.got_nothing()
     if b"304" in status or method == b"HEAD":
         assert framing in [name + b": " + value for name, value in answer.fields]
-    # The next answer on both connections is read from where it begins.
+    # The next answer is read from where it begins. Behind a 204 that announces a body, one may come all the same.
     get(play)
     play.upstream.answers(b"next")
     assert play.client.answer().body == b"next"
-    assert play.dials == 1
+    assert play.dials == (2 if b"204" in status and not framing.startswith(b"X") else 1)
 
 
 def test_205_has_the_body_that_it_says(play: Playbook) -> None:

@@ -23,11 +23,11 @@ def get(play: Playbook, method: bytes = b"GET", version: bytes = b"1.1") -> None
     play.upstream.request()
 
 
-def next_one_is_read_from_where_it_begins(play: Playbook) -> None:
+def next_one_is_read_from_where_it_begins(play: Playbook, dials: int = 1) -> None:
     get(play)
     play.upstream.answers(b"next")
     assert play.client.answer().body == b"next"
-    assert play.dials == 1
+    assert play.dials == dials
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)
@@ -41,8 +41,11 @@ def test_a_204_leaves_without_framing(play: Playbook, framing: bytes, around: by
     assert answer.value(b"x-last") == b"2"
     assert (answer.value(b"x-kept") == b"1") is bool(around)
     assert answer.value(b"ratelimit") is not None
-    assert play.client.state == play.upstream.state == "open"
-    next_one_is_read_from_where_it_begins(play)
+    assert play.client.state == "open"
+    # A body that is announced may come all the same: it must find no request to be the answer to.
+    announced = framing in (b"content-length: 5", b"Transfer-Encoding: chunked")
+    assert play.upstream.state == ("aborted" if announced else "open")
+    next_one_is_read_from_where_it_begins(play, dials=2 if announced else 1)
 
 
 @pytest.mark.parametrize("framing", FRAMINGS)

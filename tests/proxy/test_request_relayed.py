@@ -72,11 +72,11 @@ def test_authorization_counts_before_the_key_fields(play: Playbook) -> None:
 
 
 STYLES = {
-    "bearer": (b"Authorization: Bearer sk-the-real-key", b"/v1/x?a=b"),
-    "basic": (b"Authorization: Basic " + base64.b64encode(b"sk-the-real-key:"), b"/v1/x?a=b"),
-    "header:X-Api-Key": (b"X-Api-Key: sk-the-real-key", b"/v1/x?a=b"),
-    "header:X-Vendor-Key": (b"X-Vendor-Key: sk-the-real-key", b"/v1/x?a=b"),
-    "query:key": (None, b"/v1/x?a=b&key=sk-the-real-key"),
+    "bearer": (b"Authorization: Bearer sk-7Vx2Wb9Lm4Rz", b"/v1/x?a=b"),
+    "basic": (b"Authorization: Basic " + base64.b64encode(b"sk-7Vx2Wb9Lm4Rz:"), b"/v1/x?a=b"),
+    "header:X-Api-Key": (b"X-Api-Key: sk-7Vx2Wb9Lm4Rz", b"/v1/x?a=b"),
+    "header:X-Vendor-Key": (b"X-Vendor-Key: sk-7Vx2Wb9Lm4Rz", b"/v1/x?a=b"),
+    "query:key": (None, b"/v1/x?a=b&key=sk-7Vx2Wb9Lm4Rz"),
 }
 
 
@@ -98,7 +98,7 @@ def test_the_key_goes_upstream_once_in_the_style_configured(make_play: Callable[
 def test_a_query_key_begins_a_query_where_there_is_none(make_play: Callable[..., Playbook]) -> None:
     play = make_play(target_api_auth="query:key")
     play.client.sends(play.request(b"GET", b"/api/x"))
-    assert play.upstream.request().start == b"GET /v1/x?key=sk-the-real-key HTTP/1.1"
+    assert play.upstream.request().start == b"GET /v1/x?key=sk-7Vx2Wb9Lm4Rz HTTP/1.1"
 
 
 def test_without_a_key_nothing_takes_its_place(make_play: Callable[..., Playbook]) -> None:

@@ -1,0 +1,204 @@
+"""Listening and accepting: a `Listener` takes connections in, and never more than `Descriptors` has room for.
+
+It accepts by itself: asyncio's server accepts all that wait before the first of them can be counted, and uvloop's,
+out of descriptors, ends the connections of all that wait and says nothing. Who is not accepted waits in the kernel's
+queue. A listener knows nothing of HTTP, and reaches the rest of the gateway only through what it is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import socket
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sized
+
+    from gateway.proxy.clock import Clock
+
+BACKLOG: Final = 2048
+ACCEPTS_A_TURN: Final = 64
+"""How many are accepted before everybody else gets a turn."""
+CALM_S: Final = 1.0
+"""So long after the last pause, an overload is over: under one, a place is free now and then."""
+
+_UNLIMITED: Final = 2**31
+_UPSTREAM_SHARE: Final = 2048
+
+_log = logging.getLogger("gateway")
+
+
+class Descriptors:
+    """The descriptors that the process may have open, and what connections may use of them.
+
+    Each client needs one, and a second one for the upstream while it is answered. Places for the second ones are kept
+    free, so that no client is let in only to be refused; above a few thousand clients, though, most are taken to idle.
+
+    Args:
+        limit: How many descriptors there are; see `soft_limit`.
+        upstreams: The upstream connections.
+    """
+
+    __slots__ = ("_limit", "_share", "_upstreams", "_usable", "enough")
+
+    def __init__(self, limit: int, upstreams: Sized) -> None:
+        self._limit = limit
+        self._upstreams = upstreams
+        # The rest is for what is no connection: the loop's own, listeners, Redis, looking names up, files.
+        self._usable = limit - max(limit // 16, min(64, limit // 3))
+        self._share = max(limit // 8, min(limit // 2, _UPSTREAM_SHARE))
+        self.enough = 2 + limit // 256
+        """How much room there has to be before a pause ends: pausing for each single connection would help nobody."""
+
+    def room(self, clients: int) -> int:
+        """Count the descriptors that so many clients would leave."""
+        return self._usable - clients - max(len(self._upstreams), min(clients, self._share))
+
+    def describe(self, clients: int) -> str:
+        """Say what fills them, for the log."""
+        upstreams = len(self._upstreams)
+        return f"{clients} clients (with {upstreams} upstream connections) are all that {self._limit} descriptors allow"
+
+
+def soft_limit() -> int:
+    """Return how many descriptors this process may have open (`ulimit -n`)."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _UNLIMITED if soft == resource.RLIM_INFINITY else soft
+
+
+class Listener:
+    """The listening sockets of a gateway. While paused, also the clock's `Watched`.
+
+    Args:
+        clock: The process's coarse time.
+        make: Makes the protocol of a new connection.
+        descriptors: Says whether there is room for one more.
+
+    Attributes:
+        clients: How many connections were accepted and have not ended.
+    """
+
+    __slots__ = (
+        "_calm_from_s",
+        "_clock",
+        "_descriptors",
+        "_loop",
+        "_make",
+        "_paused",
+        "_sockets",
+        "_starting",
+        "clients",
+        "deadline_s",
+    )
+
+    def __init__(self, clock: Clock, make: Callable[[], asyncio.Protocol], descriptors: Descriptors) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._clock = clock
+        self._make = make
+        self._descriptors = descriptors
+        self._sockets: list[socket.socket] = []
+        self._starting: dict[socket.socket, asyncio.Task[None]] = {}
+        self.clients = 0
+        self._paused = True
+        self._calm_from_s = 0.0
+        self.deadline_s = 0.0  # looks at each tick, as long as it is watched
+
+    @property
+    def names(self) -> list[tuple[str, int]]:
+        """Where it listens: addresses and ports."""
+        return [sock.getsockname()[:2] for sock in self._sockets]
+
+    async def bind(self, host: str, port: int) -> None:
+        """Listen on all addresses of a host, from which nothing is accepted before `start`.
+
+        Raises:
+            OSError: The name is not known, or one of its addresses cannot be listened on.
+        """
+        found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in dict.fromkeys(found):
+            sock = socket.create_server(address, family=family, backlog=BACKLOG)
+            sock.setblocking(False)
+            self._sockets.append(sock)
+
+    def start(self) -> None:
+        """Accept, until `stop`."""
+        self._paused = False
+        for sock in self._sockets:
+            self._loop.add_reader(sock, self._accept, sock)
+
+    def stop(self) -> None:
+        """Give up listening: whoever waits in the kernel's queue is reset. May be called again."""
+        if not self._paused:
+            self._rest()
+        self._clock.watched.discard(self)
+        for sock in self._sockets:
+            sock.close()
+        self._sockets.clear()
+
+    async def close(self) -> None:
+        """Stop, and see those that were just being accepted handed over to their protocols."""
+        self.stop()
+        # Each is through in two turns of the loop.
+        await asyncio.gather(*self._starting.values(), return_exceptions=True)
+
+    def on_client_gone(self) -> None:
+        """Hear that a connection has ended: to be called once for each that was made."""
+        self.clients -= 1
+        if self._paused:
+            self._go_on()
+
+    def on_deadline(self) -> None:
+        """See `clock.Watched`. What keeps descriptors from us need not be ours: look whether there is room."""
+        if self._paused:
+            self._go_on()
+        elif self._calm_from_s < self._clock.now_s:
+            self._clock.watched.discard(self)
+            _log.info("accepting connections without a pause again")
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(ACCEPTS_A_TURN):
+            if self._descriptors.room(self.clients + 1) < 0:
+                self._pause(self._descriptors.describe(self.clients))
+                return
+            try:
+                sock, _ = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # EMFILE and its like; the loop would call again and again
+                self._pause(str(error))
+                return
+            sock.setblocking(False)
+            self.clients += 1
+            self._starting[sock] = self._loop.create_task(self._begin(sock))
+
+    async def _begin(self, sock: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._make, sock)
+        except BaseException as error:
+            sock.close()
+            self.on_client_gone()
+            if not isinstance(error, OSError):  # else the client has gone again
+                raise
+        finally:
+            del self._starting[sock]
+
+    def _pause(self, reason: str) -> None:
+        self._rest()
+        self._calm_from_s = self._clock.now_s + CALM_S
+        if self not in self._clock.watched:
+            self._clock.watched.add(self)
+            _log.warning(
+                "new connections have to wait: %s; to have more at a time, raise the limit of open files (ulimit -n)",
+                reason,
+            )
+
+    def _rest(self) -> None:
+        self._paused = True
+        for sock in self._sockets:
+            self._loop.remove_reader(sock)
+
+    def _go_on(self) -> None:
+        if self._sockets and self._descriptors.room(self.clients + 1) >= self._descriptors.enough:
+            self.start()

@@ -1,0 +1,280 @@
+"""The listener by itself, on both loops: how many it lets in, and that waiting for room costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import os
+import resource
+import socket
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from gateway.listening import ACCEPTS_A_TURN, Descriptors, Listener
+from gateway.proxy.clock import Clock
+from tests.e2e.test_process import until
+from tests.kit.upstream import soon
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+
+class Greeter(asyncio.Protocol):
+    """Says a word to each client, and hears of its end."""
+
+    def __init__(self, lost: Callable[[Greeter], None]) -> None:
+        self._lost = lost
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.write(b"hello")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self._lost(self)
+
+
+class Door:
+    """A listener with a limit, and the clients behind it."""
+
+    def __init__(self, limit: int) -> None:
+        self.clients: set[Greeter] = set()
+        self.upstreams: set[int] = set()
+        self.clock = Clock(asyncio.get_running_loop())
+        self.listener = Listener(self.clock, self._make, Descriptors(limit, self.upstreams))
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return self.listener.names[0]
+
+    def _make(self) -> Greeter:
+        client = Greeter(self._lose)
+        self.clients.add(client)
+        return client
+
+    def _lose(self, client: Greeter) -> None:
+        self.clients.discard(client)
+        self.listener.on_client_gone()
+
+
+@contextlib.asynccontextmanager
+async def door(limit: int, *, ticking: bool = False) -> AsyncIterator[Door]:
+    made = Door(limit)
+    await made.listener.bind("127.0.0.1", 0)
+    made.listener.start()
+    if ticking:
+        made.clock.start()
+    try:
+        yield made
+    finally:
+        made.clock.stop()
+        await made.listener.close()
+        for client in tuple(made.clients):
+            client.transport.abort()
+        await turns(2)
+        assert made.listener.clients == len(made.clients) == 0
+
+
+@pytest.fixture
+def sockets() -> Iterator[list[socket.socket]]:
+    opened: list[socket.socket] = []
+    yield opened
+    for sock in opened:
+        sock.close()
+
+
+def connect(sockets: list[socket.socket], address: tuple[str, int], count: int) -> None:
+    """Connect without a turn of the loop: the kernel does it."""
+    for _ in range(count):
+        sockets.append(socket.create_connection(address))
+        sockets[-1].setblocking(False)
+
+
+async def greeted(sock: socket.socket) -> bytes:
+    data: bytes = await soon(asyncio.get_running_loop().sock_recv(sock, 100))
+    return data
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+# --- how many ---------------------------------------------------------------------------------------------------------
+
+
+def most_clients(limit: int, upstreams_each: int) -> int:
+    """Count the clients that are let in, one after the other."""
+    clients = 0
+    upstreams: list[None] = []
+    descriptors = Descriptors(limit, upstreams)
+    while descriptors.room(clients + 1) >= 0:
+        clients += 1
+        upstreams += [None] * upstreams_each
+    return clients
+
+
+@pytest.mark.parametrize("limit", [48, 64, 100, 256, 1024, 4096, 20_000, 65_536])
+def test_clients_and_their_upstreams_stay_below_the_limit(limit: int) -> None:
+    spare = limit - 2 * most_clients(limit, upstreams_each=1)
+    assert 14 <= spare <= max(65, limit // 15)
+
+
+@pytest.mark.parametrize("limit", [48, 64, 100, 256, 1024, 4096])
+def test_those_who_were_let_in_idle_find_an_upstream_when_they_all_ask_at_once(limit: int) -> None:
+    assert 2 * most_clients(limit, upstreams_each=0) <= limit - 14
+
+
+@pytest.mark.parametrize(("limit", "idle"), [(1024, 450), (20_000, 16_000), (65_536, 50_000)])
+def test_most_of_a_large_limit_may_be_idle_clients(limit: int, idle: int) -> None:
+    assert most_clients(limit, upstreams_each=0) >= idle
+
+
+@pytest.mark.parametrize("limit", [16, 40, 1024, 2**31])
+def test_a_pause_ends_at_the_latest_when_all_have_gone(limit: int) -> None:
+    descriptors = Descriptors(limit, [])
+    assert descriptors.room(1) >= descriptors.enough
+
+
+# --- pausing ----------------------------------------------------------------------------------------------------------
+
+
+async def test_no_more_are_let_in_than_there_is_room_for_however_many_come(
+    sockets: list[socket.socket],
+) -> None:
+    async with door(256) as opened:
+        room = most_clients(256, upstreams_each=0)
+        connect(sockets, opened.address, 3 * room)
+        await greeted(sockets[room - 1])
+        await turns(10)
+        assert len(opened.clients) == room
+        for sock in sockets[:room]:
+            sock.close()
+        # A place that comes free is taken; those who wait are greeted in their order.
+        assert await greeted(sockets[room]) == b"hello"
+        assert await greeted(sockets[2 * room - 1]) == b"hello"
+        assert len(opened.clients) <= room
+
+
+async def test_others_get_their_turn_while_many_come(sockets: list[socket.socket]) -> None:
+    async with door(4096) as opened:
+        connect(sockets, opened.address, 3 * ACCEPTS_A_TURN)
+        counts = [0]
+        async with asyncio.timeout(20):
+            while counts[-1] < len(sockets):
+                await asyncio.sleep(0)
+                counts.append(len(opened.clients))
+        assert max(after - before for before, after in itertools.pairwise(counts)) <= ACCEPTS_A_TURN
+
+
+async def test_an_upstream_that_ends_makes_room_at_the_next_tick(sockets: list[socket.socket]) -> None:
+    async with door(64, ticking=True) as opened:
+        opened.upstreams |= set(range(64))
+        connect(sockets, opened.address, 1)
+        await turns(20)
+        assert not opened.clients
+        opened.upstreams.clear()
+        assert await greeted(sockets[0]) == b"hello"
+
+
+@pytest.mark.parametrize("why", ["full", "EMFILE"])
+async def test_nothing_is_done_while_there_is_no_room(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, sockets: list[socket.socket], why: str
+) -> None:
+    calls: list[str] = []
+    accept = Listener._accept
+
+    def counted(self: Listener, listening: socket.socket) -> None:
+        calls.append(why)
+        accept(self, listening)
+
+    monkeypatch.setattr(Listener, "_accept", counted)
+    caplog.set_level("INFO", "gateway")
+    async with door(100 if why == "full" else 10_000, ticking=True) as opened:
+        filled = most_clients(100, upstreams_each=0) if why == "full" else 2
+        connect(sockets, opened.address, filled)
+        await greeted(sockets[-1])
+        waiting = [socket.socket() for _ in range(20)]
+        sockets += waiting
+        with all_taken() if why == "EMFILE" else contextlib.nullcontext():
+            for sock in waiting:
+                sock.connect(opened.address)
+            await until(lambda: bool(caplog.records))
+            calls.clear()
+            began_s = opened.clock.now_s
+            rounds = 0
+            async with asyncio.timeout(20):
+                while opened.clock.now_s < began_s + 1:
+                    await asyncio.sleep(0)
+                    rounds += 1
+            # Once at each tick at most, in the hundreds of turns that the loop had meanwhile.
+            assert rounds > 100
+            assert len(calls) <= (0 if why == "full" else 6)
+            assert len(opened.clients) == filled
+        for sock in sockets[:filled]:
+            sock.close()
+        for sock in waiting:
+            sock.setblocking(False)
+            assert await greeted(sock) == b"hello"
+        await until(lambda: len(caplog.records) == 2)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    said = "that 100 descriptors allow" if why == "full" else "Too many open files"
+    assert said in caplog.records[0].getMessage()
+
+
+@contextlib.contextmanager
+def all_taken() -> Iterator[None]:
+    """Let this process have no descriptor left."""
+    gc.collect()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208 - only counted
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 2, hard))
+    taken: list[int] = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        yield
+    finally:
+        for descriptor in taken:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# --- the ends ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+async def test_closing_hands_over_whoever_was_just_accepted(sockets: list[socket.socket], count: int) -> None:
+    async with door(1024) as opened:
+        connect(sockets, opened.address, 3)
+        await turns(count)
+        await opened.listener.close()
+        accepted = len(opened.clients)
+        ends: list[Any] = await asyncio.gather(*map(greeted, sockets), return_exceptions=True)
+    assert ends.count(b"hello") == accepted
+    assert all(end == b"hello" or isinstance(end, ConnectionError) for end in ends)
+
+
+async def test_who_has_left_before_being_accepted_is_none(sockets: list[socket.socket]) -> None:
+    async with door(1024) as opened:
+        for _ in range(5):
+            with socket.create_connection(opened.address) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        connect(sockets, opened.address, 1)
+        assert await greeted(sockets[0]) == b"hello"
+        await until(lambda: len(opened.clients) == 1)
+
+
+async def test_a_name_is_listened_on_at_all_its_addresses(sockets: list[socket.socket]) -> None:
+    async with door(1024) as opened:
+        await opened.listener.bind("localhost", 0)
+        opened.listener.start()
+        for name in opened.listener.names:
+            connect(sockets, name, 1)
+            assert await greeted(sockets[-1]) == b"hello"
+        with pytest.raises(OSError, match=str(opened.address[1])):
+            await opened.listener.bind(*opened.address)
