@@ -144,7 +144,7 @@ class ClientConnection(asyncio.Protocol):
         if self._partial is None and self._still_takes():
             self.deadline_s = self._context.clock.soon_s + self._context.settings.idle_timeout_s
         elif self.transport.is_closing():
-            self.transport.abort()
+            self.abort()  # what it has not taken is lost, and the end must not look like the answer's
         elif self._exchange is not None:
             self._exchange.on_deadline()
         elif self._lingering_bytes >= 0 or self._partial is None:

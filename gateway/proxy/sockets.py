@@ -24,7 +24,8 @@ def reset(transport: asyncio.Transport) -> None:
     would look whole, and a peer that does not read would never hear of it (socket(7), SO_LINGER).
     """
     sock = transport.get_extra_info("socket")
-    if sock is not None and not transport.is_closing():
+    # One that was closed is there as long as it has something to send; then its descriptor may be another's.
+    if sock is not None and (not transport.is_closing() or transport.get_write_buffer_size()):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     transport.abort()
 

@@ -50,6 +50,12 @@ def allow(program: Program, count: int) -> None:
     resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE, (count, LIMIT))
 
 
+async def use_up(program: Program, sockets: int) -> None:
+    """Leave a program no descriptor but those that it has, once it has so many sockets."""
+    await until(lambda: program.sockets() == sockets)
+    allow(program, program.next_descriptor())
+
+
 def limits(program: Program) -> tuple[str, str]:
     """Return a program's soft and hard limit of descriptors."""
     text = Path(f"/proc/{program.process.pid}/limits").read_text(encoding="ascii")
@@ -66,9 +72,8 @@ async def ask_last(client: Client, data: bytes) -> Answer:
 
 
 async def test_more_clients_than_fit_wait_in_the_queue_and_all_are_served(upstream: Upstream, program: Program) -> None:
+    at_rest = program.sockets()
     token = await register(program.url)
-    assert (await fetch(program.url, request("/api/x", token))).status == 200
-    before = program.descriptors()
     async with contextlib.AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(connected(program.url)) for _ in range(CLIENTS)]
         await until(lambda: PAUSED in program.printed)
@@ -87,7 +92,7 @@ async def test_more_clients_than_fit_wait_in_the_queue_and_all_are_served(upstre
     assert {received.start_line.split(b" ")[1] for received in upstream.requests[asked + 15 :]} == {
         b"/v1/%d" % number for number in range(15, CLIENTS)
     }
-    await until(lambda: program.descriptors() <= before)
+    await until(lambda: program.sockets() == at_rest)
     await until(lambda: OVER in program.printed)
     assert program.printed.count(PAUSED) == program.printed.count(OVER) == 1
     assert f"that {LIMIT} descriptors allow" in program.printed
@@ -128,9 +133,10 @@ async def test_a_stop_does_not_wait_for_who_was_not_let_in(program: Program) -> 
 
 
 async def test_descriptors_that_others_take_only_make_clients_wait(program: Program) -> None:
+    at_rest = program.sockets()
     async with connected(program.url) as first:
         assert (await first.ask(request("/healthz"))).status == 200
-        allow(program, program.descriptors())
+        await use_up(program, at_rest + 1)
         async with connected(program.url) as second, connected(program.url) as third:
             second.write(request("/healthz"))
             await until(lambda: PAUSED in program.printed)
@@ -147,10 +153,11 @@ async def test_descriptors_that_others_take_only_make_clients_wait(program: Prog
 
 
 async def test_no_descriptor_for_the_upstream_is_a_502_and_passes(upstream: Upstream, program: Program) -> None:
+    at_rest = program.sockets()
     token = await register(program.url)
     async with connected(program.url) as client:
         assert (await client.ask(request("/healthz"))).status == 200
-        allow(program, program.descriptors())
+        await use_up(program, at_rest + 1)
         for number in range(3):
             refused = await client.ask(request("/api/x", token))
             assert (refused.status, refused["x-gateway-error"]) == (502, "upstream_unreachable")
@@ -167,10 +174,11 @@ async def test_an_upstream_connection_that_is_there_is_used_without_a_descriptor
     upstream: Upstream, program: Program
 ) -> None:
     upstream.default = answering(b"kept")
+    at_rest = program.sockets()
     token = await register(program.url)
     async with connected(program.url) as client:
         assert (await client.ask(request("/api/x", token))).content == b"kept"
-        allow(program, program.descriptors())
+        await use_up(program, at_rest + 2)
         for _ in range(3):
             assert (await client.ask(request("/api/x", token))).content == b"kept"
     assert len(upstream.connections) == 1

@@ -46,6 +46,7 @@ class Printed:
     def __init__(self) -> None:
         self._texts = io.StringIO()
         self._secrets: set[str] = set()
+        self._signatures: set[str] = set()
 
     def note(self, text: str | bytes, *shown: str) -> None:
         """Record what the program printed.
@@ -74,7 +75,7 @@ class Printed:
 
     def keep_token_secret(self, token: str) -> None:
         """Look for a token's signature: the rest is no secret, and its id is in answers."""
-        self.keep_secret(token.rpartition(".")[2])
+        self._signatures.add(token.rpartition(".")[2])
 
     def note_answer(self, status: int, fields: object, content: bytes, *, is_error: bool) -> None:
         """Record an error answer of the gateway's own; keep secret the token of one to `/register`."""
@@ -87,17 +88,29 @@ class Printed:
 
     def leaks(self) -> list[str]:
         """Say which secrets were printed, and where."""
-        text = self._texts.getvalue()
+        lines = set(self._texts.getvalue().split("\n"))
         forms = {form: secret for secret in self._secrets for form in disguises(secret)}
-        pieces = {piece: forms[form] for form in forms for piece in random_pieces(form)}
-        found = {at: pieces[text[at : at + PIECE]] for at in range(len(text)) if text[at : at + PIECE] in pieces}
-        found |= {text.index(form): secret for form, secret in forms.items() if form in text}
-        return sorted({f"{secret!r} in {_line(text, at)!r}" for at, secret in found.items()})
+        pieces = {piece: secret for form, secret in forms.items() for piece in random_pieces(form)}
+        # Tokens are very many: of each, every eighth piece, so that any fifteen characters hold a whole one.
+        pieces |= {piece: text for text in self._signatures for piece in random_pieces(text, step=PIECE)}
+        # Those that have no such piece are looked for as a whole, by their beginnings: there are too many to try each.
+        begins: dict[str, list[str]] = {}
+        for form in forms:
+            begins.setdefault(form[:PIECE], []).append(form)
+        found = set()
+        for line in lines:
+            for at in range(len(line) - PIECE + 1):
+                window = line[at : at + PIECE]
+                if window in pieces:
+                    found.add((pieces[window], line))
+                if window in begins:
+                    found.update((forms[form], line) for form in begins[window] if line.startswith(form, at))
+        return sorted(f"{secret!r} in {line!r}" for secret, line in found)
 
     def summary(self) -> str:
         """Say how much was looked at."""
         size = len(self._texts.getvalue().encode("utf-8", "backslashreplace"))
-        return f"{size} bytes printed by the program, {len(self._secrets)} secrets"
+        return f"{size} bytes printed by the program, {len(self._secrets) + len(self._signatures)} secrets"
 
 
 def disguises(secret: str) -> Iterator[str]:
@@ -112,16 +125,12 @@ def disguises(secret: str) -> Iterator[str]:
             yield encoded[before + (before > 0) : len(encoded) - 1]
 
 
-def random_pieces(text: str) -> Iterator[str]:
+def random_pieces(text: str, step: int = 1) -> Iterator[str]:
     """List the pieces that no word, path or number would have by chance."""
-    for at in range(len(text) - PIECE + 1):
+    for at in range(0, len(text) - PIECE + 1, step):
         piece = text[at : at + PIECE]
         if _RANDOM.match(piece):
             yield piece
-
-
-def _line(text: str, at: int) -> str:
-    return text[text.rfind("\n", 0, at) + 1 : at + 200].partition("\n")[0]
 
 
 printed = Printed()

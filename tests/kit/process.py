@@ -77,6 +77,19 @@ class Program:
         """Count the files and sockets that it has open."""
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))  # noqa: PTH208 - only counted
 
+    def next_descriptor(self) -> int:
+        """Return the number that the next one to be opened will have: the lowest that is free."""
+        taken = set(map(int, os.listdir(f"/proc/{self.process.pid}/fd")))  # noqa: PTH208 - numbers, not paths
+        return next(number for number in range(len(taken) + 1) if number not in taken)
+
+    def sockets(self) -> int:
+        """Count its sockets, listening ones among them."""
+        count = 0
+        for descriptor in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                count += os.readlink(descriptor).startswith("socket:")  # noqa: PTH115 - it is no path
+        return count
+
     async def _collect(self, stream: asyncio.StreamReader) -> None:
         async for raw in stream:
             line = raw.decode()

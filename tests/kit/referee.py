@@ -107,6 +107,8 @@ class Referee:
             message, asked = client.answer, client.next_asked
             # What a head asks for, nobody can tell before it has come.
             head_only = asked is not None and asked.method == b"HEAD" and asked.head_end <= client.said_bytes
+            if message.status == 408 and client.unread.startswith(b"{"):  # it had not come in time
+                head_only = False
             if not head_only and message.status not in {204, 304}:
                 gone = client.has_heard_all
                 try:
