@@ -15,7 +15,7 @@ from gateway.proxy.clock import NEVER
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.hangup import HangupWatch
 from gateway.proxy.local import LocalExchange
-from gateway.proxy.sockets import reset, untaken
+from gateway.proxy.sockets import end_writing, reset, untaken
 
 if TYPE_CHECKING:
     from gateway.http1.message import RequestHead
@@ -328,8 +328,7 @@ class ClientConnection(asyncio.Protocol):
         self._partial = None
         self._lingering_bytes = 0
         self.deadline_s = self._context.clock.soon_s + LINGER_S
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
+        end_writing(self.transport)
         if not self.transport.is_reading():
             self.transport.resume_reading()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from gateway.errors import UpstreamProtocolError
 from gateway.http1.message import HEAD_END, MAX_HEAD_BYTES
-from gateway.proxy.sockets import reset, untaken
+from gateway.proxy.sockets import ended_in_order, reset, untaken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,7 +161,10 @@ class UpstreamConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """See `asyncio.Protocol`."""
         if self.reader is not None and self._awaiting is None:
-            return self.reader.on_answer_eof()
+            if ended_in_order(self.transport):
+                return self.reader.on_answer_eof()
+            self.transport.abort()
+            return False
         # Closing in good order would first send what is still in the buffer, to be acted on and never answered.
         self._unsent = self.transport.get_write_buffer_size() >= self._sent_bytes > 0
         self.transport.abort()
