@@ -131,11 +131,12 @@ class World:
         """Let a client read `on`, `not`, or so many bytes of what waits for it."""
         if client.peer.transport.lost:
             return
-        if isinstance(how, int):
+        if isinstance(how, int) and how < client.peer.transport.get_write_buffer_size():
             client.peer.reads(how)
-        elif how == "on":
+            return
+        if how != "not":  # who takes all that waits takes the connection's end too
             client.peer.reads_on()
-        else:
+        if how != "on":
             client.peer.stops_reading()
 
     # --- what the upstreams do -----------------------------------------------------------------------------------
@@ -310,7 +311,7 @@ class World:
                 if upstream.asks is not None and upstream.asks.whole and upstream.may_send:
                     self.answer(upstream, "length", size=9)
                 self.flush_upstream(upstream, ANY_SIZE)
-            play.pass_time(0.25)
+            self.pass_time(0.25)
             self.observe()
 
     def release(self) -> None:

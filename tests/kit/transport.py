@@ -178,6 +178,8 @@ class FakeTransport(asyncio.Transport):
         self._wire += self._buffer[:size]
         del self._buffer[:size]
         self._say_ready()
+        if self._closing and not self._buffer:
+            self._loop.call_soon(self._lose, None)
 
     def take(self) -> bytes:
         """Return what the peer has received since it was asked last."""

@@ -168,4 +168,4 @@ class Clients(RuleBasedStateMachine):
 
 
 TestClients = Clients.TestCase
-TestClients.settings = machine_settings(300)
+TestClients.settings = machine_settings(250)
