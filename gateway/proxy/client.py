@@ -15,7 +15,7 @@ from gateway.proxy.clock import NEVER
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.hangup import HangupWatch
 from gateway.proxy.local import LocalExchange
-from gateway.proxy.sockets import end_writing, reset, untaken
+from gateway.proxy.sockets import end_writing, reset, still_takes, untaken
 
 if TYPE_CHECKING:
     from gateway.http1.message import RequestHead
@@ -43,10 +43,10 @@ class ClientConnection(asyncio.Protocol):
         "_held_back",
         "_lingering_bytes",
         "_partial",
-        "_untaken_bytes",
         "_watch",
         "deadline_s",
         "transport",
+        "untaken_bytes",
         "writable",
     )
 
@@ -60,7 +60,7 @@ class ClientConnection(asyncio.Protocol):
         self._partial: PartialHead | None = None
         self._advancing = False
         self._watch: HangupWatch | None = None
-        self._untaken_bytes = sys.maxsize
+        self.untaken_bytes = sys.maxsize
         self._half_closed = False
         self._held_back = False  # there are more requests than are read for now
         self._lingering_bytes = -1  # not lingering
@@ -126,7 +126,7 @@ class ClientConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """See `asyncio.BaseProtocol`."""
         self.writable = False
-        self._untaken_bytes = untaken(self.transport)
+        self.untaken_bytes = untaken(self.transport)
         if self._exchange is not None:
             self._exchange.on_client_full()
 
@@ -141,7 +141,7 @@ class ClientConnection(asyncio.Protocol):
     def on_deadline(self) -> None:
         """See `clock.Watched`."""
         self.deadline_s = NEVER
-        if self._partial is None and self._still_takes():
+        if self._partial is None and still_takes(self):
             self.deadline_s = self._context.clock.soon_s + self._context.settings.idle_timeout_s
         elif self.transport.is_closing():
             self.abort()  # what it has not taken is lost, and the end must not look like the answer's
@@ -151,12 +151,6 @@ class ClientConnection(asyncio.Protocol):
             self.close()
         else:
             self.refuse(RequestTimeout("The request head did not come in time."), None, keep_alive=False)
-
-    def _still_takes(self) -> bool:
-        """Whether the client has taken some of what waits for it since this was last asked: it is only slow."""
-        before = self._untaken_bytes
-        self._untaken_bytes = untaken(self.transport)
-        return 0 < self._untaken_bytes < before
 
     # --- requests ------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from gateway.http1 import framing, writer
 from gateway.http1.message import CHUNKED, IDEMPOTENT, UNTIL_CLOSE
 from gateway.proxy.clock import NEVER
 from gateway.proxy.relay import Relay
+from gateway.proxy.sockets import still_takes
 from gateway.proxy.tunnel import Tunnel
 
 if TYPE_CHECKING:
@@ -341,7 +342,7 @@ class Exchange:
 
     def on_deadline(self) -> None:
         """What was waited for did not come in time; unless the upstream is only slow, and still takes bytes."""
-        if not self.answer_started and self._upstream is not None and self._upstream.still_takes():
+        if not self.answer_started and self._upstream is not None and still_takes(self._upstream):
             self._await_upstream()
         elif not self.request_done and self._client.transport.is_reading():
             self._refuse(RequestTimeout("The request body did not come in time."))

@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 import termios
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     import asyncio
@@ -63,6 +63,24 @@ def untaken(transport: asyncio.Transport) -> int:
     if sock is not None and sock.fileno() >= 0:
         count += _queued(sock, termios.TIOCOUTQ)
     return count
+
+
+class Sender(Protocol):
+    """A connection that is sent to.
+
+    Attributes:
+        untaken_bytes: How many bytes the far end had not yet taken when it was last looked.
+    """
+
+    transport: asyncio.Transport
+    untaken_bytes: int
+
+
+def still_takes(sender: Sender) -> bool:
+    """Whether the far end has taken some of what waits for it since this was last asked: it is only slow."""
+    before = sender.untaken_bytes
+    sender.untaken_bytes = untaken(sender.transport)
+    return 0 < sender.untaken_bytes < before
 
 
 def is_lost(sock: socket.socket, missing_bytes: int) -> bool:

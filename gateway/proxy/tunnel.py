@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from gateway.proxy.sockets import end_writing
+from gateway.proxy.sockets import end_writing, still_takes
 
 if TYPE_CHECKING:
     from gateway.proxy.client import ClientConnection
@@ -146,7 +146,7 @@ class Tunnel:
 
     def on_deadline(self) -> None:
         """Nothing came from either side for so long: reset both, unless the upstream is only slow to take bytes."""
-        if self._upstream.still_takes():
+        if still_takes(self._upstream):
             self._on_bytes()
         else:
             self._upstream.close()

@@ -125,12 +125,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._sent_bytes = self.untaken_bytes = len(request)
         self.transport.write(request)
 
-    def still_takes(self) -> bool:
-        """Whether the upstream has taken some of what waits for it since this was last asked: it is only slow."""
-        before = self.untaken_bytes
-        self.untaken_bytes = untaken(self.transport)
-        return 0 < self.untaken_bytes < before
-
     def close(self) -> None:
         """End the connection now. Never waits: a TLS peer that answers no close_notify would hold it for 30 s."""
         in_use, self.reader = self.reader is not None, None

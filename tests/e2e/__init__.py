@@ -14,6 +14,9 @@ from tests.kit.upstream import PIECE_BYTES, pattern, reset, soon
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+KEY = "sk-7Vx2Wb9Lm4Rz"
+"""The real key of the tests' API."""
+
 CUT_SHORT = (asyncio.IncompleteReadError, ConnectionError)
 """What a client gets of an answer that did not end as its framing said."""
 

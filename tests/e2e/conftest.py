@@ -8,12 +8,13 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 import uvloop
 
 from gateway import Config, Gateway
-from tests.e2e import Client, connected
+from tests.e2e import KEY, Client, connected
 from tests.e2e.corpora import folder
-from tests.e2e.transparency import KEY
+from tests.kit.tls import pem_file
 from tests.kit.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -71,3 +72,13 @@ async def client(gateway: Gateway) -> AsyncIterator[Client]:
 @pytest.fixture
 def token(gateway: Gateway) -> str:
     return gateway.issue_token()
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def ca_file(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return pem_file(ca, tmp_path_factory.mktemp("ca"))

@@ -12,15 +12,13 @@ import openai
 import pytest
 
 from gateway import Config, Gateway
-from tests.e2e import fetch, request
+from tests.e2e import KEY, fetch, request
 from tests.kit.programs import program, run
 from tests.kit.upstream import Call, Handler, Upstream, answering, chunk, echo, head, in_chunks, soon, until_close
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
-
-KEY = "sk-7Vx2Wb9Lm4Rz"
 
 
 @pytest.fixture(autouse=True)
@@ -29,12 +27,6 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "OPENAI_BASE_URL", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with Upstream() as running:
-        yield running
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway import Config, Gateway
+from tests.e2e import KEY
 from tests.kit.programs import program, run
 from tests.kit.upstream import (
     PATTERN,
@@ -37,14 +38,7 @@ from tests.kit.upstream import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-KEY = "sk-7Vx2Wb9Lm4Rz"
 SCRIPT = str(Path(__file__).with_name("node_client.mjs"))
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with Upstream() as running:
-        yield running
 
 
 @pytest.fixture

@@ -21,12 +21,6 @@ CONNECTIONS = 8
 
 
 @pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with Upstream() as running:
-        yield running
-
-
-@pytest.fixture
 async def gateway(upstream: Upstream) -> AsyncIterator[Gateway]:
     async with Gateway(Config(target_api_url=upstream.url, target_api_key="sk", rate_limit=f"{QUOTA}/hour")) as running:
         yield running

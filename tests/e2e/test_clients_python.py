@@ -16,7 +16,7 @@ import requests
 import urllib3
 
 from gateway import Config, Gateway
-from tests.e2e import PatternCheck
+from tests.e2e import KEY, PatternCheck
 from tests.kit.clients import CLIENTS, PythonClient
 from tests.kit.upstream import (
     PATTERN,
@@ -37,14 +37,7 @@ from tests.kit.upstream import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-KEY = "sk-7Vx2Wb9Lm4Rz"
 BIG_BYTES = 5_000_000
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with Upstream() as running:
-        yield running
 
 
 @pytest.fixture

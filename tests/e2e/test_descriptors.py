@@ -31,12 +31,6 @@ MODULES = ["gateway", "tests.kit.embedded"]
 """The program on uvloop, and a gateway embedded in a program on asyncio's loop."""
 
 
-@pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with Upstream() as running:
-        yield running
-
-
 @pytest.fixture(params=MODULES, ids=["uvloop", "asyncio"])
 async def program(upstream: Upstream, request: pytest.FixtureRequest) -> AsyncIterator[Program]:
     settings = {"TARGET_API_URL": upstream.url, "RATE_LIMIT": "10000", "UPSTREAM_IDLE": "2s"}

@@ -27,12 +27,6 @@ PACE_S = 0.005
 """Between two bytes of a slow client: some fifty of them fit into the shortest timeout here."""
 
 
-@pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with Upstream() as running:
-        yield running
-
-
 # --- slow ------------------------------------------------------------------------------------------------------------
 
 

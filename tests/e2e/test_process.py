@@ -44,12 +44,6 @@ GROWTH_BYTES = 16 * MIB
 
 
 @pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with Upstream() as running:
-        yield running
-
-
-@pytest.fixture
 async def program(upstream: Upstream) -> AsyncIterator[Program]:
     async with gateway_process(TARGET_API_URL=upstream.url, RATE_LIMIT="10000") as running:
         yield running

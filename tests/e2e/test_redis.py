@@ -14,12 +14,12 @@ import pytest
 from tests.e2e import connected, fetch, request
 from tests.kit.process import Program, gateway_process, start
 from tests.kit.redis import RedisServer, running_redis
-from tests.kit.upstream import Upstream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
 
     from tests.e2e import Answer
+    from tests.kit.upstream import Upstream
 
 LIMIT = 60
 PATIENT = "10s"
@@ -30,12 +30,6 @@ PATIENT = "10s"
 def redis() -> Iterator[RedisServer]:
     with running_redis() as server:
         yield server
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with Upstream() as running:
-        yield running
 
 
 @pytest.fixture

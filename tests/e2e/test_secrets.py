@@ -30,17 +30,11 @@ from tests.kit.redis import running_redis
 from tests.kit.upstream import Call, Upstream, answering, chunk, head
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import Iterable
 
 KEY = CANARIES["TARGET_API_KEY"]
 BODY = "Jw7Rt3Yk9Pz5Dm"
 """What a request says is nobody's business either."""
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with Upstream() as running:
-        yield running
 
 
 # --- what never should fail ------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway import Config, Gateway
-from tests.e2e import CUT_SHORT, Client, PatternCheck, connected, fetch, request
+from tests.e2e import CUT_SHORT, KEY, Client, PatternCheck, connected, fetch, request
 from tests.kit.upstream import (
     PIECE_BYTES,
     Call,
@@ -36,36 +36,7 @@ from tests.kit.upstream import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from tests.kit.upstream import Handler
-
-KEY = "sk-7Vx2Wb9Lm4Rz"
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with Upstream() as running:
-        yield running
-
-
-@pytest.fixture
-async def gateway(upstream: Upstream) -> AsyncIterator[Gateway]:
-    # Idle for longer than a test waits: no connection ends for its age.
-    config = Config(target_api_url=upstream.url, target_api_key=KEY, rate_limit="10000", upstream_idle="1h")
-    async with Gateway(config) as running:
-        yield running
-
-
-@pytest.fixture
-async def client(gateway: Gateway) -> AsyncIterator[Client]:
-    async with connected(gateway.url) as connection:
-        yield connection
-
-
-@pytest.fixture
-def token(gateway: Gateway) -> str:
-    return gateway.issue_token()
 
 
 # --- one request ---------------------------------------------------------------------------------------------------

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
-import ssl
 from typing import TYPE_CHECKING
 
 import pytest
 import trustme
 
 from gateway import Config, Gateway
-from tests.e2e import CUT_SHORT, PatternCheck, connected, fetch, request
+from tests.e2e import CUT_SHORT, KEY, PatternCheck, connected, fetch, request
+from tests.kit.tls import deaf_server, pem_file, server_side
 from tests.kit.upstream import (
     PIECE_BYTES,
     Call,
@@ -35,30 +34,6 @@ from tests.kit.upstream import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
-
-KEY = "sk-7Vx2Wb9Lm4Rz"
-
-
-@pytest.fixture(scope="module")
-def ca() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
-def ca_file(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return pem_file(ca, tmp_path_factory.mktemp("ca"))
-
-
-def pem_file(ca: trustme.CA, directory: Path) -> str:
-    path = directory / "ca.pem"
-    ca.cert_pem.write_to_path(str(path))
-    return str(path)
-
-
-def server_side(ca: trustme.CA, *names: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ca.issue_cert(*names).configure_cert(context)
-    return context
 
 
 @pytest.fixture
@@ -231,33 +206,13 @@ async def test_an_upstream_that_does_not_answer_the_end_of_tls_is_left_all_the_s
     ca: trustme.CA, ca_file: str
 ) -> None:
     """TLS asks for a farewell from both sides; this upstream, busy generating, says none."""
-    asked, left = asyncio.Event(), asyncio.Event()
-
-    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tls_in, tls_out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = server_side(ca, "localhost").wrap_bio(tls_in, tls_out, server_side=True)
-        got = b""
-        while b"\r\n\r\n" not in got:
-            tls_in.write(await reader.read(65536))
-            with contextlib.suppress(ssl.SSLWantReadError):
-                tls.do_handshake()
-                got += tls.read()
-            writer.write(tls_out.read())
-        asked.set()
-        with contextlib.suppress(ConnectionError):
-            while await reader.read(65536):
-                pass
-        left.set()
-        writer.close()
-
-    async with await asyncio.start_server(deaf, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        config = Config(target_api_url=f"https://localhost:{port}", target_ca_file=ca_file)
+    async with deaf_server(ca) as deaf:
+        config = Config(target_api_url=deaf.url, target_ca_file=ca_file)
         async with Gateway(config) as gateway, connected(gateway.url) as client:
             client.write(request("/api/x", gateway.issue_token()))
-            await soon(asked.wait())
+            await soon(deaf.asked.wait())
             await client.close()
-            await soon(left.wait())
+            await soon(deaf.left.wait())
 
 
 async def test_connections_are_kept_and_a_dead_one_is_not_used(upstream: Upstream, gateway: Gateway) -> None:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.http1.message import MAX_FIELDS, MAX_HEAD_BYTES, MAX_LINE_BYTES
-from tests.e2e import Client, connected, request
+from tests.e2e import KEY, Client, connected, request
 from tests.e2e.transparency import (
     ADDED_BELOW,
-    KEY,
     as_sent,
     fields,
     is_in_step,

@@ -8,8 +8,8 @@ import pytest
 
 from gateway import Config, Gateway
 from gateway.http1.message import MAX_LINE_BYTES
-from tests.e2e import connected, request
-from tests.e2e.transparency import KEY, as_sent, is_in_step, read_answer
+from tests.e2e import KEY, connected, request
+from tests.e2e.transparency import as_sent, is_in_step, read_answer
 
 if TYPE_CHECKING:
     from tests.e2e import Client

@@ -7,26 +7,27 @@ import contextlib
 import os
 import random
 import socket
-import ssl
 import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import trustme
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
 
 from gateway import Config, Gateway
-from tests.e2e import PatternCheck, connected, request
+from tests.e2e import KEY, PatternCheck, connected, request
 from tests.e2e.test_clients import curl
+from tests.kit.tls import deaf_server, server_side
 from tests.kit.upstream import PIECE_BYTES, Call, Upstream, answering, hang, head, pattern, soon
 from tests.kit.upstream import reset as reset_writer
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-KEY = "sk-7Vx2Wb9Lm4Rz"
+    import trustme
+
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 MEGABYTE = 1024 * 1024
 QUIET_TURNS = 500
@@ -294,24 +295,6 @@ async def test_a_session_that_outlives_the_time_of_a_stop_is_cut(backend: Backen
 # --- over TLS --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def ca() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture(scope="module")
-def ca_file(ca: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("ca") / "ca.pem"
-    ca.cert_pem.write_to_path(str(path))
-    return str(path)
-
-
-def server_side(ca: trustme.CA) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ca.issue_cert("localhost").configure_cert(context)
-    return context
-
-
 @pytest.fixture
 def secure() -> Backend:
     """Return a backend that `over_tls` starts."""
@@ -320,7 +303,7 @@ def secure() -> Backend:
 
 @pytest.fixture
 async def over_tls(secure: Backend, ca: trustme.CA, ca_file: str) -> AsyncIterator[Gateway]:
-    async with serving(secure, server_side(ca)):
+    async with serving(secure, server_side(ca, "localhost")):
         config = Config(target_api_url=secure.url, target_api_key=KEY, target_ca_file=ca_file)
         async with Gateway(config) as running:
             yield running
@@ -375,7 +358,7 @@ async def test_what_a_client_sends_before_its_end_reaches_an_upstream_over_tls(c
             got += piece
         call.keep_alive = False
 
-    async with Upstream(server_side(ca), "localhost") as upstream:
+    async with Upstream(server_side(ca, "localhost"), "localhost") as upstream:
         upstream.default = collect
         config = Config(target_api_url=upstream.url, target_ca_file=ca_file)
         async with Gateway(config) as gateway, connected(gateway.url) as client:
@@ -391,43 +374,16 @@ async def test_what_a_client_sends_before_its_end_reaches_an_upstream_over_tls(c
 
 async def test_an_upstream_that_does_not_answer_the_end_of_tls_is_left(ca: trustme.CA, ca_file: str) -> None:
     """It goes on sending, as one does that generates: that is paid for, and read by nobody."""
-    left = asyncio.Event()
-
-    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tls_in, tls_out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = server_side(ca).wrap_bio(tls_in, tls_out, server_side=True)
-        got = b""
-        while b"\r\n\r\n" not in got:
-            tls_in.write(await reader.read(65536))
-            with contextlib.suppress(ssl.SSLWantReadError):
-                tls.do_handshake()
-                got += tls.read()
-            writer.write(tls_out.read())
-        tls.write(SWITCH)
-        writer.write(tls_out.read())
-        with contextlib.suppress(ConnectionError):
-            while await reader.read(65536):
-                pass
-        left.set()
-        writer.close()
-
-    async with await asyncio.start_server(deaf, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        config = Config(target_api_url=f"https://localhost:{port}", target_ca_file=ca_file)
+    async with deaf_server(ca, SWITCH) as deaf:
+        config = Config(target_api_url=deaf.url, target_ca_file=ca_file)
         async with Gateway(config) as gateway, connected(gateway.url) as client:
             client.write(request("/api/x", gateway.issue_token(), *WISH))
             assert (await client.head()).status == 101
             client.writer.write_eof()
-            await soon(left.wait())
+            await soon(deaf.left.wait())
 
 
 # --- any other protocol ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    async with Upstream() as running:
-        yield running
 
 
 @contextlib.asynccontextmanager

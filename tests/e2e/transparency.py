@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.e2e import request
+from tests.e2e import KEY, request
 from tests.kit.upstream import answering, soon
 from tests.kit.wire import Message, read_body, read_head
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from tests.e2e import Client
     from tests.kit.upstream import Call, Handler, Received, Upstream
 
-KEY = "sk-7Vx2Wb9Lm4Rz"
 
 ADDED_BELOW = [b"RateLimit-Policy", b"RateLimit", b"Server-Timing"]
 """What a proxied answer has behind the upstream's fields."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from typing import Final
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.kit.machine_parts import (
     PIECE_BYTES,
@@ -327,3 +329,33 @@ class World:
         """End without a look: something else has failed."""
         with contextlib.suppress(Exception):
             self.play.close()
+
+
+class Machine(RuleBasedStateMachine):
+    """What happens in every world, whoever acts in it."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+
+    def client(self, which: int) -> ScriptedClient:
+        """One of those that are still there."""
+        there = [client for client in self.world.clients if client.may_send]
+        if which >= len(there):
+            self.world.connect()
+            there.append(self.world.clients[-1])
+        return there[which % len(there)]
+
+    @rule(seconds=st.sampled_from([0.1, 0.3, 1.0, 6.0, 40.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.world.pass_time(seconds)
+
+    @invariant()
+    def all_is_well(self) -> None:
+        self.world.observe()
+
+    def teardown(self) -> None:
+        if sys.exc_info()[0] is None:
+            self.world.finish()
+        else:
+            self.world.abandon()

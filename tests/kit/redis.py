@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hiredis
-import pytest
 
 from gateway.stores.address import RedisAddress
+from tests.kit.programs import program
 
 if TYPE_CHECKING:
     import signal
@@ -75,21 +74,10 @@ class RedisServer:
 _NOTHING = object()
 
 
-def redis_binary() -> str:
-    """Return the path of `redis-server`, or skip the test; or fail it, where nothing may be skipped."""
-    binary = shutil.which("redis-server")
-    if binary is None:
-        reason = "redis-server is not installed (Debian package: redis-server)"
-        if os.environ.get("GATEWAY_TESTS_NO_SKIP") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return binary
-
-
 @contextlib.contextmanager
 def running_redis(*options: str) -> Iterator[RedisServer]:
     """Run a Redis server that keeps nothing; `options` go to its command line."""
-    binary = redis_binary()
+    binary = program("redis-server")
     # Not pytest's tmp_path: a unix socket's path has to be short.
     with tempfile.TemporaryDirectory(prefix="redis-") as directory:
         server = RedisServer(binary, Path(directory), options)

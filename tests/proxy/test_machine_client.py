@@ -7,13 +7,12 @@ Bounded, and the same each time. To look further, with other sequences each time
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import precondition, rule
 
-from tests.kit.machine import ANY_SIZE, SIZES, World, machine_settings
+from tests.kit.machine import ANY_SIZE, SIZES, Machine, World, machine_settings
 
 if TYPE_CHECKING:
     from tests.kit.machine_parts import ScriptedClient
@@ -30,18 +29,9 @@ WRONG = st.sampled_from(
 )
 
 
-class Clients(RuleBasedStateMachine):
+class Clients(Machine):
     def __init__(self) -> None:
-        super().__init__()
-        self.world = World()
-
-    def client(self, which: int) -> ScriptedClient:
-        """One of those that are still there."""
-        there = [client for client in self.world.clients if client.may_send]
-        if which >= len(there):
-            self.world.connect()
-            there.append(self.world.clients[-1])
-        return there[which % len(there)]
+        super().__init__(World())
 
     def ask(self, which: int, method: bytes, size: int, chunk_bytes: int, version: bytes, *lines: bytes) -> None:
         chunk_bytes = chunk_bytes if version == b"1.1" else 0
@@ -151,20 +141,6 @@ class Clients(RuleBasedStateMachine):
     def is_taken(self, which: int, *, reads: bool) -> None:
         if self.world.upstreams:
             self.world.let_read(self.world.upstreams[-1 - which % len(self.world.upstreams)], reads=reads)
-
-    @rule(seconds=st.sampled_from([0.1, 0.3, 1.0, 6.0, 40.0]))
-    def time_passes(self, seconds: float) -> None:
-        self.world.pass_time(seconds)
-
-    @invariant()
-    def all_is_well(self) -> None:
-        self.world.observe()
-
-    def teardown(self) -> None:
-        if sys.exc_info()[0] is None:
-            self.world.finish()
-        else:
-            self.world.abandon()
 
 
 TestClients = Clients.TestCase

@@ -7,13 +7,12 @@ Bounded, and the same each time. To look further, with other sequences each time
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 
-from tests.kit.machine import ANY_SIZE, SIZES, World, machine_settings
+from tests.kit.machine import ANY_SIZE, SIZES, Machine, World, machine_settings
 
 if TYPE_CHECKING:
     from tests.kit.machine_parts import ScriptedUpstream
@@ -26,10 +25,9 @@ ENDS = st.sampled_from(["ends", "resets"])
 BAD = st.sampled_from(["two lengths", "bad chunk", "cut", "extra", "switch"])
 
 
-class Upstreams(RuleBasedStateMachine):
+class Upstreams(Machine):
     def __init__(self) -> None:
-        super().__init__()
-        self.world = World(upstream_pool=2)
+        super().__init__(World(upstream_pool=2))
 
     @initialize(clients=st.integers(0, 2))
     def connections_are_kept(self, clients: int) -> None:
@@ -62,11 +60,7 @@ class Upstreams(RuleBasedStateMachine):
         sent=st.sampled_from([ANY_SIZE, ANY_SIZE, ANY_SIZE, 200, 60_000]),
     )
     def is_asked(self, which: int, method: bytes, size: int, version: bytes, sent: int) -> None:
-        there = [client for client in self.world.clients if client.may_send]
-        if which >= len(there):
-            self.world.connect()
-            there.append(self.world.clients[-1])
-        client = there[which % len(there)]
+        client = self.client(which)
         self.world.ask(client, method, b"Connection: keep-alive", size=size, chunk_bytes=0, version=version)
         self.world.flush(client, sent)
 
@@ -179,20 +173,6 @@ class Upstreams(RuleBasedStateMachine):
     @rule(which=WHICH, how=st.one_of(st.sampled_from(["not", "on", "on"]), SIZES))
     def a_client_reads(self, which: int, how: str | int) -> None:
         self.world.read(self.world.clients[which % len(self.world.clients)], how)
-
-    @rule(seconds=st.sampled_from([0.1, 0.3, 1.0, 6.0, 40.0]))
-    def time_passes(self, seconds: float) -> None:
-        self.world.pass_time(seconds)
-
-    @invariant()
-    def all_is_well(self) -> None:
-        self.world.observe()
-
-    def teardown(self) -> None:
-        if sys.exc_info()[0] is None:
-            self.world.finish()
-        else:
-            self.world.abandon()
 
 
 TestUpstreams = Upstreams.TestCase
