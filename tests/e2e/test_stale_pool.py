@@ -230,6 +230,12 @@ class Bench:
 
 
 @pytest.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    async with Upstream() as running:
+        yield running
+
+
+@pytest.fixture
 async def bench(upstream: Upstream) -> AsyncIterator[Bench]:
     # Idle for longer than a test waits: no connection ends for its age.
     config = Config(target_api_url=upstream.url, target_api_key="sk", rate_limit=f"{QUOTA}/hour", upstream_idle="1h")
