@@ -50,7 +50,7 @@ for i = 1, limits do
       total = total - sub(value, from + 14, from + 23)
       from = from + PAST
     end
-    if from > #value and total > 0 then oldest = newests[i] end
+    if from > #value then oldest = total > 0 and newests[i] or segment end
     if total < 0 then return redis.error_reply('ERR the value of a limit key is not a window') end
   end
   segments[i], totals[i], froms[i] = segment, total, from

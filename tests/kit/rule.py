@@ -172,6 +172,16 @@ CASES = (
         ),
     ),
     Case(
+        "what has left is not told as the oldest, though the newest segment was given back whole",
+        "2/minute",
+        (
+            Check(T, (True, 0, 1, 61 * S, T)),
+            Check(T + 30 * S, (True, 0, 0, 31 * S, T + 30 * S)),
+            Refund(1),
+            Check(T + 61 * S, (True, 0, 1, 61 * S, T + 61 * S)),
+        ),
+    ),
+    Case(
         "when the clock steps back, the newest segment charged stands",
         "2/minute",
         (
