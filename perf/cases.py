@@ -43,6 +43,7 @@ def _exchanges(name: str) -> Callable[[], Bench]:
 
 CASES: Final = (
     Case("parse-request", "parse a request head, 14 lines of an SDK's", parts.parse_request, ROUND),
+    Case("parse-request-again", "the same, the next one on its connection", parts.parse_request_again, ROUND),
     Case(
         "parse-request-h11",
         "the same with one odd spelling, so by h11",

@@ -15,7 +15,7 @@ import h11
 
 from gateway.errors import TokenInvalid, UpstreamProtocolError
 from gateway.http1 import framing, writer
-from gateway.http1.message import CHUNKED
+from gateway.http1.message import CHUNKED, HEAD_END
 from gateway.http1.parser import AnswerParser, RequestParser
 from gateway.limits import parse_limits
 from gateway.stores.memory import MemoryStore
@@ -61,6 +61,32 @@ class LastVerdict:
 def parse_request() -> Bench:
     """Set up: a canonical request head, as nearly all are."""
     return _parse_request(lambda head: head, ROUND, by_h11=False)
+
+
+def parse_request_again() -> Bench:
+    """Set up: a head that begins as the last one on its connection did."""
+    parser, numbers = RequestParser(), messages.numbers()
+
+    def fresh() -> list[bytes]:
+        return [messages.request(number, _TOKEN) for number in islice(numbers, ROUND)]
+
+    head = parser.parse(messages.request_head(next(numbers), _TOKEN))
+    while head.opening is None:
+        head = parser.parse(messages.request_head(next(numbers), _TOKEN))
+    opening = head.opening
+
+    def check() -> None:
+        number = next(numbers)
+        block, expected = messages.request_head(number, _TOKEN), parser.parse(messages.request_head(number, _TOKEN))
+        found = opening.read(block + HEAD_END)
+        if found is None:
+            raise CheckError("the opening does not take the head")
+        expect("the lines passed on", found[0].lines, expected.lines)
+        expect("the body's length", found[0].length, expected.length)
+        expect("the token", found[0].bearer, _TOKEN)
+        expect("the head's end", found[1], len(block) + len(HEAD_END))
+
+    return each(fresh, opening.read, check)
 
 
 def parse_request_by_h11() -> Bench:

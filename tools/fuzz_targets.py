@@ -11,7 +11,7 @@ import re
 import zlib
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from gateway.config.target import KeyStyle, parse_url, with_key
 from gateway.errors import BadRequest, GatewayError, UpstreamProtocolError
@@ -45,6 +45,8 @@ from tools.fuzz_readers import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from gateway.http1.opening import Opening
+
 # The memories and bounds as they are would hardly be filled by one input.
 SMALL: Final = {
     "MAX_CHUNK_LINE_BYTES": 48,
@@ -58,12 +60,13 @@ SMALL: Final = {
     "MAX_TRIES": 4,
     "MAX_GAPS": 3,
     "HEADS_A_TEMPLATE": 0,
+    "MAX_OPENINGS": 4,
     "_MAX_LINES": 24,
     "_MAX_NAMES": 12,
     "_MAX_VALUES_A_NAME": 2,
     "_MAX_STARTS": 4,
 }
-_BOUNDED: Final = ("chunked", "gate", "lines", "parser", "partial", "template")
+_BOUNDED: Final = ("chunked", "gate", "lines", "opening", "parser", "partial", "template")
 
 
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) (/[\x21\x22\x24-\x7e]*) HTTP/1\.1")
@@ -110,8 +113,30 @@ def read_by(parse: Callable[[bytes], Head], block: bytes) -> tuple[Head | None, 
         head = parse(block)
     except GatewayError as error:
         return None, (("error", type(error).__name__), ("detail", error.detail))
-    spelled = [(name, getattr(head, name)) for name in sorted(head.__slots__)]
+    # How the next head is read says nothing of this one.
+    spelled = [(name, getattr(head, name)) for name in sorted(head.__slots__) if name != "opening"]
     return head, tuple((name, CRLF.join(value[1:]) if name == "lines" else value) for name, value in spelled)
+
+
+class _Connection(Generic[Head]):
+    """Reads the heads of one connection as the proxy does: by how the last one began, else by the parser."""
+
+    def __init__(self, parse: Callable[[bytes], Head]) -> None:
+        self._parse = parse
+        self._opening: Opening[Any] | None = None
+
+    def __call__(self, block: bytes) -> Head:
+        data = block + HEAD_END
+        # A block that ends in CR LF is none that a connection would cut out of its bytes.
+        is_cut_here = data.find(HEAD_END) == len(block)
+        found = self._opening.read(data) if self._opening is not None and is_cut_here else None
+        if found is not None:
+            require(found[1] == len(data), f"an opening reads to {found[1]} of {len(data)} bytes")
+            head: Head = found[0]
+        else:
+            head = self._parse(block)
+            self._opening = head.opening
+        return head
 
 
 class _Memory(Generic[Head]):
@@ -137,7 +162,7 @@ class Requests:
     """Request heads, one behind the other with an empty line between them."""
 
     def __init__(self) -> None:
-        self._memory = _Memory(lambda: RequestParser().parse)
+        self._memory = _Memory(lambda: _Connection(RequestParser().parse))
         target = parse_url("http://api.test:8080/v1")
         self._routes = [
             (TargetRoute(with_key(target, "sk-real", KeyStyle("bearer"))), b"/v1", b"Authorization: Bearer sk-real"),
@@ -148,10 +173,10 @@ class Requests:
     def __call__(self, data: bytes) -> int:
         """See `Target`."""
         taken = 0
-        kept = RequestParser()
+        kept = _Connection(RequestParser().parse)
         for block in data.split(HEAD_END):
             head, expected = read_by(RequestParser().parse, block)
-            agree("a parser that has seen the heads before", expected, read_by(kept.parse, block)[1])
+            agree("a parser that has seen the heads before", expected, read_by(kept, block)[1])
             self._memory.check(block, expected)
             self._in_pieces(block, expected, refused=head is None)
             if head is not None:
@@ -219,16 +244,16 @@ class Answers:
     """Answer heads, one behind the other with an empty line between them."""
 
     def __init__(self) -> None:
-        self._memory = _Memory(lambda: AnswerParser().parse)
+        self._memory = _Memory(lambda: _Connection(AnswerParser().parse))
 
     def __call__(self, data: bytes) -> int:
         """See `Target`."""
         taken = 0
-        kept = AnswerParser()
+        kept = _Connection(AnswerParser().parse)
         for block in data.split(HEAD_END):
             head, expected = read_by(AnswerParser().parse, block)
             require(head or expected[0][1] == "UpstreamProtocolError", f"another error: {expected!r}")
-            agree("a parser that has seen the heads before", expected, read_by(kept.parse, block)[1])
+            agree("a parser that has seen the heads before", expected, read_by(kept, block)[1])
             self._memory.check(block, expected)
             if head is not None:
                 taken += 1

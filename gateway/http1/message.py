@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from gateway.http1.opening import Opening
 
 CRLF: Final = b"\r\n"
 HEAD_END: Final = b"\r\n\r\n"
@@ -36,20 +39,27 @@ class RequestHead:
         bearer: The text of `Authorization: Bearer` or `Basic`'s user name, else of one of the API-key fields.
         expects_continue: Whether the client waits for 100 before it sends the body (RFC 9110 §10.1.1).
         upgrade: The protocols that the upstream is offered to switch to, in lower case (RFC 9110 §7.8).
+        opening: What the next head on the connection may be tried with first, if that is known.
     """
 
-    __slots__ = ("bearer", "expects_continue", "keep_alive", "length", "lines", "method", "minor", "target", "upgrade")
+    # fmt: off
+    __slots__ = (
+        "method", "target", "minor", "lines", "length", "keep_alive", "bearer", "expects_continue", "upgrade",
+        "opening",
+    )
+    # fmt: on
 
-    def __init__(self, method: bytes, target: bytes, minor: int) -> None:
+    def __init__(self, method: bytes, target: bytes, minor: int, bearer: bytes | None = None) -> None:
         self.method = method
         self.target = target
         self.minor = minor
         self.lines: list[bytes] = []
         self.length = NO_BODY
         self.keep_alive = minor == 1
-        self.bearer: bytes | None = None
+        self.bearer = bearer
         self.expects_continue = False
         self.upgrade = NO_PROTOCOLS
+        self.opening: Opening[RequestHead] | None = None
 
 
 class AnswerHead:
@@ -64,9 +74,10 @@ class AnswerHead:
             request's method and the status make of it.
         keep_alive: Whether the upstream would use the connection again.
         upgrade: The protocols that a 101 switches to, in lower case; none if it does not say so as it must.
+        opening: As in `RequestHead`.
     """
 
-    __slots__ = ("keep_alive", "length", "lines", "minor", "start_line", "status", "upgrade")
+    __slots__ = ("keep_alive", "length", "lines", "minor", "opening", "start_line", "status", "upgrade")
 
     def __init__(self, status: int, start_line: bytes, minor: int) -> None:
         self.status = status
@@ -76,3 +87,4 @@ class AnswerHead:
         self.length = UNTIL_CLOSE
         self.keep_alive = minor == 1
         self.upgrade = NO_PROTOCOLS
+        self.opening: Opening[AnswerHead] | None = None

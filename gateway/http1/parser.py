@@ -1,8 +1,8 @@
 """Heads from bytes: a fast path that remembers lines it has seen, else the strict gate and then h11.
 
 The law of the fast path: it takes a strict subset of what h11 takes and reads the same method, target, fields and
-framing out of it. A property test holds it to that. It has two memories, of lines (lines.py) and of whole heads that
-differ in a few values only (template.py).
+framing out of it. A property test holds it to that. Its memories are of lines (lines.py) and of whole heads that differ
+in a few values only (template.py); how a connection's last head began is tried before it is asked (opening.py).
 
 This is the only file that imports h11.
 """
@@ -91,6 +91,7 @@ class RequestParser:
             if match is not None:
                 token = self._templates.ready[0].token
                 head.bearer = match[token] if token else None
+                head.opening = self._templates.opening(block, match, RequestHead, *start, head.bearer)
                 return head
             lines = block.split(CRLF)
             if len(lines) <= MAX_FIELDS + 1:
@@ -183,7 +184,11 @@ class AnswerParser:
         if start is None:
             return self._read_in_full(block)
         head = AnswerHead(*start)
-        return head if self._templates.read(head, block, end) is not None else self._read_in_full(block)
+        match = self._templates.read(head, block, end)
+        if match is None:
+            return self._read_in_full(block)
+        head.opening = self._templates.opening(block, match, AnswerHead, *start)
+        return head
 
     def check_unfinished(self, data: bytes, checked: int) -> None:
         """Refuse what can no longer become a head: one whose lines end in a bare LF has no end to wait for.

@@ -9,12 +9,16 @@ in full. So a template never takes what the parser would not: it is a memory, no
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 from gateway.http1.fields import API_KEY, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, PLAIN, TE, TRAILER
-from gateway.http1.message import CRLF, MAX_LINE_BYTES, AnswerHead, RequestHead
+from gateway.http1.message import CRLF, HEAD_END, MAX_LINE_BYTES, AnswerHead, RequestHead
+from gateway.http1.opening import MAX_OPENING_BYTES, MAX_OPENINGS, Ending, Opening
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.http1.lines import LineMemory
 
 MAX_SHAPES: Final = 64
@@ -30,6 +34,7 @@ _BEARER: Final = b"Bearer "
 _CREDENTIALS: Final = (AUTHORIZATION, API_KEY)
 # What becomes of these is for the parser to say, each time.
 _READ_IN_FULL: Final = (EXPECT, TE, TRAILER)
+_PASSED_ON: Final = (PLAIN, CONTENT_LENGTH)
 _ALWAYS_CHANGING: Final = (*_CREDENTIALS, CONTENT_LENGTH)
 # What may stand in a gap: the parser's own rules for a value and a length, and a narrower one for a token.
 _GAPS: Final = {
@@ -40,6 +45,24 @@ _GAPS: Final = {
 }
 
 Head = TypeVar("Head", bound=RequestHead | AnswerHead)
+
+
+class _Piece(NamedTuple):
+    """A field line: what of it stays as it is, with the line end before it, and the kind of value that changes."""
+
+    text: bytes
+    gap: int | None
+    passed_on: bool
+
+    @property
+    def pattern(self) -> bytes:
+        return re.escape(self.text) + (b"" if self.gap is None else _GAPS[self.gap])
+
+    @property
+    def form(self) -> bytes:
+        if not self.passed_on:
+            return b""
+        return self.text.replace(b"%", b"%%") + (b"" if self.gap is None else b"%b")
 
 
 class Template(Generic[Head]):
@@ -57,35 +80,49 @@ class Template(Generic[Head]):
         token: The group of a match that is the client's token, or 0.
     """
 
-    __slots__ = ("_format", "_passed_on", "changing", "head", "length", "match", "token")
+    __slots__ = ("_cut", "_form", "_kept", "_passed_on", "changing", "ending", "head", "length", "match", "token")
 
     def __init__(self, lines: list[bytes], kinds: list[int], changing: frozenset[int], head: Head) -> None:
         self.changing = changing
         self.head = head
-        pattern = kept = b""
-        gaps: list[int] = []
-        for index, (line, kind) in enumerate(zip(lines, kinds, strict=True)):
-            passed_on = kind in (PLAIN, CONTENT_LENGTH)
-            if index in changing:
-                gaps.append(kind)
-                # With a space even if this one had no value: a value without it is for h11 to read.
-                name = line.partition(b":")[0] + b": " + (_BEARER if kind == AUTHORIZATION else b"")
-                pattern += re.escape(CRLF + name) + _GAPS[kind]
-                kept += CRLF + name.replace(b"%", b"%%") + b"%b" if passed_on else b""
-            else:
-                pattern += re.escape(CRLF + line)
-                kept += CRLF + line.replace(b"%", b"%%") if passed_on else b""
-        self.match = re.compile(pattern).fullmatch
-        self._format = kept[2:]
-        groups = list(enumerate(gaps, 1))
-        self._passed_on = tuple(group for group, kind in groups if kind in (PLAIN, CONTENT_LENGTH))
-        self.length = next((group for group, kind in groups if kind == CONTENT_LENGTH), 0)
-        self.token = next((group for group, kind in groups if kind in _CREDENTIALS), 0)
+        pieces = [
+            _piece(line, kind, changes=index in changing)
+            for index, (line, kind) in enumerate(zip(lines, kinds, strict=True))
+        ]
+        self.match = re.compile(_pattern(pieces)).fullmatch
+        self._form = _form(pieces)[2:]
+        gaps = [piece.gap for piece in pieces if piece.gap is not None]
+        self._passed_on = tuple(group for group, kind in enumerate(gaps, 1) if kind in _PASSED_ON)
+        self.length = _group(pieces, (CONTENT_LENGTH,))
+        self.token = _group(pieces, _CREDENTIALS)
+
+        # A token stays the same on its connection: an opening ends at the first value that does not.
+        self._cut = _group(pieces, _PASSED_ON)
+        at = next((index for index, piece in enumerate(pieces) if piece.gap in _PASSED_ON), len(pieces))
+        before, after = pieces[:at], pieces[at:]
+        if after:
+            before.append(after[0]._replace(gap=None))
+            after[0] = after[0]._replace(text=b"")
+        self._kept = _form(before)[2:] % ()
+        self.ending: Ending | None = None
+        if self._kept and not _group(after, _CREDENTIALS):
+            form = None if all(piece.passed_on for piece in after) else _form(after)
+            match = re.compile(_pattern(after) + re.escape(HEAD_END)).match
+            self.ending = Ending(match, form, _group(after, (CONTENT_LENGTH,)))
+
+    def open(self, block: bytes, match: re.Match[bytes], make: Callable[[], Head]) -> Opening[Head]:
+        """Make the opening of a head that this template took; only where there is an `ending`."""
+        assert self.ending is not None  # noqa: S101 - see above
+        return Opening(self.begins(block, match), make, self.head, self._kept, self.ending)
+
+    def begins(self, block: bytes, match: re.Match[bytes]) -> bytes:
+        """Return the bytes that an opening of this head would have."""
+        return block[: match.start(self._cut)] if self._cut else block
 
     def lines(self, match: re.Match[bytes]) -> list[bytes]:
         """Return a free place for the first line, and the field lines to pass on, joined."""
         passed_on = self._passed_on
-        joined = self._format % match.group(*passed_on) if passed_on else self._format % ()
+        joined = self._form % match.group(*passed_on) if passed_on else self._form % ()
         return [b"", joined] if joined else [b""]
 
 
@@ -107,11 +144,12 @@ class TemplateMemory(Generic[Head]):
         ready: Those there are; the one that fitted last comes first.
     """
 
-    __slots__ = ("_rest", "_shapes", "ready")
+    __slots__ = ("_openings", "_rest", "_shapes", "ready")
 
     def __init__(self) -> None:
         self._shapes: dict[tuple[bytes, ...], _Shape[Head]] = {}
         self.ready: list[Template[Head]] = []
+        self._openings: dict[bytes, Opening[Head]] = {}
         self._rest = 0
 
     def read(self, head: Head, block: bytes, end: int) -> re.Match[bytes] | None:
@@ -136,6 +174,30 @@ class TemplateMemory(Generic[Head]):
                 head.length = int(match[template.length]) if template.length else template.head.length
                 return match
         return None
+
+    def opening(
+        self, block: bytes, match: re.Match[bytes], make: Callable[..., Head], *said: object
+    ) -> Opening[Head] | None:
+        """Return how a head that `read` took begins, for the next one on its connection.
+
+        Args:
+            block: All of it, without the empty line that ends it.
+            match: What `read` returned.
+            make: Makes a head of `said`.
+            said: What its first line says, and its token.
+        """
+        template = self.ready[0]
+        if template.ending is None:
+            return None
+        begins = template.begins(block, match)
+        if len(begins) > MAX_OPENING_BYTES:
+            return None
+        opening = self._openings.get(begins)
+        if opening is None or opening.ending is not template.ending:
+            if len(self._openings) >= MAX_OPENINGS:
+                self._openings.clear()
+            opening = self._openings[begins] = template.open(block, match, partial(make, *said))
+        return opening
 
     def learn(self, lines: list[bytes], memory: LineMemory, head: Head) -> None:
         """Remember a head that fitted no template and was read in full.
@@ -175,6 +237,28 @@ class TemplateMemory(Generic[Head]):
             self.ready.remove(old)
         self.ready.insert(0, shape.template)
         del self.ready[MAX_TEMPLATES:]
+
+
+def _piece(line: bytes, kind: int, *, changes: bool) -> _Piece:
+    if not changes:
+        return _Piece(CRLF + line, None, kind in _PASSED_ON)
+    # With a space even if this one had no value: a value without it is for h11 to read.
+    name = line.partition(b":")[0] + b": " + (_BEARER if kind == AUTHORIZATION else b"")
+    return _Piece(CRLF + name, kind, kind in _PASSED_ON)
+
+
+def _pattern(pieces: list[_Piece]) -> bytes:
+    return b"".join([piece.pattern for piece in pieces])
+
+
+def _form(pieces: list[_Piece]) -> bytes:
+    return b"".join([piece.form for piece in pieces])
+
+
+def _group(pieces: list[_Piece], kinds: tuple[int, ...]) -> int:
+    """Return the group of the first value of one of these kinds, or 0 if there is none."""
+    gaps = [piece.gap for piece in pieces if piece.gap is not None]
+    return next((group for group, kind in enumerate(gaps, 1) if kind in kinds), 0)
 
 
 def _can_have_template(lines: list[bytes], kinds: list[int]) -> bool:

@@ -19,6 +19,7 @@ from gateway.proxy.sockets import end_writing, reset, still_takes, untaken
 
 if TYPE_CHECKING:
     from gateway.http1.message import RequestHead
+    from gateway.http1.opening import Opening
     from gateway.proxy.context import LocalAnswer, ProxyContext
     from gateway.proxy.tunnel import Tunnel
 
@@ -42,6 +43,7 @@ class ClientConnection(asyncio.Protocol):
         "_half_closed",
         "_held_back",
         "_lingering_bytes",
+        "_opening",
         "_partial",
         "_watch",
         "deadline_s",
@@ -58,6 +60,7 @@ class ClientConnection(asyncio.Protocol):
         self._exchange: Exchange | LocalExchange | Tunnel | None = None
         self._buffer = b""
         self._partial: PartialHead | None = None
+        self._opening: Opening[RequestHead] | None = None
         self._advancing = False
         self._watch: HangupWatch | None = None
         self.untaken_bytes = sys.maxsize
@@ -188,11 +191,18 @@ class ClientConnection(asyncio.Protocol):
             self._partial = None
             self._buffer = whole
         data = self._buffer
+        opening = self._opening
+        found = None if opening is None else opening.read(data)
+        if found is not None:
+            head, end = found
+            self._buffer = data[end:]
+            return head
         end = data.find(HEAD_END)
         if not 0 <= end <= MAX_HEAD_BYTES or data.startswith(CRLF):
             return self._begin_partial(data)
         head = self._context.parser.parse(data[:end])
-        self._buffer = data[end + 4 :]
+        self._opening = head.opening
+        self._buffer = data[end + len(HEAD_END) :]
         return head
 
     def _begin_partial(self, data: bytes) -> RequestHead | None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.http1.message import AnswerHead
+    from gateway.http1.opening import Opening
     from gateway.http1.parser import AnswerParser
 
 MAX_INTERIM_ANSWERS: Final = 32
@@ -84,6 +85,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_buffer",
         "_interims",
         "_on_end",
+        "_opening",
         "_parser",
         "_sent_bytes",
         "_unsent",
@@ -105,6 +107,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.reused = False
         self.writable = True
         self.idle_until_s = 0.0
+        self._opening: Opening[AnswerHead] | None = None
         # For the exchange.
         # Without a reader, whatever arrives ends the connection.
         self.reader: ByteReader | None = None
@@ -186,16 +189,13 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _read_heads(self, reader: AnswerReader, data: bytes) -> None:
         while self.reader is not None:
-            end = data.find(HEAD_END)
-            if end > MAX_HEAD_BYTES or (end < 0 and len(data) > MAX_HEAD_BYTES):
-                raise UpstreamProtocolError("The upstream's answer head is longer than the gateway reads.")
-            if end < 0:
-                self._parser.check_unfinished(data, len(self._buffer))
-                self._buffer = data
+            opening = self._opening
+            found = (None if opening is None else opening.read(data)) or self._find_head(data)
+            if found is None:
                 return
             self._buffer = b""
-            head = self._parser.parse(data[:end])
-            data = data[end + 4 :]
+            head, end = found
+            data = data[end:]
             if head.status >= 200:
                 self._awaiting = None
                 reader.on_answer(head, data)
@@ -208,3 +208,16 @@ class UpstreamConnection(asyncio.Protocol):
             if self._interims > MAX_INTERIM_ANSWERS:
                 raise UpstreamProtocolError("The upstream sent interim answers without end.")
             reader.on_interim(head)
+
+    def _find_head(self, data: bytes) -> tuple[AnswerHead, int] | None:
+        """Read a head and say where it ends in `data`, or keep what there is of one."""
+        end = data.find(HEAD_END)
+        if end > MAX_HEAD_BYTES or (end < 0 and len(data) > MAX_HEAD_BYTES):
+            raise UpstreamProtocolError("The upstream's answer head is longer than the gateway reads.")
+        if end < 0:
+            self._parser.check_unfinished(data, len(self._buffer))
+            self._buffer = data
+            return None
+        head = self._parser.parse(data[:end])
+        self._opening = head.opening
+        return head, end + len(HEAD_END)

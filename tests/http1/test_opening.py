@@ -1,0 +1,129 @@
+"""Openings are a memory, not a judge: a head read by one is what a fresh parser reads in the same bytes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gateway.http1 import opening, template
+from gateway.http1.message import CRLF, HEAD_END, MAX_LINE_BYTES
+from gateway.http1.parser import AnswerParser, RequestParser
+from tests.http1.edited import ANSWER, REQUEST, answer_seen, edits, read_answer, read_request, request_seen
+
+if TYPE_CHECKING:
+    from gateway.http1.message import AnswerHead, RequestHead
+    from gateway.http1.opening import Opening
+
+REQUEST_BLOCK = CRLF.join(REQUEST)
+ANSWER_BLOCK = CRLF.join(ANSWER)
+# Lines behind the first changing value that are not passed on, that say how the message ends, and none at all.
+REQUESTS = (
+    REQUEST_BLOCK,
+    REQUEST_BLOCK.replace(b"X-Discount", b"Keep-Alive"),
+    REQUEST_BLOCK.replace(b"Accept: */*", b"Connection: close"),
+    REQUEST_BLOCK.replace(b"\r\nX-Request-Id: 17\r\nContent-Length: 5", b""),
+)
+ANSWERS = (ANSWER_BLOCK, ANSWER_BLOCK.replace(b"\r\nx-request-id: 4df46", b""))
+
+
+@pytest.fixture(autouse=True)
+def made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "HEADS_A_TEMPLATE", 0)
+
+
+def changed(block: bytes, number: int) -> bytes:
+    return block.replace(b": 17", b": %d" % number).replace(b"4df46", b"%d" % number)
+
+
+def learn_request(parser: RequestParser, block: bytes) -> Opening[RequestHead]:
+    for number in range(3):
+        head = parser.parse(changed(block, number))
+    assert head.opening is not None
+    return head.opening
+
+
+def learn_answer(parser: AnswerParser, block: bytes) -> Opening[AnswerHead]:
+    for number in range(3):
+        head = parser.parse(changed(block, number))
+    assert head.opening is not None
+    return head.opening
+
+
+@settings(max_examples=1500, deadline=None)
+@example(REQUEST_BLOCK, REQUEST_BLOCK + b" ", b"")
+@example(REQUEST_BLOCK, REQUEST_BLOCK.replace(b"Length: 5", b"Length: 05"), b"")
+@given(st.sampled_from(REQUESTS), st.sampled_from(REQUESTS).flatmap(lambda b: edits(tuple(b.split(CRLF)))), st.binary())
+def test_a_request_is_read_as_by_a_fresh_parser(known: bytes, block: bytes, behind: bytes) -> None:
+    data = block + HEAD_END + behind
+    found = learn_request(RequestParser(), known).read(data)
+    if found is not None:
+        head, end = found
+        assert end == data.index(HEAD_END) + len(HEAD_END)
+        assert request_seen(head) == read_request(RequestParser(), data[: end - len(HEAD_END)])
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.sampled_from(ANSWERS), st.sampled_from(ANSWERS).flatmap(lambda b: edits(tuple(b.split(CRLF)))), st.binary())
+def test_an_answer_is_read_as_by_a_fresh_parser(known: bytes, block: bytes, behind: bytes) -> None:
+    data = block + HEAD_END + behind
+    found = learn_answer(AnswerParser(), known).read(data)
+    if found is not None:
+        head, end = found
+        assert end == data.index(HEAD_END) + len(HEAD_END)
+        assert answer_seen(head) == read_answer(AnswerParser(), data[: end - len(HEAD_END)])
+
+
+@pytest.mark.parametrize("known", REQUESTS)
+def test_the_next_request_of_a_connection_is_read_by_its_opening(known: bytes) -> None:
+    block = changed(known, 99).replace(b"Length: 5", b"Length: 7")
+    found = learn_request(RequestParser(), known).read(block + HEAD_END + b"{}")
+    assert found is not None
+    head, end = found
+    assert request_seen(head) == read_request(RequestParser(), block)
+    assert end == len(block) + len(HEAD_END)
+
+
+@pytest.mark.parametrize("known", ANSWERS)
+def test_the_next_answer_of_a_connection_is_read_by_its_opening(known: bytes) -> None:
+    block = changed(known, 99).replace(b"Length: 307", b"Length: 7")
+    found = learn_answer(AnswerParser(), known).read(block + HEAD_END + b"{}")
+    assert found is not None
+    assert answer_seen(found[0]) == read_answer(AnswerParser(), block)
+
+
+def test_another_token_is_never_read_as_the_one_before() -> None:
+    opening = learn_request(RequestParser(), REQUEST_BLOCK)
+    for other in (b"gw_a.c", b"gw_a.bb", b"gw_a.", b"Gw_a.b"):
+        assert opening.read(REQUEST_BLOCK.replace(b"gw_a.b", other) + HEAD_END) is None
+
+
+@pytest.mark.parametrize("size", range(len(REQUEST_BLOCK + HEAD_END)))
+def test_a_head_that_is_not_whole_is_not_read(size: int) -> None:
+    assert learn_request(RequestParser(), REQUEST_BLOCK).read((REQUEST_BLOCK + HEAD_END)[:size]) is None
+
+
+def test_a_value_longer_than_a_line_may_be_is_not_read() -> None:
+    block = REQUEST_BLOCK.replace(b": 17", b": " + b"1" * MAX_LINE_BYTES)
+    assert learn_request(RequestParser(), REQUEST_BLOCK).read(block + HEAD_END) is None
+
+
+def test_connections_of_one_token_share_an_opening_and_those_of_many_are_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(template, "MAX_OPENINGS", 8)
+    parser = RequestParser()
+    assert learn_request(parser, REQUEST_BLOCK) is learn_request(parser, REQUEST_BLOCK)
+    for number in range(100):
+        parser.parse(REQUEST_BLOCK.replace(b"gw_a.b", b"gw_%d.b" % number))
+    assert len(parser._templates._openings) <= 8
+
+
+def test_an_opening_longer_than_is_remembered_is_not_made() -> None:
+    block = REQUEST_BLOCK.replace(b"*/*", b"a" * opening.MAX_OPENING_BYTES)
+    parser = RequestParser()
+    for number in range(4):
+        head = parser.parse(changed(block, number))
+    assert head.opening is None
