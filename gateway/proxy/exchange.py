@@ -98,7 +98,8 @@ class Exchange:
             self.request_done = True
             self._content = data[:length]
             return data[length:]
-        self._upload = Relay(framing.body(length, BadRequest), self._client.transport, limit)
+        body = framing.body(length, BadRequest, trailers=self._context.route.request_trailers)
+        self._upload = Relay(body, self._client.transport, limit)
         rest = self._upload.feed(data)
         self.request_done = self._upload.body.done
         return rest
@@ -205,8 +206,9 @@ class Exchange:
             client.write(self._answer_head(head, length, upstream_s) + rest)
             self._finish()
             return
-        decode = self._head.minor == 0
-        self._answer = answer = Relay(framing.body(length, UpstreamProtocolError, decode=decode), upstream.transport)
+        decode, trailers = self._head.minor == 0, self._context.route.answer_trailers
+        body = framing.body(length, UpstreamProtocolError, decode=decode, trailers=trailers)
+        self._answer = answer = Relay(body, upstream.transport)
         try:
             extra = answer.feed(rest)
         except UpstreamProtocolError as error:
