@@ -203,6 +203,10 @@ class ClientConnection(asyncio.Protocol):
             self._partial = None
             self._buffer = whole
             return self._next_head()
+        if self._half_closed:  # the rest can never come (RFC 9112 §8)
+            self._partial = None
+            self.close()
+            return None
         context = self._context
         self.deadline_s = context.clock.soon_s + context.settings.header_timeout_s
         return None
@@ -212,6 +216,10 @@ class ClientConnection(asyncio.Protocol):
         kind = Exchange if context.route.matches(head.target) else LocalExchange
         self._exchange = exchange = kind(context, self, head)
         self._buffer = exchange.take_first(self._buffer)
+        if self._half_closed and not exchange.request_done:  # nor can the rest of its body
+            self._exchange = None
+            self.close()
+            return
         exchange.begin()
 
     # --- answers -------------------------------------------------------------------------------------------------
