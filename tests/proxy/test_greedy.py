@@ -21,6 +21,8 @@ READS = [1000, 256 * 1024]  # a small segment, and the most that one read of a l
 ENOUGH_BYTES = 3 * MAX_LINGER_BYTES
 START = b"GET /api/x HTTP/1.1\r\nHost: h\r\n"
 UPLOAD = b"POST /api/x HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer gw_stolen\r\n"
+REGISTER = b"POST /register HTTP/1.1\r\nHost: h\r\n"
+FOREIGN = b"POST http://other.test/ HTTP/1.1\r\nHost: other.test\r\n"
 UPGRADE = b"Connection: upgrade\r\nUpgrade: "
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 
@@ -241,3 +243,12 @@ def test_twice_as_much_is_at_most_twice_the_work(make_play: Callable[..., Playbo
     # And it is as little as that: a few calls for each thing that has to be looked at.
     things = len(make(size)) + (size if "single bytes" not in bomb else 0)
     assert once <= 100 * things + 1000
+
+
+@pytest.mark.parametrize("start", [UPLOAD, REGISTER, FOREIGN])
+def test_tiny_chunks_of_a_stranger_are_little_work(play: Playbook, start: bytes) -> None:
+    """As many as fit into one read: to find out where each of them ends would hold everybody else up."""
+    calls = work(play, [start + CHUNKED + b"1\r\nx\r\n" * 40_000 + b"0\r\n\r\n"], upload=False)
+    assert calls < 1500
+    play.client.head()
+    assert play.client.is_ended
