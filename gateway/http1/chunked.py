@@ -1,19 +1,22 @@
 """The chunked transfer coding (RFC 9112 §7.1): a scanner that checks the framing and lets the bytes pass.
 
 What is framed in one plain way goes on as the bytes object it came as. Chunk extensions are checked, bounded and
-dropped; so are trailer fields that a message may not set at its end. Anything that two parsers could read in two
+dropped; which trailer fields go on is for a function to say. Anything that two parsers could read in two
 ways is an error.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from gateway.errors import GatewayError
-from gateway.http1.fields import FORBIDDEN_TRAILERS
+from gateway.http1.fields import passable_trailers
 from gateway.http1.gate import TOKEN, check_bytes, check_fields
 from gateway.http1.message import CRLF, HEAD_END
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_CHUNK_LINE_BYTES: Final = 1024
 MAX_TRAILER_BYTES: Final = 8 * 1024
@@ -36,6 +39,7 @@ class ChunkedBody:
     Args:
         error: What broken framing raises.
         decode: Pass on the content without its framing, or trailers.
+        trailers: Takes the field lines of the trailer section, which are well-formed, and returns those to pass on.
     """
 
     __slots__ = (
@@ -49,13 +53,21 @@ class ChunkedBody:
         "_passed",
         "_position",
         "_state",
+        "_trailers",
         "done",
         "seen_bytes",
     )
 
-    def __init__(self, error: type[GatewayError], *, decode: bool = False) -> None:
+    def __init__(
+        self,
+        error: type[GatewayError],
+        *,
+        decode: bool = False,
+        trailers: Callable[[list[bytes]], list[bytes]] = passable_trailers,
+    ) -> None:
         self._error = error
         self._decode = decode
+        self._trailers = trailers
         self._state = _LINE
         self._left = 0  # bytes of the current chunk
         self._checked = 0  # bytes of the trailers that have nothing wrong in them
@@ -182,8 +194,8 @@ class ChunkedBody:
             check_fields(lines)
         except GatewayError as error:
             raise self._error(f"Trailers: {error}") from None
-        kept = [line for line in lines if line.partition(b":")[0].lower() not in FORBIDDEN_TRAILERS]
-        if len(kept) < len(lines) and not self._decode:
+        kept = self._trailers(lines)
+        if kept != lines and not self._decode:
             self._replace(start, end + 2, b"".join(line + CRLF for line in kept))
         self._position = end + len(HEAD_END)
         self.done = True

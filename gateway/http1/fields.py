@@ -117,6 +117,11 @@ def tunnelled_protocols(upgrade: bytes) -> list[bytes]:
     return [member for member in members if _PROTOCOL.fullmatch(member) and not _CARRIES_HTTP.fullmatch(member.lower())]
 
 
+def passable_trailers(lines: list[bytes]) -> list[bytes]:
+    """Drop the trailers that no message may set at its end."""
+    return without(lines, FORBIDDEN_TRAILERS)
+
+
 def remove_named(lines: list[bytes], options: list[bytes]) -> list[bytes]:
     """Drop the lines whose names `Connection` lists (RFC 9110 §7.6.1).
 

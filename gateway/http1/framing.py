@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.http1.chunked import ChunkedBody
+from gateway.http1.fields import passable_trailers
 from gateway.http1.message import CHUNKED, NO_BODY, UNTIL_CLOSE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.errors import GatewayError
     from gateway.http1.message import AnswerHead
 
@@ -93,16 +96,23 @@ def answer_length(method: bytes, head: AnswerHead) -> int:
     return head.length
 
 
-def body(length: int, error: type[GatewayError], *, decode: bool = False) -> Body:
+def body(
+    length: int,
+    error: type[GatewayError],
+    *,
+    decode: bool = False,
+    trailers: Callable[[list[bytes]], list[bytes]] = passable_trailers,
+) -> Body:
     """Make the walker for a body.
 
     Args:
         length: Bytes, `CHUNKED` or `UNTIL_CLOSE`.
         error: What broken chunk framing raises.
         decode: Pass on a chunked body's content without its framing, for an HTTP/1.0 client.
+        trailers: Says which trailers of a chunked body go on; see `ChunkedBody`.
     """
     if length == CHUNKED:
-        return ChunkedBody(error, decode=decode)
+        return ChunkedBody(error, decode=decode, trailers=trailers)
     if length == UNTIL_CLOSE:
         return UntilCloseBody()
     return LengthBody(length)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from gateway.proxy.tunnel import Tunnel
 
 MAX_PIPELINED_BYTES: Final = 64 * 1024
+REQUESTS_A_TURN: Final = 32
+"""How many requests of one client are refused before others have their turn: about a millisecond's."""
+
 LINGER_S: Final = 2.0
 MAX_LINGER_BYTES: Final = 1024 * 1024
 
@@ -100,14 +103,15 @@ class ClientConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """See `asyncio.Protocol`. A client may end its side and still wait for its answer (RFC 9112 §9.6)."""
         exchange = self._exchange
-        if exchange is None or not exchange.request_done:
+        # Without an exchange, what is in the buffer are requests that wait for their turn.
+        if not (self._buffer if exchange is None else exchange.request_done):
             return False
         self._unwatch()
         self._half_closed = True
         self._watch = HangupWatch(
             self._context.loop, self.transport, self.abort, self._missing_bytes, self._takes_interim
         )
-        if exchange.on_client_ended():
+        if exchange is not None and exchange.on_client_ended():
             self._watch.expect_the_end()
         return True
 
@@ -158,12 +162,14 @@ class ClientConnection(asyncio.Protocol):
     # --- requests ------------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """Start exchanges as long as there are whole heads and no exchange is under way."""
+        """Start exchanges as long as there are whole heads and no exchange is under way, and others have their turn."""
         if self._advancing:
             return
         self._advancing = True
+        left = REQUESTS_A_TURN
         # Answers that a client does not read must not pile up: then its next request waits.
-        while self._exchange is None and self._buffer and self.writable and self._lingering_bytes < 0:
+        while left and self._exchange is None and self._buffer and self.writable and self._lingering_bytes < 0:
+            left -= 1
             head = None
             try:
                 head = self._next_head()
@@ -173,9 +179,15 @@ class ClientConnection(asyncio.Protocol):
             except GatewayError as error:
                 self._exchange = None
                 self.refuse(error, head, keep_alive=False)
-        self._advancing = False
+        self._advancing = left == 0
+        if self._advancing:
+            self._context.loop.call_soon(self._advance_further)
         if self._held_back:
             self.read_on()
+
+    def _advance_further(self) -> None:
+        self._advancing = False
+        self._go_on()
 
     def _next_head(self) -> RequestHead | None:
         """Take the next head out of the buffer, if it is all there.
@@ -213,6 +225,10 @@ class ClientConnection(asyncio.Protocol):
             self._partial = None
             self._buffer = whole
             return self._next_head()
+        if self._half_closed:  # the rest can never come (RFC 9112 §8)
+            self._partial = None
+            self.close()
+            return None
         context = self._context
         self.deadline_s = context.clock.soon_s + context.settings.header_timeout_s
         return None
@@ -222,6 +238,10 @@ class ClientConnection(asyncio.Protocol):
         kind = Exchange if context.route.matches(head.target) else LocalExchange
         self._exchange = exchange = kind(context, self, head)
         self._buffer = exchange.take_first(self._buffer)
+        if self._half_closed and not exchange.request_done:  # nor can the rest of its body
+            self._exchange = None
+            self.close()
+            return
         exchange.begin()
 
     # --- answers -------------------------------------------------------------------------------------------------
@@ -320,7 +340,7 @@ class ClientConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """The gateway is stopping: close now if idle, else after the answer under way."""
-        if self._exchange is None and self._lingering_bytes < 0:
+        if self._exchange is None and not self._buffer and self._lingering_bytes < 0:
             if self._partial is not None:
                 self.refuse(Draining("This instance is stopping."), None, keep_alive=False)
             else:

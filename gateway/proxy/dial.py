@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import socket
 import ssl
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from aiohappyeyeballs import start_connection
@@ -12,6 +15,8 @@ from aiohappyeyeballs import start_connection
 if TYPE_CHECKING:
     from gateway.config import Target
     from gateway.proxy.upstream import UpstreamConnection
+
+    _Making = asyncio.Task[tuple[asyncio.Transport, UpstreamConnection]]
 
 HAPPY_EYEBALLS_DELAY_S: Final = 0.25  # RFC 8305 §5 recommends 250 ms
 
@@ -30,6 +35,8 @@ class Dialer:
         self._host = target.host
         self._port = target.port
         self._tls = _tls_context(target.ca_file) if target.tls else None
+        # A loop keeps no task alive, and some of these outlive the wait for them.
+        self._making: set[_Making] = set()
 
     async def __call__(self, connection: UpstreamConnection) -> None:
         """Connect a new protocol; it is ready to send when this returns.
@@ -41,16 +48,38 @@ class Dialer:
         # Looked up for each connection, so that a change of DNS is followed.
         addresses = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         sock = await start_connection(addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY_S)
+        host = self._host if self._tls is not None else None
+        making = loop.create_task(
+            loop.create_connection(lambda: connection, sock=sock, ssl=self._tls, server_hostname=host)
+        )
+        self._making.add(making)
+        making.add_done_callback(partial(self._on_made, sock))
         try:
-            await loop.create_connection(
-                lambda: connection,
-                sock=sock,
-                ssl=self._tls,
-                server_hostname=self._host if self._tls is not None else None,
-            )
-        except BaseException:
-            sock.close()
+            await asyncio.wait((making,))
+        except asyncio.CancelledError:
+            # To cancel what makes it could leave a transport behind that still watches the descriptor: asyncio's does
+            # where the handshake is just over. So the connection is ended beneath it, which every loop can take.
+            making.add_done_callback(_discard)
+            if not making.done():  # else the descriptor may be another's
+                with contextlib.suppress(OSError):  # it has ended already
+                    sock.shutdown(socket.SHUT_RDWR)
             raise
+        transport, _ = making.result()
+        if transport.is_closing():  # nobody would hear of its end a second time
+            raise ConnectionResetError(errno.ECONNRESET, "it ended as it was made")
+
+    def _on_made(self, sock: socket.socket, making: _Making) -> None:
+        self._making.discard(making)
+        if not making.cancelled() and making.exception() is not None:
+            # The descriptor was the loop's to close, and it has. uvloop does not always tell the socket so, which would
+            # close it again when it is forgotten, though it may be another's by then.
+            sock.detach()
+
+
+def _discard(making: _Making) -> None:
+    """Take what nobody waits for any longer, be it a connection or why there is none."""
+    if not making.cancelled() and making.exception() is None:
+        making.result()[0].abort()
 
 
 def _tls_context(ca_file: str | None) -> ssl.SSLContext:

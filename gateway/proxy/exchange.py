@@ -25,7 +25,7 @@ from gateway.errors import (
 from gateway.http1 import framing, writer
 from gateway.http1.message import CHUNKED, IDEMPOTENT, UNTIL_CLOSE
 from gateway.proxy.clock import NEVER
-from gateway.proxy.relay import Relay
+from gateway.proxy.relay import MAX_STRANGERS_BYTES, Relay
 from gateway.proxy.sockets import still_takes
 from gateway.proxy.tunnel import Tunnel
 
@@ -89,16 +89,19 @@ class Exchange:
         """Take what came behind the head; return what belongs to the next request. To be called before `begin`.
 
         Raises:
-            BadRequest, BodyTooLarge: The body's framing is broken, or it is longer than `MAX_BODY`.
+            BadRequest, BodyTooLarge, TokenError: Broken framing, content over `MAX_BODY`, or a stranger's that is long.
         """
-        length, limit = self._head.length, self._context.settings.max_body
+        length, context, limit = self._head.length, self._context, self._context.settings.max_body
         if limit is not None and length > limit:
             raise BodyTooLarge(f"The body is longer than {limit} bytes.")
         if 0 <= length <= len(data):  # all of it is here: nothing to relay
             self.request_done = True
             self._content = data[:length]
             return data[length:]
-        self._upload = Relay(framing.body(length, BadRequest), self._client.transport, limit)
+        if length == CHUNKED and len(data) > MAX_STRANGERS_BYTES:
+            context.admission.authenticate(self._head.bearer, context.clock.wall_s)
+        body = framing.body(length, BadRequest, trailers=context.route.request_trailers)
+        self._upload = Relay(body, self._client.transport, limit)
         rest = self._upload.feed(data)
         self.request_done = self._upload.body.done
         return rest
@@ -195,7 +198,7 @@ class Exchange:
         """Write the answer's head, and what has come of its body, in one piece."""
         upstream_s = perf_counter() - self._lap_began_s
         self._lap_began_s += upstream_s
-        upstream, client = self._upstream, self._client
+        upstream, client, route = self._upstream, self._client, self._context.route
         assert upstream is not None  # noqa: S101 - it is the one that calls
         self._answered_early = not self.request_done
         length = framing.answer_length(self._head.method, head)
@@ -205,8 +208,8 @@ class Exchange:
             client.write(self._answer_head(head, length, upstream_s) + rest)
             self._finish()
             return
-        decode = self._head.minor == 0
-        self._answer = answer = Relay(framing.body(length, UpstreamProtocolError, decode=decode), upstream.transport)
+        body = framing.body(length, UpstreamProtocolError, decode=self._head.minor == 0, trailers=route.answer_trailers)
+        self._answer = answer = Relay(body, upstream.transport)
         try:
             extra = answer.feed(rest)
         except UpstreamProtocolError as error:

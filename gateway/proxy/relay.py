@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 MAX_HELD_BYTES: Final = 64 * 1024
 """How much of a body waits for the far end to be known, before its source is no longer read."""
 
+MAX_STRANGERS_BYTES: Final = 4096
+"""How much of a chunked body is walked before it is known whose it is: tiny chunks take half a microsecond a byte."""
+
 
 class Relay:
     """Walks a body and passes its bytes on, as the objects they came as.

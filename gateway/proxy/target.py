@@ -71,11 +71,26 @@ class TargetRoute:
         lines.append(self._tail_chunked if head.length == CHUNKED else self._tail)
         return CRLF.join(lines)
 
+    def request_trailers(self, lines: list[bytes]) -> list[bytes]:
+        """Return the trailers of a client's that go upstream: not the key's field, which some would merge into it."""
+        kept = fields.passable_trailers(lines)
+        return kept if self._own_field is None else fields.without(kept, (self._own_field,))
+
+    def answer_trailers(self, lines: list[bytes]) -> list[bytes]:
+        """Return the trailers of the upstream's that go to the client, as `hide_key` does."""
+        return self._without_key(fields.passable_trailers(lines))
+
     def hide_key(self, head: AnswerHead) -> None:
-        """Cut the key out of an answer's fields, where it went upstream in the query and may come back in a URL."""
-        if self._key_query is not None and any(self._key_query in line for line in head.lines):
+        """Cut the key out of an answer's head, where it went upstream in the query and may come back in a URL."""
+        if self._key_query is not None:
+            head.start_line, *head.lines = self._without_key([head.start_line, *head.lines])
+
+    def _without_key(self, lines: list[bytes]) -> list[bytes]:
+        key = self._key_query
+        if key is not None and any(key in line for line in lines):
             for shown, left in ((b"?%b&", b"?"), (b"&%b", b""), (b"?%b", b"")):
-                head.lines = [line.replace(shown % self._key_query, left) for line in head.lines]
+                lines = [line.replace(shown % key, left) for line in lines]
+        return lines
 
     def _write_start(self, target: bytes) -> bytes:
         """Write what follows the method: the rest of the request line, and `Host`."""

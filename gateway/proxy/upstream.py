@@ -212,7 +212,8 @@ class UpstreamConnection(asyncio.Protocol):
     def _find_head(self, data: bytes) -> tuple[AnswerHead, int] | None:
         """Read a head and say where it ends in `data`, or keep what there is of one."""
         end = data.find(HEAD_END)
-        if end > MAX_HEAD_BYTES or (end < 0 and len(data) > MAX_HEAD_BYTES):
+        # As long as its end has not come, the last three bytes may be the begin of it.
+        if end > MAX_HEAD_BYTES or (end < 0 and len(data) > MAX_HEAD_BYTES + 3):
             raise UpstreamProtocolError("The upstream's answer head is longer than the gateway reads.")
         if end < 0:
             self._parser.check_unfinished(data, len(self._buffer))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NODE = shutil.which("node")
 ON_BOTH = {
     "test_bounds",
+    "test_dial",
     "test_listening",
     "test_nginx_upstream",
     "test_secrets",

@@ -254,6 +254,27 @@ def test_a_refusal_of_a_whole_request_keeps_the_connection(make_play: Callable[.
     assert play.client.answer().status == 200
 
 
+@pytest.mark.parametrize(("count", "connection"), [(500, b"keep-alive"), (50_000, b"close")])
+def test_many_chunks_are_not_walked_for_anybody(play: Playbook, count: int, connection: bytes) -> None:
+    """Where a long one ends is not found out: the connection closes, and nothing behind it is read as a request."""
+    body = b"1\r\nx\r\n" * count + b"0\r\n\r\n"
+    lines = (b"POST /api/x HTTP/1.1", HOST, b"X-Api-Key: made-up", b"Transfer-Encoding: chunked", b"", body)
+    play.client.sends(b"\r\n".join(lines) + b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert play.client.problem(401, "token_invalid").value(b"connection") == connection
+    if connection == b"close":
+        assert play.client.state == "half-closed"
+    else:
+        assert play.client.answer().status == 200
+    play.client.got_nothing()
+    assert (play.dials, play.used()) == (0, 0)
+
+
+def test_many_chunks_of_who_may_ask_are_passed_on(play: Playbook) -> None:
+    body = b"1\r\nx\r\n" * 50_000 + b"0\r\n\r\n"
+    play.client.sends(play.request(b"POST", b"/api/x", b"Transfer-Encoding: chunked", body=body))
+    assert play.upstream.request().body == b"x" * 50_000
+
+
 @pytest.mark.parametrize("why", REFUSALS)
 def test_a_refusal_with_its_body_still_to_come_lets_the_client_read_it(
     make_play: Callable[..., Playbook], why: str

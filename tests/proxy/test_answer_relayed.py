@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gateway.http1.message import MAX_HEAD_BYTES
 from tests.kit.playbook import unmeasured
 
 if TYPE_CHECKING:
@@ -375,3 +376,27 @@ def test_broken_chunks_in_the_middle_cut_the_answer(play: Playbook) -> None:
     play.upstream.sends(b"2\r\nhi!\r\n0\r\n\r\n")
     assert play.client.state == play.upstream.state == "aborted"
     assert b"0\r\n\r\n" not in play.client.unread
+
+
+def head_of(size: int) -> bytes:
+    lines = [b"HTTP/1.1 200 OK", b"Content-Length: 2", *(b"X-%d: " % number + b"v" * 10_000 for number in range(4))]
+    return b"\r\n".join(lines)[:size] + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize("left", [1, 2, 3, 4, 5])
+def test_a_head_of_the_greatest_length_is_an_answer_wherever_it_is_cut(play: Playbook, left: int) -> None:
+    head = head_of(MAX_HEAD_BYTES)
+    get(play)
+    play.upstream.sends(head[:-left], head[-left:] + b"hi")
+    answer = play.client.answer()
+    assert (answer.status, answer.body) == (200, b"hi")
+    assert play.upstream.state == "open"
+
+
+@pytest.mark.parametrize("left", [1, 2, 3, 4, 5])
+def test_a_head_of_one_byte_more_is_none_wherever_it_is_cut(play: Playbook, left: int) -> None:
+    head = head_of(MAX_HEAD_BYTES + 1)
+    get(play)
+    play.upstream.sends(head[:-left], head[-left:] + b"hi")
+    play.client.problem(502, "upstream_protocol")
+    assert play.upstream.state == "aborted"

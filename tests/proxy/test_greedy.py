@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 
 from gateway.http1.message import MAX_HEAD_BYTES
-from gateway.proxy.client import MAX_LINGER_BYTES, MAX_PIPELINED_BYTES
+from gateway.proxy.client import MAX_LINGER_BYTES, MAX_PIPELINED_BYTES, REQUESTS_A_TURN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ READS = [1000, 256 * 1024]  # a small segment, and the most that one read of a l
 ENOUGH_BYTES = 3 * MAX_LINGER_BYTES
 START = b"GET /api/x HTTP/1.1\r\nHost: h\r\n"
 UPLOAD = b"POST /api/x HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer gw_stolen\r\n"
+REGISTER = b"POST /register HTTP/1.1\r\nHost: h\r\n"
+FOREIGN = b"POST http://other.test/ HTTP/1.1\r\nHost: other.test\r\n"
 UPGRADE = b"Connection: upgrade\r\nUpgrade: "
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 
@@ -106,6 +109,76 @@ def test_refusals_that_nobody_reads_do_not_pile_up(play: Playbook) -> None:
     assert play.client.transport.lost
 
 
+COUNT = 1000
+NO_TOKEN = b"GET /api/x HTTP/1.1\r\nHost: h\r\n\r\n"
+
+
+def test_refusals_of_one_read_are_spread_over_turns_of_the_loop(play: Playbook) -> None:
+    answered = [0]
+
+    def look() -> None:
+        answered.append(play.client.unread.count(b"HTTP/1.1 401 "))
+        if answered[-1] < COUNT and len(answered) < COUNT:
+            play.loop.call_soon(look)
+
+    def send() -> None:
+        play.client.transport.peer_sends(NO_TOKEN * COUNT)
+        look()
+
+    play.loop.act(send)
+    assert answered[-1] == COUNT
+    assert max(later - before for before, later in pairwise(answered)) <= REQUESTS_A_TURN
+    assert play.client.state == "open"
+
+
+@pytest.mark.parametrize("cut", [1, 3])
+def test_a_client_that_ends_its_side_behind_many_requests_gets_all_their_answers(play: Playbook, cut: int) -> None:
+    sent = NO_TOKEN * (COUNT // 10)
+
+    def send() -> None:
+        for at in range(0, len(sent), len(sent) // cut + 1):
+            play.client.transport.peer_sends(sent[at : at + len(sent) // cut + 1])
+        play.client.transport.peer_ends()
+
+    play.loop.act(send)
+    assert play.client.unread.count(b"HTTP/1.1 401 ") == COUNT // 10
+    assert play.client.state == "closed"
+
+
+def test_so_does_one_that_reads_them_late(play: Playbook) -> None:
+    play.client.stops_reading()
+    play.client.sends(NO_TOKEN * COUNT)
+    play.client.ends()
+    assert play.client.transport.get_write_buffer_size() < 200_000
+    play.client.reads_on()
+    assert play.client.unread.count(b"HTTP/1.1 401 ") == COUNT
+    assert play.client.state == "closed"
+
+
+def test_one_that_leaves_among_many_requests_is_gone(play: Playbook) -> None:
+    def send() -> None:
+        play.client.transport.peer_sends(NO_TOKEN * COUNT)
+        play.client.transport.peer_resets()
+
+    play.loop.act(send)
+    assert play.client.transport.lost
+    assert not play.context.connections
+
+
+def test_a_stop_among_many_requests_is_told_to_their_client(play: Playbook) -> None:
+    def send() -> None:
+        play.client.transport.peer_sends(NO_TOKEN * COUNT)
+        play.context.draining = True
+        for connection in tuple(play.context.connections):
+            connection.drain()
+
+    play.loop.act(send)
+    assert play.client.is_ended
+    answers = play.client.unread.split(b"HTTP/1.1 401 ")[1:]
+    assert len(answers) == REQUESTS_A_TURN + 1
+    assert [b"Connection: close" in answer for answer in answers] == [False] * REQUESTS_A_TURN + [True]
+
+
 # --- work ------------------------------------------------------------------------------------------------------------
 
 
@@ -170,3 +243,12 @@ def test_twice_as_much_is_at_most_twice_the_work(make_play: Callable[..., Playbo
     # And it is as little as that: a few calls for each thing that has to be looked at.
     things = len(make(size)) + (size if "single bytes" not in bomb else 0)
     assert once <= 100 * things + 1000
+
+
+@pytest.mark.parametrize("start", [UPLOAD, REGISTER, FOREIGN])
+def test_tiny_chunks_of_a_stranger_are_little_work(play: Playbook, start: bytes) -> None:
+    """As many as fit into one read: to find out where each of them ends would hold everybody else up."""
+    calls = work(play, [start + CHUNKED + b"1\r\nx\r\n" * 40_000 + b"0\r\n\r\n"], upload=False)
+    assert calls < 1500
+    play.client.head()
+    assert play.client.is_ended

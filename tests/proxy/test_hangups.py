@@ -179,6 +179,44 @@ def test_all_that_a_half_closed_client_had_sent_is_answered(play: Playbook) -> N
     assert play.client.state == "closed"
 
 
+PARTS = {
+    "a part of a head": b"GET /api/2 HTTP/1.1\r\nHost: h\r\n",
+    "a part of a request line": b"GE",
+    "an empty line": b"\r\n",
+    "a part of a body": b"POST /api/2 HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nhalf",
+    "a part of a chunked body": b"POST /api/2 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nha",
+    "a part of a body for an endpoint": b"POST /register HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n{",
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_a_half_closed_client_has_sent_a_part_of_is_not_waited_for(play: Playbook, part: str, count: int) -> None:
+    """It can never be whole (RFC 9112 §8): the connection ends behind the answers, and nothing of it goes upstream."""
+    token = b"Host: h\r\nAuthorization: Bearer " + play.token
+    whole = b"".join(play.request(b"GET", b"/api/1") for _ in range(count))
+    play.client.sends(whole + PARTS[part].replace(b"Host: h", token))
+    play.client.ends()
+    for _ in range(count):
+        assert play.client.state == "open"
+        play.upstream.request()
+        play.upstream.answers()
+        assert play.client.answer().status == 200
+    assert play.client.state == "closed"
+    play.client.got_nothing()
+    play.upstream.got_nothing()
+    assert (play.dials, play.used(), play.upstream.state) == (1, count, "open")
+
+
+def test_a_half_closed_client_hears_of_a_part_that_is_no_request(play: Playbook) -> None:
+    play.client.sends(play.request(b"GET", b"/api/1") + b"GET /api/2 HTTP/1.1\r\n Host: h\r\n")
+    play.client.ends()
+    play.upstream.answers()
+    assert play.client.answer().status == 200
+    assert play.client.problem(400, "bad_request").value(b"connection") == b"close"
+    assert play.client.is_ended
+
+
 def test_a_client_that_ends_its_side_in_the_answer_has_hung_up(play: Playbook) -> None:
     play.client.sends(play.request(b"GET", b"/api/x"))
     play.upstream.sends(CHUNKED)

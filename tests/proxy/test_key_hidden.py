@@ -1,4 +1,4 @@
-"""A key that goes upstream in the query stays there: no field of an answer brings it back to the client."""
+"""A key that goes upstream stays there, and stays the only one: nothing of an answer brings it back to the client."""
 
 from __future__ import annotations
 
@@ -74,6 +74,48 @@ def test_nor_has_the_head_of_an_answer_that_streams(keyed: Playbook, framing: by
     keyed.upstream.sends(b"HTTP/1.1 200 OK\r\nContent-Location: /v1/x?%b\r\n" % PAIR + framing + b"\r\n\r\n")
     assert KEY.encode() not in keyed.client.unread
     assert keyed.client.head().value(b"content-location") in {b"/v1/x", b"/v1/x?"}
+
+
+@pytest.mark.parametrize("left", [0, 1, 9, 20])
+def test_no_trailer_has_the_key(keyed: Playbook, left: int) -> None:
+    keyed.client.sends(keyed.request(b"GET", b"/api/x"))
+    body = b"2\r\nhi\r\n0\r\nX-Sum: 1\r\nX-Url: /v1/x?a=1&%b#top\r\nX-Other: ?%b\r\n\r\n" % (PAIR, PAIR)
+    edge = len(body) - left
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    keyed.upstream.sends(*filter(None, (head + body[:edge], body[edge:])))
+    assert KEY.encode() not in keyed.client.unread
+    answer = keyed.client.answer()
+    assert answer.body == b"hi"
+    assert answer.trailers == [(b"X-Sum", b"1"), (b"X-Url", b"/v1/x?a=1#top"), (b"X-Other", b"")]
+    assert keyed.client.state == keyed.upstream.state == "open"
+
+
+@pytest.mark.parametrize("status", [b"103", b"301"])
+def test_no_reason_phrase_has_the_key(keyed: Playbook, status: bytes) -> None:
+    keyed.client.sends(keyed.request(b"GET", b"/api/x"))
+    keyed.upstream.sends(b"HTTP/1.1 %b See /v1/x?%b\r\nContent-Length: 0\r\n\r\n" % (status, PAIR))
+    assert b"See /v1/x" in keyed.client.unread
+    assert KEY.encode() not in keyed.client.unread
+    assert keyed.client.state == "open"
+
+
+@pytest.mark.parametrize("name", [b"X-Secret", b"x-secret", b"X-SECRET"])
+def test_a_client_has_no_say_in_the_field_of_the_key(make_play: Callable[..., Playbook], name: bytes) -> None:
+    """Neither in the head nor in a trailer, which some servers merge into it (RFC 9110 §6.5.1)."""
+    play = make_play(target_api_auth="header:X-Secret")
+    line = name + b": mine"
+    body = b"2\r\nhi\r\n0\r\nX-Sum: 1\r\n" + line + b"\r\nX-Secret-2: other\r\n\r\n"
+    play.client.sends(play.request(b"POST", b"/api/x", line, b"Transfer-Encoding: chunked", body=body))
+    request = play.upstream.request()
+    assert request.values(b"x-secret") == [KEY.encode()]
+    assert request.body == b"hi"
+    assert request.trailers == [(b"X-Sum", b"1"), (b"X-Secret-2", b"other")]
+
+
+def test_without_a_key_in_that_field_a_trailer_of_its_name_passes(play: Playbook) -> None:
+    body = b"0\r\nX-Secret: mine\r\n\r\n"
+    play.client.sends(play.request(b"POST", b"/api/x", b"Transfer-Encoding: chunked", body=body))
+    assert play.upstream.request().trailers == [(b"X-Secret", b"mine")]
 
 
 def test_a_key_that_is_percent_encoded_is_cut_as_it_went(make_play: Callable[..., Playbook]) -> None:
