@@ -116,7 +116,9 @@ class UpstreamPool:
         """Log once a second at most: an outage has a failure for every request."""
         self._failures += 1
         if self._clock.now_s >= self._quiet_until_s:
-            _log.warning(message + " (%d since the last such line)", failure, self._failures)
+            # What ends a TLS handshake may have no words of its own.
+            reason = str(failure) or "it ended the connection as it was made"
+            _log.warning(message + " (%d since the last such line)", reason, self._failures)
             self._quiet_until_s = self._clock.now_s + QUIET_S
             self._failures = 0
 

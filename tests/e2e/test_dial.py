@@ -167,6 +167,19 @@ async def test_tls_that_is_not_set_up_in_time_is_a_504_and_ends(silent: Silent, 
     assert mishaps == []
 
 
+async def test_the_log_says_why_there_is_no_connection_even_if_the_upstream_did_not(
+    silent: Silent, mishaps: list[object], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Gateway(Config(target_api_url=silent.url)) as gateway, connected(gateway.url) as client:
+        client.write(request("/api/x", gateway.issue_token()))
+        accepted = await silent.connection()
+        await asyncio.get_running_loop().sock_recv(accepted, 65536)
+        accepted.close()
+        assert (await client.answer()).status == 502
+    assert "cannot connect to the upstream: it ended the connection as it was made" in caplog.text
+    assert mishaps == []
+
+
 async def test_a_gateway_that_stops_while_tls_is_set_up_leaves_nothing(silent: Silent, mishaps: list[object]) -> None:
     async with Gateway(Config(target_api_url=silent.url)) as gateway, connected(gateway.url) as client:
         client.write(request("/api/x", gateway.issue_token()))
