@@ -14,7 +14,8 @@ import uvloop
 from gateway.errors import StoreUnavailable
 from gateway.limits import parse_limits
 from gateway.stores import Verdict
-from gateway.stores.redis import BACK_OFF_S, CONNECT_S, RedisStore
+from gateway.stores.link import BACK_OFF_S, CONNECT_S
+from gateway.stores.redis import RedisStore
 from tests.kit.rule import T
 from tests.kit.stores import CLOCK_SCRIPT, TIMEOUT_S, Waiting, ask, connect
 
@@ -38,8 +39,8 @@ async def started(server: RedisServer, timeout_s: float = TIMEOUT_S) -> AsyncIte
 
 async def back(store: RedisStore) -> None:
     """Wait until the store is out of its outage; its own back-off bounds the wait."""
-    assert store._recovery is not None
-    await store._recovery
+    assert store.link._recovery is not None
+    await store.link._recovery
     await store.ping()
 
 
@@ -93,9 +94,9 @@ async def test_a_pause_loses_checks_in_time_and_gives_them_back_when_it_ends(ser
         store.check(plan, refused_at_once)
         with pytest.raises(StoreUnavailable):
             refused_at_once.future.result()
-        retired = store._retired
+        retired = store.link._retired
         assert retired is not None
-        store._timeout_s = TIMEOUT_S  # for the next connection: this machine may be slow, too
+        store.link._timeout_s = TIMEOUT_S  # for the next connection: this machine may be slow, too
         server.call("CLIENT", "UNPAUSE")
         await back(store)
         while retired.end_reason is None:
@@ -143,7 +144,7 @@ async def test_a_stopped_server_is_waited_for(server: RedisServer) -> None:
                 with pytest.raises(StoreUnavailable):
                     await ask(store, plan)
         finally:
-            store._timeout_s = TIMEOUT_S  # for the next connection: this machine may be slow, too
+            store.link._timeout_s = TIMEOUT_S  # for the next connection: this machine may be slow, too
             server.signal(signal.SIGCONT)
         await back(store)
 

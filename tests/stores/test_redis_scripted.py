@@ -179,12 +179,12 @@ async def test_closing_loses_what_is_in_flight_and_everything_later() -> None:
 async def test_a_full_buffer_is_a_loss_at_once() -> None:
     async with started() as (scripted, store):
         plan = store.plan("abc", MINUTE)
-        assert store._live is not None
-        store._live.pause_writing()
+        assert store.link.live is not None
+        store.link.live.pause_writing()
         with pytest.raises(StoreUnavailable, match="does not read"):
             await ask(store, plan)
         store.refund(plan, 1)
-        store._live.resume_writing()
+        store.link.live.resume_writing()
         await store.ping()
         assert scripted.commands.empty()
 
@@ -244,5 +244,5 @@ async def test_tls_is_verified(tmp_path: Path, *, trusted: bool) -> None:
 
 async def until_back(store: RedisStore) -> None:
     """Wait until the store has its new connection."""
-    assert store._recovery is not None
-    await store._recovery
+    assert store.link._recovery is not None
+    await store.link._recovery
