@@ -112,7 +112,7 @@ class Admission:
 
     def give_back(self, subject: Subject, verdict: Verdict) -> None:
         """Return the place of an admitted request that was never sent."""
-        self._store.refund(subject.plan, verdict.at_us)
+        self._store.refund(subject.plan, verdict)
 
     def issue(
         self,

@@ -2,7 +2,7 @@
 
 While Redis cannot answer, checks are lost at once; `link` looks for a new connection. A check that was answered
 too late is given back on the connection that answered it. One whose connection broke may have been charged; that
-place comes free when it leaves the window.
+place comes free when it leaves the window, and a lease when it ends.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from importlib import resources
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import StoreUnavailable
-from gateway.stores import Verdict
+from gateway.limits.places import LEASE_US
+from gateway.limits.policy import Kind, check_subject
+from gateway.stores import Standing, Verdict
+from gateway.stores.leases import Leases
 from gateway.stores.link import NOBODY, Link, error_code, expect, pack
 
 if TYPE_CHECKING:
@@ -26,17 +29,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway.store")
 
-CHECK_SCRIPT: Final = resources.files("gateway.stores").joinpath("sliding_window.lua").read_text("utf-8")
-REFUND_SCRIPT: Final = resources.files("gateway.stores").joinpath("sliding_window_refund.lua").read_text("utf-8")
+CHECK_SCRIPT: Final = resources.files("gateway.stores").joinpath("check.lua").read_text("utf-8")
+REFUND_SCRIPT: Final = resources.files("gateway.stores").joinpath("refund.lua").read_text("utf-8")
+RENEW_SCRIPT: Final = resources.files("gateway.stores").joinpath("renew.lua").read_text("utf-8")
 
 SECRET_LIVES_S: Final = 400 * 86_400
 """Renewed at each start: a deployment that rests for a year still knows its tokens."""
 
 _SECRET_KEY: Final = b"gateway:{global}:secret"
-_PROBE_KEY: Final = b"gateway:{global}:probe"
+_PROBE_KEYS: Final = ("gateway:{global}:revoked", "gateway:{global}:probe")
 _KEY_TROUBLE: Final = frozenset({"ERR", "WRONGTYPE"})
 """Errors that come from the value of one key. They must not stop the checks of everybody else."""
-_NO_LIMITS: Final = Verdict(admitted=True, policy=-1, remaining=0, reset_us=0, at_us=0)
+_LETTERS: Final = {Kind.WINDOW: "w", Kind.BUCKET: "b", Kind.LEASE: "l"}
+_PLAIN: Final = (0, b"")
+"""What a reply leaves out where there is no shadow and no lease."""
+_LOOK: Final = "?"
+_LEASE: Final = b"id-of-lease-to-be-made!!"
+"""Stands for a lease's id in a prepared command, and is as long as one."""
 _verdict: Final = tuple.__new__
 """Makes a Verdict in half the time that its constructor takes."""
 
@@ -44,37 +53,68 @@ _verdict: Final = tuple.__new__
 class _Plan:
     """The commands of one subject's policies, and the recipient of the replies to its checks."""
 
-    __slots__ = ("_keys", "_numbers", "_store", "link", "packed")
+    __slots__ = ("_charged", "_keys", "_kinds", "_numbers", "_store", "link", "packed", "places")
 
     def __init__(self, store: RedisStore, subject: str, policies: Sequence[Policy]) -> None:
+        check_subject(subject)
         self._store = store
         self.link = store.link
-        self._keys = [f"gateway:{{{policy.owner(subject)}}}:limit:{policy.name}" for policy in policies]
-        self._numbers = [number for policy in policies for number in (policy.quota, policy.segment_us)]
-        self.packed = self._pack("EVALSHA", store.script_sha) if policies else b""
+        self._keys = [f"gateway:{{{subject}}}:revoked"]
+        self._keys += [f"gateway:{{{policy.owner(subject)}}}:{policy.counter}" for policy in policies]
+        letters = [_LETTERS[policy.kind] for policy in policies]
+        self._kinds = "".join(
+            letter.upper() if policy.shadow else letter for letter, policy in zip(letters, policies, strict=True)
+        )
+        self._numbers: list[int] = []
+        for policy in policies:
+            self._numbers += (policy.quota, policy.unit_us or store.lease_us)
+        self._charged = [
+            (1 << index, self._keys[index + 1], letter, self._numbers[2 * index + 1])
+            for index, letter in enumerate(letters)
+            if letter != "l"
+        ]
+        self.places = tuple(
+            (1 << index, self._keys[index + 1]) for index, letter in enumerate(letters) if letter == "l"
+        )
+        self.packed = self._pack("EVALSHA", store.script_sha, _LEASE)
+        """A whole command, where no place in flight is asked for; else with `_LEASE` for the lease's id."""
 
     def pack_with_script(self) -> bytes:
         """Return the check as a command that brings the script along, and leaves it with Redis."""
-        return self._pack("EVAL", self._store.script)
+        return self._pack("EVAL", self._store.script, self._store.leases.next_id())
 
-    def pack_refund(self, at_us: int) -> bytes:
-        """Return the command that gives back a charge made at `at_us`."""
-        segments_us = self._numbers[1::2]
-        return pack("EVAL", REFUND_SCRIPT, len(self._keys), *self._keys, at_us, *segments_us)
+    def pack_look(self) -> tuple[str | bytes | int, ...]:
+        """Return the words of a command that looks and charges nothing."""
+        return self._words("EVAL", self._store.script, _LOOK)
+
+    def give_back(self, connection: Connection, at_us: int, shadowed: int) -> None:
+        """Send what takes the charges of `at_us` back, but for the limits in `shadowed`."""
+        charged = [(key, letter, unit_us) for bit, key, letter, unit_us in self._charged if not bit & shadowed]
+        if charged:
+            keys, letters, units_us = zip(*charged, strict=True)
+            connection.send(pack("EVAL", REFUND_SCRIPT, len(keys), *keys, at_us, "".join(letters), *units_us), NOBODY)
+
+    def places_taken(self, shadowed: int) -> tuple[str, ...]:
+        """Return the keys of the places that a lease was taken on: those not in `shadowed`."""
+        return tuple(key for bit, key in self.places if not bit & shadowed)
 
     def on_reply(self, waiter: Waiter, reply: object) -> None:
         """Tell the verdict."""
-        if type(reply) is list and len(reply) == 5:
-            self.link.losses = 0
-            reply[0] = reply[0] == 1
-            try:
-                waiter.on_verdict(_verdict(Verdict, reply))
-            except Exception:
-                # A defect in one request must not take along the replies to all the others that are under way.
-                log.exception("a request failed when its limits were known")
-                waiter.on_store_loss(StoreUnavailable("Something went wrong in the gateway."))
-        else:
+        if type(reply) is not list or ((size := len(reply)) != 5 and size != 7):
             self._store.on_error(self, waiter, reply)
+            return
+        self.link.losses = 0
+        reply[0] = reply[0] == 1
+        if size == 5:
+            reply += _PLAIN
+        elif self.places:
+            self._store.leases.hold(reply[6], self.places_taken(reply[5]))
+        try:
+            waiter.on_verdict(_verdict(Verdict, reply))
+        except Exception:
+            # A defect in one request must not take along the replies to all the others that are under way.
+            log.exception("a request failed when its limits were known")
+            waiter.on_store_loss(StoreUnavailable("Something went wrong in the gateway."))
 
     def on_loss(self, connection: Connection, waiter: Waiter, reason: str) -> None:
         """Tell the loss."""
@@ -83,11 +123,16 @@ class _Plan:
 
     def on_late_reply(self, connection: Connection, reply: object) -> None:
         """Give back what was charged for a request that has had its answer."""
-        if type(reply) is list and len(reply) == 5 and reply[0] == 1:
-            connection.send(self.pack_refund(reply[4]), NOBODY)
+        if type(reply) is list and len(reply) in {5, 7} and reply[0] == 1:
+            shadowed, lease = reply[5:] or _PLAIN
+            self.give_back(connection, reply[4], shadowed)
+            self._store.leases.give_back_late(connection, lease, self.places_taken(shadowed))
 
-    def _pack(self, command: str, script: str) -> bytes:
-        return pack(command, script, len(self._keys), *self._keys, *self._numbers)
+    def _pack(self, command: str, script: str, lease: bytes) -> bytes:
+        return pack(*self._words(command, script, lease if self.places else b""))
+
+    def _words(self, command: str, script: str, lease: str | bytes) -> tuple[str | bytes | int, ...]:
+        return (command, script, len(self._keys), *self._keys, self._kinds, lease, *self._numbers)
 
 
 class RedisStore:
@@ -98,16 +143,28 @@ class RedisStore:
         timeout_s: `STORE_TIMEOUT` in seconds, more than 0: a check without an answer by then is a loss. (Twice
             that, if Redis had lost the script meanwhile.)
         script: The text of the check script. Tests pass one that reads a clock of theirs.
+        renew_script: The text of the script that renews leases; likewise.
+        lease_us: How long a place in flight is held without being renewed, in microseconds.
     """
 
-    __slots__ = ("link", "script", "script_sha")
+    __slots__ = ("lease_us", "leases", "link", "script", "script_sha")
 
-    def __init__(self, address: RedisAddress, *, timeout_s: float, script: str = CHECK_SCRIPT) -> None:
+    def __init__(
+        self,
+        address: RedisAddress,
+        *,
+        timeout_s: float,
+        script: str = CHECK_SCRIPT,
+        renew_script: str = RENEW_SCRIPT,
+        lease_us: int = LEASE_US,
+    ) -> None:
         self.script = script
         self.script_sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
         # The probe is a check like any other: what would refuse those refuses it.
-        rehearsal = (("SCRIPT", "LOAD", script), ("EVALSHA", self.script_sha, 1, _PROBE_KEY, 10**9, 16_667))
-        self.link = Link(address, timeout_s=timeout_s, rehearsal=rehearsal)
+        probe = ("EVALSHA", self.script_sha, len(_PROBE_KEYS), *_PROBE_KEYS, "w", "", 10**9, 16_667)
+        self.link = Link(address, timeout_s=timeout_s, rehearsal=(("SCRIPT", "LOAD", script), probe))
+        self.lease_us = lease_us
+        self.leases = Leases(self.link, lease_us, renew_script)
 
     def plan(self, subject: str, policies: Sequence[Policy]) -> _Plan:
         """Prepare the complete command of this subject's checks; see `Store.plan`.
@@ -118,28 +175,59 @@ class RedisStore:
         return _Plan(self, subject, policies)
 
     def check(self, plan: Plan, waiter: Waiter) -> None:
-        """Check all policies and charge 1 to each, or charge none; call `waiter` back when Redis has answered."""
+        """Check revocation and all policies and charge 1 to each, or none; call `waiter` when Redis has answered."""
         packed: bytes = plan.packed  # type: ignore[attr-defined]  # opaque to others, but this store's own
         link: Link = plan.link  # type: ignore[attr-defined]  # see above
         connection = link.live
-        if not packed:
-            waiter.on_verdict(_NO_LIMITS)
-        elif connection is None:
+        if connection is None:
             waiter.on_store_loss(StoreUnavailable(link.outage))
         elif connection.congested:
             waiter.on_store_loss(StoreUnavailable("Redis does not read what it is sent."))
         else:
+            if plan.places:  # type: ignore[attr-defined]  # see above
+                self.leases.tell(connection)
+                packed = packed.replace(_LEASE, self.leases.next_id(), 1)
             connection.send(packed, plan, waiter)  # type: ignore[arg-type]  # see above
 
-    def refund(self, plan: Plan, at_us: int) -> None:
-        """Give back a charge of 1 made at `at_us` (a `Verdict`'s), where its segment is still counted.
+    def refund(self, plan: Plan, verdict: Verdict) -> None:
+        """Give back what an admitted request was charged, where it still counts, and its places in flight.
 
         While Redis is out of reach the charge stays, until it leaves the window.
         """
-        packed: bytes = plan.packed  # type: ignore[attr-defined]  # opaque to others, but this store's own
-        connection = plan.link.live  # type: ignore[attr-defined]  # see above
-        if packed and connection is not None and not connection.congested:
-            connection.send(plan.pack_refund(at_us), NOBODY)  # type: ignore[attr-defined]  # see above
+        connection = plan.link.live  # type: ignore[attr-defined]  # opaque to others, but this store's own
+        if connection is not None and not connection.congested:
+            plan.give_back(connection, verdict.at_us, verdict.shadowed)  # type: ignore[attr-defined]  # see above
+        self.release(plan, verdict)
+
+    def release(self, plan: Plan, verdict: Verdict) -> None:
+        """Give back the places in flight of an admitted request that is over; its charges stay."""
+        del plan
+        if verdict.lease:
+            self.leases.let_go(verdict.lease)
+
+    async def look(self, plan: Plan) -> list[Standing]:
+        """Say how each policy stands, and charge nothing.
+
+        Raises:
+            StoreUnavailable: Redis did not answer, or refused.
+        """
+        (reply,) = await self.link.ask(plan.pack_look())  # type: ignore[attr-defined]  # opaque to others
+        expect(reply, "the script")
+        if not isinstance(reply, list):
+            raise StoreUnavailable("Redis answered something that is no standing.")
+        numbers = iter(reply[1:])
+        return [Standing(*three) for three in zip(numbers, numbers, numbers, strict=True)]
+
+    async def revoke(self, subject: str, lives_s: int) -> None:
+        """Refuse this subject from now on, on every instance on this Redis; see `Store.revoke`.
+
+        Raises:
+            ValueError: The subject is not one that limits can be counted for.
+            StoreUnavailable: Redis did not answer, or refused.
+        """
+        check_subject(subject)
+        (reply,) = await self.link.ask(("SET", f"gateway:{{{subject}}}:revoked", "1", "EX", lives_s))
+        expect(reply, "SET")
 
     async def start(self) -> None:
         """Connect, log in and load the script.
@@ -171,7 +259,8 @@ class RedisStore:
         return agreed
 
     async def close(self) -> None:
-        """End all connections. Checks in flight end with `on_store_loss`, and so does every later one."""
+        """Give leases back and end all connections. Checks in flight end with `on_store_loss`, and every later one."""
+        await self.leases.close()
         await self.link.close()
 
     # What plans and connections report

@@ -150,7 +150,7 @@ async def test_a_stopped_server_is_waited_for(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["60", "", "x" * 34, "0" * 34, "-00000000001 0000000001 0000000001", "a" * 58, "7" * 35]
+    "value", ["60", "", "x" * 15, "0" * 19, "\x01" + "\0" * 13, "\x01" + "\0" * 15, "b" + "0" * 32]
 )
 async def test_a_foreign_value_is_a_loss_and_never_an_admission(server: RedisServer, value: str) -> None:
     async with started(server) as store:
@@ -181,7 +181,7 @@ async def test_every_key_expires_when_its_window_has_passed_and_no_sooner(server
         plan = store.plan("abc", parse_limits("5/minute,5/day") + parse_limits("5/hour", shared=True))
         for _ in range(3):
             verdict = await ask(store, plan)
-        store.refund(plan, verdict.at_us)
+        store.refund(plan, verdict)
         await store.agree_secret(b"x" * 32)
         client = connect(server.address)
         keys = {key.decode(): client.pttl(key) for key in client.scan_iter()}
@@ -205,7 +205,7 @@ async def test_a_refused_request_writes_nothing(server: RedisServer) -> None:
     plan = store.plan("abc", parse_limits("1/minute,5/day"))
     assert (await ask(store, plan)).admitted
     values = [server.call("GET", f"gateway:{{abc}}:limit:{name}") for name in ("minute", "day")]
-    assert values[0] == b"000001000000 0000000001 0000000001"
+    assert values[0] == b"\1" + (10**6).to_bytes(6) + (1).to_bytes(4) * 2
     server.call("SET", "test:clock", T + 5_000_000)
     assert not (await ask(store, plan)).admitted
     assert values == [server.call("GET", f"gateway:{{abc}}:limit:{name}") for name in ("minute", "day")]
