@@ -41,8 +41,6 @@ _PROBE_KEYS: Final = ("gateway:{global}:revoked", "gateway:{global}:probe")
 _KEY_TROUBLE: Final = frozenset({"ERR", "WRONGTYPE"})
 """Errors that come from the value of one key. They must not stop the checks of everybody else."""
 _LETTERS: Final = {Kind.WINDOW: "w", Kind.BUCKET: "b", Kind.LEASE: "l"}
-_PLAIN: Final = (0, b"")
-"""What a reply leaves out where there is no shadow and no lease."""
 _LOOK: Final = "?"
 _LEASE: Final = b"id-of-lease-to-be-made!!"
 """Stands for a lease's id in a prepared command, and is as long as one."""
@@ -53,7 +51,7 @@ _verdict: Final = tuple.__new__
 class _Plan:
     """The commands of one subject's policies, and the recipient of the replies to its checks."""
 
-    __slots__ = ("_charged", "_keys", "_kinds", "_numbers", "_store", "link", "packed", "places")
+    __slots__ = ("_charged", "_keys", "_kinds", "_numbers", "_parts", "_store", "link", "packed", "places")
 
     def __init__(self, store: RedisStore, subject: str, policies: Sequence[Policy]) -> None:
         check_subject(subject)
@@ -76,12 +74,18 @@ class _Plan:
         self.places = tuple(
             (1 << index, self._keys[index + 1]) for index, letter in enumerate(letters) if letter == "l"
         )
-        self.packed = self._pack("EVALSHA", store.script_sha, _LEASE)
-        """A whole command, where no place in flight is asked for; else with `_LEASE` for the lease's id."""
+        packed = self._pack("EVALSHA", store.script_sha, _LEASE)
+        self.packed = b"" if self.places else packed
+        """The whole command; b"" where each has a lease's id of its own: see `pack_for`."""
+        self._parts = packed.split(_LEASE)
 
     def pack_with_script(self) -> bytes:
         """Return the check as a command that brings the script along, and leaves it with Redis."""
         return self._pack("EVAL", self._store.script, self._store.leases.next_id())
+
+    def pack_for(self, lease: bytes) -> bytes:
+        """Return the whole command for a request that takes places in flight."""
+        return lease.join(self._parts)
 
     def pack_look(self) -> tuple[str | bytes | int, ...]:
         """Return the words of a command that looks and charges nothing."""
@@ -100,17 +104,19 @@ class _Plan:
 
     def on_reply(self, waiter: Waiter, reply: object) -> None:
         """Tell the verdict."""
-        if type(reply) is not list or ((size := len(reply)) != 5 and size != 7):
+        if type(reply) is list and len(reply) == 5:
+            admitted, policy, remaining, reset_us, at_us = reply
+            verdict = _verdict(Verdict, (admitted == 1, policy, remaining, reset_us, at_us, 0, b""))
+        elif type(reply) is list and len(reply) == 7:
+            verdict = Verdict(reply[0] == 1, *reply[1:])
+            if verdict.lease:
+                self._store.leases.hold(verdict.lease, self.places_taken(verdict.shadowed))
+        else:
             self._store.on_error(self, waiter, reply)
             return
         self.link.losses = 0
-        reply[0] = reply[0] == 1
-        if size == 5:
-            reply += _PLAIN
-        elif self.places:
-            self._store.leases.hold(reply[6], self.places_taken(reply[5]))
         try:
-            waiter.on_verdict(_verdict(Verdict, reply))
+            waiter.on_verdict(verdict)
         except Exception:
             # A defect in one request must not take along the replies to all the others that are under way.
             log.exception("a request failed when its limits were known")
@@ -124,7 +130,7 @@ class _Plan:
     def on_late_reply(self, connection: Connection, reply: object) -> None:
         """Give back what was charged for a request that has had its answer."""
         if type(reply) is list and len(reply) in {5, 7} and reply[0] == 1:
-            shadowed, lease = reply[5:] or _PLAIN
+            shadowed, lease = reply[5:] or (0, b"")
             self.give_back(connection, reply[4], shadowed)
             self._store.leases.give_back_late(connection, lease, self.places_taken(shadowed))
 
@@ -183,10 +189,11 @@ class RedisStore:
             waiter.on_store_loss(StoreUnavailable(link.outage))
         elif connection.congested:
             waiter.on_store_loss(StoreUnavailable("Redis does not read what it is sent."))
+        elif packed:
+            connection.send(packed, plan, waiter)  # type: ignore[arg-type]  # see above
         else:
-            if plan.places:  # type: ignore[attr-defined]  # see above
-                self.leases.tell(connection)
-                packed = packed.replace(_LEASE, self.leases.next_id(), 1)
+            self.leases.tell(connection)
+            packed = plan.pack_for(self.leases.next_id())  # type: ignore[attr-defined]  # see above
             connection.send(packed, plan, waiter)  # type: ignore[arg-type]  # see above
 
     def refund(self, plan: Plan, verdict: Verdict) -> None:
