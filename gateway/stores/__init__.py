@@ -98,8 +98,12 @@ class Store(Protocol):
         """Give back the places in flight of an admitted request that is over; its charges stay."""
         ...
 
-    async def look(self, plan: Plan) -> list[Standing]:
-        """Say how each policy stands, and charge nothing. Raises StoreUnavailable when the store does not answer."""
+    async def look(self, plan: Plan) -> list[Standing] | None:
+        """Say how each policy stands, and charge nothing; None for a subject that is revoked.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
         ...
 
     async def revoke(self, subject: str, lives_s: int) -> None:

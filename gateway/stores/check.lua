@@ -25,7 +25,7 @@ local now = clock[1] * 1000000 + clock[2]
 local at = now
 local limits, kinds, lease = #KEYS - 1, ARGV[1], ARGV[2]
 
-if lease ~= '?' and call('EXISTS', KEYS[1]) == 1 then
+if call('EXISTS', KEYS[1]) == 1 then
   return {0, -2, 0, 0, now}
 end
 

@@ -110,6 +110,7 @@ class MemoryStore:
             ((key, quota, segment_us),) = windows
             counter: WindowCounter | None = self._counters.get(key)  # type: ignore[assignment]  # as the plan has it
             if counter is not None and counter.newest == now_us // segment_us and counter.total < quota:
+                # The total may count what has left meanwhile: there is room all the same.
                 counter.count += 1
                 counter.total = total = counter.total + 1
                 past = counter.past
@@ -134,10 +135,12 @@ class MemoryStore:
             if limit.kind is Kind.LEASE and (counter := self._counters.get(limit.key)) is not None:
                 counter.refund(0, 0, verdict.lease)
 
-    async def look(self, plan: Plan) -> list[Standing]:
-        """Say how each policy stands, and charge nothing."""
+    async def look(self, plan: Plan) -> list[Standing] | None:
+        """Say how each policy stands, and charge nothing; None for a subject that is revoked."""
         limits: tuple[_Limit, ...] = plan.limits  # type: ignore[attr-defined]  # opaque to others, but this store's own
         now_us = self._now_us()
+        if self._is_revoked(plan.subject, now_us):  # type: ignore[attr-defined]  # see above
+            return None
         counters = [self._counters.get(limit.key) or _MAKE[limit.kind]() for limit in limits]
         at_us = _time_of(counters, limits, now_us)
         looks = []

@@ -212,8 +212,8 @@ class RedisStore:
         if verdict.lease:
             self.leases.let_go(verdict.lease)
 
-    async def look(self, plan: Plan) -> list[Standing]:
-        """Say how each policy stands, and charge nothing.
+    async def look(self, plan: Plan) -> list[Standing] | None:
+        """Say how each policy stands, and charge nothing; None for a subject that is revoked.
 
         Raises:
             StoreUnavailable: Redis did not answer, or refused.
@@ -222,6 +222,8 @@ class RedisStore:
         expect(reply, "the script")
         if not isinstance(reply, list):
             raise StoreUnavailable("Redis answered something that is no standing.")
+        if len(reply) == 5:
+            return None
         numbers = iter(reply[1:])
         return [Standing(*three) for three in zip(numbers, numbers, numbers, strict=True)]
 

@@ -546,8 +546,10 @@ class Log:
         shadowed = sum(2**index for index in range(len(policies)) if full[index])
         return (True, nearest, left, free_us - now_us, at_us, shadowed)
 
-    def look(self, subject: str, policies: Sequence[Policy], now_us: int) -> list[tuple[int, int, int]]:
+    def look(self, subject: str, policies: Sequence[Policy], now_us: int) -> list[tuple[int, int, int]] | None:
         """Say how each limit stands."""
+        if subject in self._revoked:
+            return None
         keys = [(policy.owner(subject), policy.counter) for policy in policies]
         at_us = self._time(keys, now_us)
         looks = [self._look(key, policy, at_us, now_us) for key, policy in zip(keys, policies, strict=True)]

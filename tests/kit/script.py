@@ -110,7 +110,7 @@ class ScriptStore:
         self.releases += 1
         self._store.release(plan, verdict)
 
-    async def look(self, plan: Plan) -> list[Standing]:
+    async def look(self, plan: Plan) -> list[Standing] | None:
         return await self._store.look(plan)
 
     async def revoke(self, subject: str, lives_s: int) -> None:
