@@ -1,26 +1,36 @@
 """Who may pass: tokens become subjects, subjects are checked against their limits. No HTTP; usable alone.
 
 `authenticate` says whose token it is, `check` asks the store for a place, `give_back` returns one that was not
-used. The store calls back; see `stores.Waiter`.
+used, `release` says that a request is over. The store calls back; see `stores.Waiter`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from gateway.errors import RateLimited, TokenExpired, TokenInvalid, TokenMissing
-from gateway.limits import parse_limits
+from gateway.errors import ConcurrencyLimited, RateLimited, TokenExpired, TokenInvalid, TokenMissing, TokenRevoked
+from gateway.limits import Kind, parse_limits
+from gateway.limits.policy import check_subject
+from gateway.stores import REVOKED
 from gateway.tokens import Claims, new_token_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.limits import Policy
-    from gateway.stores import Plan, Store, Verdict, Waiter
+    from gateway.stores import Plan, Standing, Store, Verdict, Waiter
     from gateway.tokens import TokenSigner
 
 MAX_SUBJECTS: Final = 8192
 """How many verified tokens are remembered: about 1 kB each."""
+MAX_REVOKED: Final = 65_536
+"""How many revoked tokens are remembered: about 100 bytes each. The store knows the others."""
+FOR_EVER_S: Final = 10 * 366 * 86_400
+"""How long a revocation lasts of a token that has no end: longer than any Redis, but every key expires."""
+
+_REVOKED: Final = "The token was revoked; get a new one from whoever issued it."
+_ENDED: Final = float("-inf")
 
 
 class Subject:
@@ -32,32 +42,53 @@ class Subject:
         plan: The store's preparation of them.
     """
 
-    __slots__ = ("_lines", "expires_at_s", "id", "plan", "policies")
+    __slots__ = ("_lines", "claims", "expires_at_s", "id", "plan", "policies")
 
     def __init__(self, claims: Claims, policies: Sequence[Policy], plan: Plan) -> None:
+        self.claims = claims
         self.id = claims.id
         self.expires_at_s = float("inf") if claims.expires_at_s is None else claims.expires_at_s
         self.plan = plan
         self.policies = policies
-        listed = ", ".join(f'"{policy.label}";q={policy.quota};w={policy.window_s}' for policy in policies)
+        listed = ", ".join(map(_quota_of, policies))
         self._lines = [
-            f'RateLimit-Policy: {listed}\r\nRateLimit: "{policy.label}";r=%d;t=%d'.encode() for policy in policies
+            f'RateLimit-Policy: {listed}\r\nRateLimit: "{policy.label}";r=%d;t=%d{_shadow_of(policy)}'.encode()
+            for policy in policies
         ]
 
     def limit_lines(self, verdict: Verdict) -> bytes:
         """Spell how the limits stand, for the limit nearest its end.
 
         Returns:
-            Two field lines, without the last line end.
+            Two field lines, without the last line end; b"" where there is no limit to tell of.
 
         Source: draft-ietf-httpapi-ratelimit-headers-10, §3 and §4; `t` is the time until a place comes free.
         """
+        if verdict.policy < 0:
+            return b""
         return self._lines[verdict.policy] % (verdict.remaining, -(-verdict.reset_us // 1_000_000))
 
-    def refusal(self, verdict: Verdict) -> RateLimited:
-        """Say which limit refused, and until when."""
+    def refusal(self, verdict: Verdict) -> RateLimited | TokenRevoked:
+        """Say what refused, and until when."""
+        if verdict.policy == REVOKED:
+            return TokenRevoked(_REVOKED)
         policy = self.policies[verdict.policy]
-        return RateLimited(policy.label, policy.quota, policy.window_s, verdict.reset_us)
+        kind = ConcurrencyLimited if policy.kind is Kind.LEASE else RateLimited
+        return kind(policy.label, policy.quota, policy.window_s, verdict.reset_us)
+
+    def shadowed(self, verdict: Verdict) -> list[str]:
+        """Name the limits that would have refused this request, were they not but shadows."""
+        return [policy.label for index, policy in enumerate(self.policies) if verdict.shadowed >> index & 1]
+
+
+def _quota_of(policy: Policy) -> str:
+    """Spell a limit as an item of `RateLimit-Policy`; §3.1.2 has the unit for requests in flight."""
+    unit = 'qu="concurrent-requests"' if policy.kind is Kind.LEASE else f"w={policy.window_s}"
+    return f'"{policy.label}";q={policy.quota};{unit}{_shadow_of(policy)}'
+
+
+def _shadow_of(policy: Policy) -> str:
+    return ";shadow" if policy.shadow else ""
 
 
 class Admission:
@@ -67,8 +98,9 @@ class Admission:
         store: Counts.
         signer: Issues and verifies tokens.
         limits: For every token that has none of its own.
-        global_limits: For all tokens together.
+        common_limits: For every token, whatever limits it has of its own: shared ones, and those of requests in flight.
         token_ttl_s: How long a token is good that is issued without saying so; None: without end.
+        shadow: No limit ever refuses; each only tells what it would do.
     """
 
     def __init__(
@@ -76,15 +108,19 @@ class Admission:
         store: Store,
         signer: TokenSigner,
         limits: Sequence[Policy],
-        global_limits: Sequence[Policy],
+        common_limits: Sequence[Policy],
         token_ttl_s: int | None,
+        *,
+        shadow: bool = False,
     ) -> None:
         self._store = store
         self._signer = signer
         self._limits = tuple(limits)
-        self._global_limits = tuple(global_limits)
+        self._common_limits = tuple(common_limits)
         self._token_ttl_s = token_ttl_s
+        self._shadow = shadow
         self._subjects: dict[bytes, Subject] = {}
+        self._revoked: dict[str, None] = {}
 
     def authenticate(self, token: bytes | None, now_s: float) -> Subject:
         """Say whose token this is.
@@ -94,25 +130,71 @@ class Admission:
             now_s: Seconds since the epoch.
 
         Raises:
-            TokenMissing, TokenInvalid, TokenExpired: It grants nothing. Nothing is counted for it.
+            TokenMissing, TokenInvalid, TokenExpired, TokenRevoked: It grants nothing. Nothing is counted for it.
         """
         if token is None:
             raise TokenMissing("Send a token as 'Authorization: Bearer TOKEN'; POST /register issues one.")
         subject = self._subjects.get(token)
         if subject is None:
             subject = self._remember(token, self._signer.verify(token, now_s=now_s))
-        elif subject.expires_at_s <= now_s:
+        if subject.expires_at_s <= now_s:
             del self._subjects[token]
+            if subject.id in self._revoked:
+                raise TokenRevoked(_REVOKED)
             raise TokenExpired("The token has expired; POST /register issues a new one.")
         return subject
 
     def check(self, subject: Subject, waiter: Waiter) -> None:
-        """Ask for a place under all limits of a subject; `waiter` is called back, possibly before this returns."""
+        """Ask for a place under all limits of a subject; `waiter` is called back, possibly before this returns.
+
+        Whoever is told that it was admitted calls `give_back` if nothing was sent, else, if the verdict has a lease,
+        `release` at its end.
+        """
         self._store.check(subject.plan, waiter)
 
     def give_back(self, subject: Subject, verdict: Verdict) -> None:
-        """Return the place of an admitted request that was never sent."""
-        self._store.refund(subject.plan, verdict.at_us)
+        """Return what an admitted request was charged that was never sent, and its places in flight."""
+        self._store.refund(subject.plan, verdict)
+
+    def release(self, subject: Subject, verdict: Verdict) -> None:
+        """Return the places in flight of a request that is over; to be called once."""
+        self._store.release(subject.plan, verdict)
+
+    def refusal(self, subject: Subject, verdict: Verdict) -> RateLimited | TokenRevoked:
+        """Say what refused, and until when; that a token is revoked is remembered, whatever becomes of the store."""
+        if verdict.policy == REVOKED:
+            self._remember_revoked(subject.id)
+        return subject.refusal(verdict)
+
+    async def usage(self, subject: Subject) -> list[Standing]:
+        """Say how each of a subject's limits stands, in the order of `Subject.policies`; nothing is charged.
+
+        Raises:
+            TokenRevoked: The token is.
+            StoreUnavailable: The store does not answer.
+        """
+        standings = await self._store.look(subject.plan)
+        if standings is None:
+            self._remember_revoked(subject.id)
+            raise TokenRevoked(_REVOKED)
+        return standings
+
+    async def revoke(self, token_id: str, until_s: float | None, *, now_s: float) -> None:
+        """End a token, on every instance on this store; what it has under way goes on.
+
+        Args:
+            token_id: Its id.
+            until_s: When it would expire, in seconds since the epoch; None: never.
+            now_s: Seconds since the epoch.
+
+        Raises:
+            ValueError: This is no token's id.
+            StoreUnavailable: The store did not take it in: this instance refuses the token, others do not.
+        """
+        check_subject(token_id)
+        self._remember_revoked(token_id)
+        lives_s = FOR_EVER_S if until_s is None else max(int(until_s - now_s) + 1, 1)
+        await self._store.revoke(token_id, lives_s)
 
     def issue(
         self,
@@ -155,9 +237,21 @@ class Admission:
                 limits = parse_limits(",".join(claims.limits))
             except ValueError:
                 raise TokenInvalid("The token has limits that this version of the gateway cannot read.") from None
-        policies = (*limits, *self._global_limits)
+        policies = (*limits, *self._common_limits)
+        if self._shadow:
+            policies = tuple(replace(policy, shadow=True) for policy in policies)
         if len(self._subjects) >= MAX_SUBJECTS:
             self._subjects.clear()
         subject = Subject(claims, policies, self._store.plan(claims.id, policies))
+        if claims.id in self._revoked:
+            subject.expires_at_s = _ENDED
         self._subjects[token] = subject
         return subject
+
+    def _remember_revoked(self, token_id: str) -> None:
+        if len(self._revoked) >= MAX_REVOKED:
+            del self._revoked[next(iter(self._revoked))]
+        self._revoked[token_id] = None
+        for subject in self._subjects.values():
+            if subject.id == token_id:
+                subject.expires_at_s = _ENDED

@@ -1,4 +1,4 @@
-"""The gateway's own endpoints: `/register`, `/healthz`, `/readyz`. Everything else is 404."""
+"""The gateway's own endpoints: `/register`, `/usage`, `/healthz`, `/readyz`. Everything else is 404."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any, Final
 from gateway.config.values import lifetime_s
 from gateway.errors import BadRequest, Draining, MethodNotAllowed, NotAllowed, NotFound
 from gateway.http1.message import CRLF
+from gateway.limits import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.admission import Admission
     from gateway.http1.message import RequestHead
-    from gateway.stores import Store
+    from gateway.limits import Policy
+    from gateway.metrics import Metrics
+    from gateway.stores import Standing, Store
 
 Answer = tuple[int, list[tuple[str, str]], bytes]
 """Status, fields and content."""
@@ -31,17 +34,24 @@ class Endpoints:
     """Answers requests to the gateway itself.
 
     Args:
-        admission: Issues tokens.
+        admission: Issues tokens, and knows how their limits stand.
         store: Asked whether it answers.
+        metrics: What was refused.
         admin_key: Guards `/register`; None: local peers only.
         is_draining: Whether the gateway is stopping.
     """
 
     def __init__(
-        self, admission: Admission, store: Store, admin_key: bytes | None, is_draining: Callable[[], bool]
+        self,
+        admission: Admission,
+        store: Store,
+        metrics: Metrics,
+        admin_key: bytes | None,
+        is_draining: Callable[[], bool],
     ) -> None:
         self._admission = admission
         self._store = store
+        self._metrics = metrics
         self._admin_key = admin_key
         self._is_draining = is_draining
 
@@ -61,6 +71,9 @@ class Endpoints:
             case b"/register" if head.target == b"/register":
                 _need(head, b"POST")
                 return self._register(head, body, is_local=is_local)
+            case b"/usage":
+                _need(head, b"GET", b"HEAD")
+                return await self._usage(head)
             case b"/healthz":
                 _need(head, b"GET", b"HEAD")
                 return _json(200, {"status": "ok"})
@@ -84,9 +97,26 @@ class Endpoints:
             token, claims = self._admission.issue(time.time(), **wishes)
         except ValueError as error:
             raise BadRequest(f"No such token can be issued: {error}.") from None
-        ends = claims.expires_at_s
-        expires_at = None if ends is None else datetime.fromtimestamp(ends, UTC).isoformat().replace("+00:00", "Z")
-        return _json(201, {"token": token, "id": claims.id, "expires_at": expires_at})
+        return _json(201, {"token": token, "id": claims.id, "expires_at": _rfc3339(claims.expires_at_s)})
+
+    async def _usage(self, head: RequestHead) -> Answer:
+        """Tell a token's holder how its limits stand, and what this instance refused it. Nothing is charged."""
+        subject = self._admission.authenticate(head.bearer, time.time())
+        standings = await self._admission.usage(subject)
+        limits = [_limit(*pair) for pair in zip(subject.policies, standings, strict=True)]
+        denials, claims = self._metrics.of(subject.id), subject.claims
+        denied = {"total": denials.reasons.total(), "retries": denials.retries, "by_reason": dict(denials.reasons)}
+        return _json(
+            200,
+            {
+                "id": claims.id,
+                "name": claims.name,
+                "expires_at": _rfc3339(claims.expires_at_s),
+                "limits": limits,
+                "denied": denied,
+                "shadowed": dict(denials.shadowed),
+            },
+        )
 
     def _is_admin(self, bearer: bytes | None) -> bool:
         key = self._admin_key
@@ -108,6 +138,26 @@ def _comes_from_a_page(head: RequestHead) -> bool:
     """Any page that a browser on this machine shows could otherwise mint tokens (DNS rebinding included)."""
     lines = CRLF.join(head.lines).lower().split(CRLF)
     return any(line.startswith((b"origin:", b"sec-fetch-site:")) for line in lines)
+
+
+def _rfc3339(moment_s: int | None) -> str | None:
+    return None if moment_s is None else datetime.fromtimestamp(moment_s, UTC).isoformat().replace("+00:00", "Z")
+
+
+def _limit(policy: Policy, standing: Standing) -> dict[str, object]:
+    """Describe a limit; `window` and `reset` are seconds, null for requests in flight: they come back as they end."""
+    is_lease = policy.kind is Kind.LEASE
+    return {
+        "name": policy.label,
+        "kind": "concurrency" if is_lease else policy.kind.value,
+        "shared": policy.shared,
+        "shadow": policy.shadow,
+        "limit": policy.quota,
+        "window": None if is_lease else policy.window_s,
+        "used": standing.used,
+        "remaining": standing.remaining,
+        "reset": None if is_lease else round(standing.reset_us / 1e6, 3),
+    }
 
 
 def _json(status: int, members: dict[str, object]) -> Answer:

@@ -20,6 +20,8 @@ class GatewayError(Exception):
     title: ClassVar[str] = "Internal error"
     closes: ClassVar[bool] = False
     """Whether the client connection ends with this answer: what follows on it cannot be trusted."""
+    denies: ClassVar[bool] = False
+    """Whether it turns away a request of a token that was good: usage counts those."""
 
     def __init__(self, detail: str = "") -> None:
         super().__init__(detail or self.title)
@@ -90,6 +92,12 @@ class TokenExpired(TokenError):
     code, title = "token_expired", "Token expired"
 
 
+class TokenRevoked(TokenError):
+    """The token was issued here and somebody has ended it."""
+
+    code, title, denies = "token_revoked", "Token revoked", True
+
+
 class NotAllowed(GatewayError):
     """The caller has no right to this endpoint or target."""
 
@@ -126,22 +134,40 @@ class RateLimited(GatewayError):
         retry_after_us: Microseconds until a place comes free.
     """
 
-    status, code, title = 429, "rate_limited", "Rate limit exceeded"
+    status, code, title, denies = 429, "rate_limited", "Rate limit exceeded", True
 
     def __init__(self, policy: str, quota: int, window_s: int, retry_after_us: int) -> None:
-        super().__init__(
-            f"The limit '{policy}' allows {quota} requests in {window_s} seconds; "
-            f"a place comes free in {max(retry_after_us, 0) / 1e6:.1f} seconds."
-        )
+        super().__init__(self.sentence(policy, quota, window_s) % (max(retry_after_us, 0) / 1e6))
         self.policy = policy
         self.quota = quota
         self.window_s = window_s
         self.retry_after_us = retry_after_us
 
+    @staticmethod
+    def sentence(policy: str, quota: int, window_s: int) -> str:
+        """Return the detail, with a place for the seconds."""
+        allows = f"The limit '{policy}' allows {quota} requests in {window_s} seconds"
+        return allows + "; a place comes free in %.1f seconds."
+
     @property
     def retry_after_s(self) -> float:
         """Seconds until a place comes free."""
         return self.retry_after_us / 1e6
+
+
+class ConcurrencyLimited(RateLimited):
+    """As many requests are in flight as a limit allows: nothing was sent upstream and nothing was counted.
+
+    `window_s` is 0 and `retry_after_us` a guess: nobody knows when one of them will be over.
+    """
+
+    code, title = "concurrency_limited", "Too many requests in flight"
+
+    @staticmethod
+    def sentence(policy: str, quota: int, window_s: int) -> str:
+        """See `RateLimited`."""
+        del window_s
+        return f"The limit '{policy}' allows {quota} requests in flight, and so many are; ask again in %.1f seconds."
 
 
 class UpstreamUnreachable(GatewayError):
@@ -165,7 +191,7 @@ class UpstreamTimeout(GatewayError):
 class StoreUnavailable(GatewayError):
     """The limits could not be checked, so nothing was sent upstream."""
 
-    status, code, title = 503, "store_unavailable", "Limit store unavailable"
+    status, code, title, denies = 503, "store_unavailable", "Limit store unavailable", True
     retry_after_s: ClassVar[int] = 1
 
 

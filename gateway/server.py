@@ -16,6 +16,7 @@ from gateway.admission import Admission
 from gateway.endpoints import Endpoints
 from gateway.http1.parser import AnswerParser, RequestParser
 from gateway.listening import Descriptors, Listener, soft_limit
+from gateway.metrics import Metrics
 from gateway.proxy.client import ClientConnection
 from gateway.proxy.clock import Clock
 from gateway.proxy.context import ProxyContext
@@ -63,7 +64,10 @@ class Gateway:
         try:
             await store.start()
             signer = TokenSigner(settings.token_secrets or [await store.agree_secret(os.urandom(_SECRET_BYTES))])
-            admission = Admission(store, signer, settings.limits, settings.global_limits, settings.token_ttl_s)
+            admission = Admission(
+                store, signer, settings.limits, settings.common_limits, settings.token_ttl_s, shadow=settings.shadow
+            )
+            metrics = Metrics()
             clock = Clock(loop)
             pool = UpstreamPool(Dialer(settings.target), settings, AnswerParser(), clock)
             context = ProxyContext(
@@ -74,7 +78,8 @@ class Gateway:
                 admission=admission,
                 route=TargetRoute(settings.target),
                 pool=pool,
-                endpoint=Endpoints(admission, store, settings.admin_key, lambda: context.draining),
+                endpoint=Endpoints(admission, store, metrics, settings.admin_key, lambda: context.draining),
+                metrics=metrics,
             )
             self._context = context
             clock.watched.add(pool)
@@ -154,6 +159,8 @@ class Gateway:
                 connection.abort()
             context.pool.close()
             context.clock.stop()
+            # Transports tell their protocols of the end in the loop's next turn, and places in flight come back.
+            await asyncio.sleep(0)
         if self._store is not None:
             await self._store.close()
         if listener is not None:

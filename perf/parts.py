@@ -344,7 +344,7 @@ def _limits(text: str) -> Bench:
         expect("what two places a day allow", told, [(True, 0, 1), (True, 0, 0), (False, 0, 0)])
         for verdict in verdicts[:2]:
             if verdict is not None:
-                store.refund(plan, verdict.at_us)
+                store.refund(plan, verdict)
         store.check(plans[0], waiter)
         expect("whether the measured checks admit", waiter.verdict and waiter.verdict.admitted, True)
 

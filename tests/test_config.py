@@ -191,8 +191,6 @@ def test_other_choices() -> None:
 @pytest.mark.parametrize(
     ("setting", "text"),
     [
-        ("concurrency_limit", "5"),
-        ("global_concurrency_limit", 5),
         ("on_store_loss", "local"),
         ("on_store_loss", "allow"),
         ("gateway_workers", "2"),
@@ -201,8 +199,6 @@ def test_other_choices() -> None:
         ("access_log", "common"),
         ("gateway_listen", "unix:/run/gateway.sock"),
         ("gateway_listen", "127.0.0.1:3000,unix:/run/gateway.sock"),
-        ("rate_limit", "60/minute;bucket"),
-        ("rate_limit", "60/minute;shadow"),
         ("redis_url", "redis+sentinel://127.0.0.1:26379/main/0"),
         ("redis_url", "redis+cluster://127.0.0.1:7000"),
     ],
@@ -218,6 +214,46 @@ def test_what_a_later_version_brings_is_refused_by_name(setting: str, text: obje
 )
 def test_what_no_version_brings_is_refused_as_wrong(setting: str, text: str) -> None:
     assert "not available yet" not in refusal(**{setting: text})
+
+
+def test_limits_of_all_kinds() -> None:
+    settings = config(
+        rate_limit="10/second;bucket,60/minute",
+        global_rate_limit="1000/minute;shadow",
+        concurrency_limit=5,
+        global_concurrency_limit="200;shadow",
+        rate_limit_mode="enforce",
+    ).settings
+    assert [(policy.label, policy.kind.value) for policy in settings.limits] == [
+        ("second", "bucket"),
+        ("minute", "window"),
+    ]
+    assert [(policy.label, policy.quota, policy.shadow) for policy in settings.common_limits] == [
+        ("concurrency", 5, False),
+        ("global-minute", 1000, True),
+        ("global-concurrency", 200, True),
+    ]
+    assert not settings.shadow
+    assert config().settings.common_limits == ()
+    assert config(rate_limit_mode="shadow").settings.shadow
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "says"),
+    [
+        ("rate_limit", "60;leaky", "no known mode"),
+        ("rate_limit", "60/minute,60s", "whole number"),
+        ("concurrency_limit", "0", "1 to 1000000"),
+        ("concurrency_limit", "5/minute", "whole number"),
+        ("global_concurrency_limit", "5;bucket", "not 'shadow'"),
+        ("rate_limit_mode", "off", "neither enforce nor shadow"),
+    ],
+)
+def test_limits_that_are_none(setting: str, value: str, says: str) -> None:
+    message = refusal(**{setting: value})
+    assert message.startswith(f"{setting}: ")
+    assert says in message
+    assert message.count("e.g.") == 1
 
 
 def test_redis_urls() -> None:
@@ -280,7 +316,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
         ("[rate_limit]\nquota = 60", "is a table"),
         ("rate_limit = 2026-01-01", "is a date"),
         ("rate_limit =", "is not TOML"),
-        ("concurrency_limit = 5", "not available yet"),
+        ("concurrency_limit = 0", "1 to 1000000"),
     ],
 )
 def test_files_that_are_refused(tmp_path: Path, line: str, reason: str) -> None:

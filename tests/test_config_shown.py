@@ -46,6 +46,16 @@ def test_describe_says_everything_and_no_secret() -> None:
     assert described["MAX_BODY"] == "no limit"
 
 
+def test_limits_of_all_kinds_are_described() -> None:
+    described = dict(
+        describe(config(rate_limit="10/second;bucket,60;shadow", concurrency_limit="5", rate_limit_mode="shadow"))
+    )
+    assert described["RATE_LIMIT"] == "10 at once, then one each 0.1 s, 60 in 60 s (shadow: never refuses)"
+    assert described["CONCURRENCY_LIMIT"] == "5 in flight"
+    assert described["GLOBAL_CONCURRENCY_LIMIT"] == "no limit"
+    assert described["RATE_LIMIT_MODE"] == "shadow"
+
+
 def test_repr_holds_no_secret() -> None:
     found = config(**CANARIES)
     assert_no_canary(repr(found))

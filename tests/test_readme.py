@@ -438,13 +438,9 @@ def test_the_settings_table_has_the_defaults() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("CONCURRENCY_LIMIT", "5"),
-        ("GLOBAL_CONCURRENCY_LIMIT", "5"),
         ("ON_STORE_LOSS", "allow"),
         ("GATEWAY_WORKERS", "2"),
         ("ACCESS_LOG", "json"),
-        ("RATE_LIMIT", "60/minute;bucket"),
-        ("RATE_LIMIT", "60/minute;shadow"),
     ],
 )
 def test_the_rest_is_refused(name: str, value: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.config.table import SETTINGS
+from gateway.limits import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from gateway.config.settings import Config
     from gateway.limits import Policy
@@ -35,6 +36,8 @@ def _resolved(config: Config) -> dict[str, str]:
         "target_api_key": _length(config.target_api_key) or "not set: requests go upstream without a key",
         "rate_limit": _limits(settings.limits),
         "global_rate_limit": _limits(settings.global_limits),
+        "concurrency_limit": _limits(filter(None, [settings.concurrency_limit])) or "no limit",
+        "global_concurrency_limit": _limits(filter(None, [settings.global_concurrency_limit])) or "no limit",
         "redis_url": _redis(settings.redis),
         "gateway_listen": ", ".join(map(str, settings.listen)),
         "token_secret": _token_secret(config),
@@ -65,8 +68,18 @@ def _length(secret: str | None) -> str:
     return f"set ({len(secret)} characters)" if secret else ""
 
 
-def _limits(policies: Sequence[Policy]) -> str:
-    return ", ".join(f"{policy.quota} in {policy.window_s} s" for policy in policies)
+def _limits(policies: Iterable[Policy]) -> str:
+    return ", ".join(map(_limit, policies))
+
+
+def _limit(policy: Policy) -> str:
+    if policy.kind is Kind.LEASE:
+        words = f"{policy.quota} in flight"
+    elif policy.kind is Kind.BUCKET:
+        words = f"{policy.quota} at once, then one each {policy.interval_us / 1e6:g} s"
+    else:
+        words = f"{policy.quota} in {policy.window_s} s"
+    return f"{words} (shadow: never refuses)" if policy.shadow else words
 
 
 def _as_written(value: object) -> str:

@@ -12,7 +12,7 @@ from gateway.config import values
 from gateway.config.table import SETTINGS
 from gateway.config.target import Target, parse_key_style, parse_url, with_key
 from gateway.errors import ConfigError
-from gateway.limits import parse_limits
+from gateway.limits import parse_concurrency, parse_limits
 from gateway.stores.address import parse_redis_url
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ class Settings:
         target: The upstream API.
         limits: Per token; all must allow.
         global_limits: All tokens together; all must allow. May be empty.
+        concurrency_limit: Requests in flight per token, whatever limits it has of its own.
+        global_concurrency_limit: Requests in flight of all tokens together.
+        shadow: Limits only tell what they would refuse.
         redis: Where the shared store is; None for the embedded one.
         store_timeout_s: The longest a request waits for the shared store.
         listen: One or more addresses; a port of 0 is chosen by the kernel.
@@ -78,6 +81,9 @@ class Settings:
     target: Target
     limits: tuple[Policy, ...]
     global_limits: tuple[Policy, ...]
+    concurrency_limit: Policy | None
+    global_concurrency_limit: Policy | None
+    shadow: bool
     redis: RedisAddress | None = field(repr=False)
     store_timeout_s: float
     listen: tuple[Address, ...]
@@ -94,6 +100,12 @@ class Settings:
     drain_timeout_s: float
     upstream_pool: int
     upstream_idle_s: float
+
+    @property
+    def common_limits(self) -> tuple[Policy, ...]:
+        """What every token is under, whatever limits it has of its own."""
+        own, shared = self.concurrency_limit, self.global_concurrency_limit
+        return (*((own,) if own else ()), *self.global_limits, *((shared,) if shared else ()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +129,7 @@ class Config:
     global_rate_limit: str | int | None = None
     concurrency_limit: str | int | None = None
     global_concurrency_limit: str | int | None = None
+    rate_limit_mode: str = "enforce"
     redis_url: str | None = field(default=None, repr=False)
     on_store_loss: str = "deny"
     store_timeout: str | float = "100ms"
@@ -177,8 +190,6 @@ class _Reader:
 
 
 def _compile(read: _Reader) -> Settings:
-    for name in ("concurrency_limit", "global_concurrency_limit"):
-        read.optional(name, _not_available)
     read("on_store_loss", _only("deny", later=("local", "allow")))
     read("gateway_workers", _only("1", later=("auto", "[0-9]{1,4}")))
     read("access_log", _only("off", later=("json", "common")))
@@ -187,6 +198,11 @@ def _compile(read: _Reader) -> Settings:
         target=_target(read, listen),
         limits=read("rate_limit", parse_limits),
         global_limits=read.optional("global_rate_limit", lambda text: parse_limits(text, shared=True)) or (),
+        concurrency_limit=read.optional("concurrency_limit", parse_concurrency),
+        global_concurrency_limit=read.optional(
+            "global_concurrency_limit", lambda text: parse_concurrency(text, shared=True)
+        ),
+        shadow=read("rate_limit_mode", values.limit_mode) == "shadow",
         redis=read.optional("redis_url", parse_redis_url),
         store_timeout_s=read("store_timeout", values.duration_s),
         listen=listen,

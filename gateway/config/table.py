@@ -34,8 +34,8 @@ class Setting(NamedTuple):
 
 
 _DURATION = "a duration in ms, s, m, h or d"
-_LIMITS = "N/second, N/minute, N/hour, N/day or N/30s, several joined by commas"
-_UNAVAILABLE = "nothing in this version; leave it unset"
+_LIMITS = "N/second, N/minute, N/hour, N/day or N/30s, each perhaps with ;bucket or ;shadow, several joined by commas"
+_IN_FLIGHT = "a whole number from 1 to 1000000, perhaps with ;shadow"
 
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
@@ -61,8 +61,14 @@ SETTINGS: dict[str, Setting] = {
         ),
         Setting("rate_limit", _LIMITS, "60/minute", "requests per token (default: 60/minute)"),
         Setting("global_rate_limit", _LIMITS, "1000/minute", "requests of all tokens together"),
-        Setting("concurrency_limit", _UNAVAILABLE, "", "requests in flight per token (not available yet)"),
-        Setting("global_concurrency_limit", _UNAVAILABLE, "", "requests in flight in all (not available yet)"),
+        Setting("concurrency_limit", _IN_FLIGHT, "10", "requests in flight per token (default: none)"),
+        Setting("global_concurrency_limit", _IN_FLIGHT, "200", "requests in flight in all (default: none)"),
+        Setting(
+            "rate_limit_mode",
+            "enforce or shadow",
+            "shadow",
+            "shadow: limits only tell what they would refuse (default: enforce)",
+        ),
         Setting(
             "redis_url",
             "redis://, rediss:// or unix://",

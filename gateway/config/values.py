@@ -91,6 +91,13 @@ def log_level(text: str) -> str:
     return level
 
 
+def limit_mode(text: str) -> str:
+    """Read what limits do: `enforce` or `shadow`."""
+    if text not in {"enforce", "shadow"}:
+        raise ValueError(f"{quoted(text)} is neither enforce nor shadow")
+    return text
+
+
 def addresses(text: str) -> tuple[Address, ...]:
     """Read `host:port` and `[v6]:port`, several joined by commas, none of them twice."""
     found = tuple(_address(part.strip()) for part in text.split(","))

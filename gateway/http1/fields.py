@@ -8,9 +8,12 @@ from binascii import Error as Base64Error
 from typing import TYPE_CHECKING, Final
 
 from gateway.http1.gate import TOKEN
+from gateway.http1.message import CRLF
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+    from gateway.http1.message import RequestHead
 
 # Kinds of field. Plain ints: they are compared for every line of every head.
 PLAIN: Final = 0
@@ -26,6 +29,8 @@ BASIC: Final = 9  # an Authorization with this scheme: looked at last
 TE: Final = 10
 TRAILER: Final = 11
 UPGRADE: Final = 12
+
+_RETRY: Final = re.compile(rb"\r\nx-stainless-retry-count: *0*[1-9]", re.IGNORECASE)
 
 _HOP_BY_HOP: Final = (
     b"keep-alive",
@@ -159,3 +164,8 @@ def credential(authorization: bytes) -> bytes | None:
                 return None
             return user or password or None
     return None
+
+
+def is_retry(head: RequestHead) -> bool:
+    """Whether an SDK says that it sends this request again by itself (the official OpenAI and Anthropic SDKs do)."""
+    return _RETRY.search(CRLF.join(head.lines)) is not None

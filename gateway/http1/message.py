@@ -17,6 +17,10 @@ UNTIL_CLOSE: Final = -2
 # RFC 9110 §9.2.2. Only these may be sent a second time when it is not known what became of the first.
 IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS"))
 
+# TRACE's answer would show the key that went upstream (RFC 9110 §9.3.8); CONNECT has no path to be sent to.
+REFUSED_METHODS: Final = frozenset((b"TRACE", b"CONNECT"))
+RELAYED_METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+
 NO_PROTOCOLS: Final[frozenset[bytes]] = frozenset()
 
 MAX_HEAD_BYTES: Final = 32 * 1024

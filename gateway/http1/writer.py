@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from gateway.errors import Draining, MethodNotAllowed, RateLimited, StoreUnavailable, TokenError, TokenMissing
+from gateway.errors import (
+    ConcurrencyLimited,
+    Draining,
+    MethodNotAllowed,
+    RateLimited,
+    StoreUnavailable,
+    TokenError,
+    TokenMissing,
+)
 from gateway.http1.fields import without
 from gateway.http1.message import CHUNKED, CRLF, HEAD_END
 
@@ -17,7 +26,10 @@ if TYPE_CHECKING:
 
 
 STORM_AFTER_S: Final = 60
-"""A wait longer than this tells the official SDKs not to retry: they would only come back too early."""
+"""A wait longer than this tells the official SDKs not to retry. They obey a `Retry-After` of 60 s at most; told a
+longer one, they would come back within seconds, and again."""
+JITTER: Final = 0.05
+"""The share of a wait that is added to it at most, so that those who were refused together do not return together."""
 
 _REASONS: Final = {
     100: "Continue",
@@ -155,15 +167,17 @@ def problem(error: GatewayError) -> bytes:
     ).encode()
 
 
-def error_fields(error: GatewayError) -> list[tuple[str, str]]:
-    """List the fields of an error answer that follow from the error alone."""
-    fields = [
-        ("Content-Type", "application/problem+json"),
-        ("X-Gateway-Error", error.code),
-        ("Cache-Control", "no-store"),
-    ]
+def error_fields(error: GatewayError, *, jitter: float = 0.0) -> list[tuple[str, str]]:
+    """List the fields of an error answer that follow from the error alone.
+
+    Args:
+        error: What went wrong.
+        jitter: From 0 to 1: which part of `JITTER` is added to a wait.
+    """
+    fields = _plain_fields(error)
     if isinstance(error, RateLimited):
-        fields += _retry_fields(error)
+        lines = _retry_lines(error.quota, is_storm=_is_storm(error)) % _waits(error, jitter)
+        fields += [(name, value) for name, _, value in (line.partition(": ") for line in lines.split("\r\n"))]
     elif isinstance(error, TokenError):
         fields.append(("WWW-Authenticate", _challenge(error)))
     elif isinstance(error, MethodNotAllowed):
@@ -173,19 +187,72 @@ def error_fields(error: GatewayError) -> list[tuple[str, str]]:
     return fields
 
 
-def _retry_fields(error: RateLimited) -> list[tuple[str, str]]:
-    wait_us = error.retry_after_us
-    wait_s = _ceil(wait_us, 1_000_000)
-    fields = [
-        ("Retry-After", str(wait_s)),
-        ("retry-after-ms", str(_ceil(wait_us, 1000))),
-        ("X-RateLimit-Limit", str(error.quota)),
-        ("X-RateLimit-Remaining", "0"),
-        ("X-RateLimit-Reset", str(wait_s)),
+def _plain_fields(error: GatewayError) -> list[tuple[str, str]]:
+    return [
+        ("Content-Type", "application/problem+json"),
+        ("X-Gateway-Error", error.code),
+        ("Cache-Control", "no-store"),
     ]
-    if wait_us > STORM_AFTER_S * 1_000_000:
-        fields.append(("x-should-retry", "false"))
-    return fields
+
+
+def refusal(
+    error: RateLimited, *, jitter: float, date: str, limit_lines: bytes, keep_alive: bool, head_only: bool
+) -> bytes:
+    """Make a whole 429, from pieces that are ready: who storms a limit must not cost more than who keeps to it.
+
+    Args:
+        error: The refusal.
+        jitter: From 0 to 1: which part of `JITTER` is added to the wait.
+        date: The current time, as `http_date` spells it.
+        limit_lines: Ready field lines that say how the request's limits stand.
+        keep_alive: Whether the connection goes on.
+        head_only: Leave the body out, as for HEAD (RFC 9110 §9.3.2).
+    """
+    key = (error.policy, error.quota, error.window_s)
+    head, body = _ready(*key, is_concurrency=isinstance(error, ConcurrencyLimited), is_storm=_is_storm(error))
+    wait_s = max(error.retry_after_us, 0) / 1e6
+    content = body % (wait_s, wait_s)
+    connection = b"keep-alive" if keep_alive else b"close"
+    filled = head % (*_waits(error, jitter), date.encode(), len(content), connection, limit_lines)
+    return filled if head_only else filled + content
+
+
+@lru_cache(maxsize=1024)
+def _ready(policy: str, quota: int, window_s: int, *, is_concurrency: bool, is_storm: bool) -> tuple[bytes, bytes]:
+    """Return the head and the body of a 429, with places for what differs from one to the next."""
+    kind = ConcurrencyLimited if is_concurrency else RateLimited
+    error = kind(policy, quota, window_s, 0)
+    error.detail = kind.sentence(policy, quota, window_s)
+    lines = [f"HTTP/1.1 {kind.status} {_REASONS[kind.status]}"]
+    lines += [f"{name}: {value}" for name, value in _plain_fields(error)]
+    lines += [_retry_lines(quota, is_storm=is_storm), "Date: %b", "Content-Length: %d", "Connection: %b", "%b"]
+    return "\r\n".join(lines).encode() + HEAD_END, problem(error)
+
+
+def _retry_lines(quota: int, *, is_storm: bool) -> str:
+    """Return the field lines that say when to come back, with places for what `_waits` says."""
+    lines = ["Retry-After: %d", "retry-after-ms: %d", f"X-RateLimit-Limit: {quota}", "X-RateLimit-Remaining: 0"]
+    lines.append("X-RateLimit-Reset: %d")
+    if is_storm:
+        lines.append("x-should-retry: false")
+    return "\r\n".join(lines)
+
+
+def _is_storm(error: RateLimited) -> bool:
+    return error.retry_after_us > STORM_AFTER_S * 1_000_000
+
+
+def _waits(error: RateLimited, jitter: float) -> tuple[int, int, int]:
+    """Return what to wait in seconds and in milliseconds, and the seconds until a place is free, exactly.
+
+    Never less than exactly; more by `JITTER` at most, or by rounding up. What an SDK would obey stays so.
+    """
+    exact_us = error.retry_after_us
+    told_us = int(exact_us * (1 + JITTER * jitter))
+    if not _is_storm(error):
+        told_us = min(told_us, STORM_AFTER_S * 1_000_000)
+    exact_s = _ceil(exact_us, 1_000_000)
+    return max(exact_s, told_us // 1_000_000), _ceil(told_us, 1000), exact_s
 
 
 def _challenge(error: TokenError) -> str:

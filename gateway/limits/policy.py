@@ -1,15 +1,21 @@
-"""The grammar of limits: `60`, `10/second`, `100/30s`, several joined by commas."""
+"""The grammar of limits: `60`, `10/second`, `100/30s;bucket`, `1000/day;shadow`, several joined by commas."""
 
 from __future__ import annotations
 
+import enum
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SEGMENTS = 60
 """How many segments cover a window: a place comes free at most a sixtieth of the window late."""
 
 MAX_QUOTA = 10**9
 MAX_WINDOW_S = 31 * 86_400
+MAX_LIMITS = 16
+"""In one setting or token: what one check costs Redis is bounded, and a set of them fits in an exact number."""
+MAX_IN_FLIGHT = 10**6
+MIN_INTERVAL_US = 100
+"""Between two places of a bucket: rounding it up to whole microseconds then costs 1 % of the rate at most."""
 
 _EXAMPLE = "e.g. 60/minute or 10/second,1000/day"
 _WORDS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400}
@@ -20,15 +26,29 @@ _SUBJECT = re.compile(r"[A-Za-z0-9_-]+")
 _SHARED_OWNER = "global"
 
 
+class Kind(enum.Enum):
+    """How a limit counts."""
+
+    WINDOW = "window"
+    """A strict sliding window: see `limits.window`."""
+    BUCKET = "bucket"
+    """A token bucket: see `limits.bucket`."""
+    LEASE = "lease"
+    """Requests in flight: see `limits.places`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One limit: no interval as long as the window ever holds more than `quota` admissions.
+    """One limit.
 
     Args:
-        name: The window's name, `second`, `minute`, `hour`, `day` or like `30s`; part of the store's key.
-        quota: Admissions in a window, 1 to 10**9.
-        window_us: The window in microseconds: whole seconds, 1 second to 31 days.
+        name: The window's name, `second`, `minute`, `hour`, `day` or like `30s`, or `concurrency`; part of the
+            store's key. One that is tried beside another of the same window is `minute-shadow`.
+        quota: Admissions in a window, 1 to 10**9; for a lease the requests in flight, 1 to 10**6.
+        window_us: The window in microseconds: whole seconds, 1 second to 31 days. 0 for a lease.
         shared: Counted for all tokens together.
+        kind: How it counts.
+        shadow: It decides and counts as any other, but never refuses; what it would have refused it does not count.
 
     Raises:
         ValueError: A number is out of its range.
@@ -38,17 +58,25 @@ class Policy:
     quota: int
     window_us: int
     shared: bool = False
+    kind: Kind = Kind.WINDOW
+    shadow: bool = False
 
     def __post_init__(self) -> None:
+        if self.kind is Kind.LEASE:
+            if not 1 <= self.quota <= MAX_IN_FLIGHT:
+                raise ValueError(f"a concurrency limit allows 1 to {MAX_IN_FLIGHT} requests, not {self.quota}; e.g. 10")
+            return
         if not 1 <= self.quota <= MAX_QUOTA:
             raise ValueError(f"a limit allows 1 to {MAX_QUOTA} requests, not {self.quota}; {_EXAMPLE}")
         window_s, rest_us = divmod(self.window_us, 1_000_000)
         if rest_us or not 1 <= window_s <= MAX_WINDOW_S:
             raise ValueError(f"a window is whole seconds, from 1 second to 31 days; {_EXAMPLE}")
+        if self.kind is Kind.BUCKET and self.quota * MIN_INTERVAL_US > self.window_us:
+            raise ValueError(f"a bucket allows at most {1_000_000 // MIN_INTERVAL_US} requests a second; {_EXAMPLE}")
 
     @property
     def window_s(self) -> int:
-        """The window in seconds."""
+        """The window in seconds; 0 for a lease."""
         return self.window_us // 1_000_000
 
     @property
@@ -61,59 +89,109 @@ class Policy:
         return -(-self.window_us // SEGMENTS)
 
     @property
+    def interval_us(self) -> int:
+        """Of a bucket: in how many microseconds a place comes free, rounded up, so that it is never too fast."""
+        return -(-self.window_us // self.quota)
+
+    @property
+    def unit_us(self) -> int:
+        """What a store counts time in, in microseconds: a window's segment, a bucket's interval; 0 for a lease."""
+        return self.interval_us if self.kind is Kind.BUCKET else self.segment_us
+
+    @property
     def label(self) -> str:
         """The name users see in `RateLimit` headers: `minute`, or `global-minute` for a shared limit."""
         return f"global-{self.name}" if self.shared else self.name
+
+    @property
+    def counter(self) -> str:
+        """What is counted, as the last part of a store's key: what counts differently has another."""
+        if self.kind is Kind.LEASE:
+            return "inflight"
+        return f"limit:{self.name}-bucket" if self.kind is Kind.BUCKET else f"limit:{self.name}"
 
     def owner(self, subject: str) -> str:
         """Return under whose name the limit counts: the subject's, or `global` for a shared limit.
 
         Raises:
-            ValueError: The subject is not made of letters, digits, `-` and `_`, or is `global` itself, which
-                would mix its counts with everybody's.
+            ValueError: The subject is not one that limits can be counted for (`check_subject`).
         """
-        if subject == _SHARED_OWNER or _SUBJECT.fullmatch(subject) is None:
-            raise ValueError("a subject is letters, digits, '-' and '_', and not 'global', e.g. worker-7")
+        check_subject(subject)
         return _SHARED_OWNER if self.shared else subject
+
+
+def check_subject(subject: str) -> None:
+    """Raise ValueError unless the subject is letters, digits, `-` and `_`, and not `global`, everybody's own name."""
+    if subject == _SHARED_OWNER or _SUBJECT.fullmatch(subject) is None:
+        raise ValueError("a subject is letters, digits, '-' and '_', and not 'global', e.g. worker-7")
 
 
 def parse_limits(text: str, *, shared: bool = False) -> tuple[Policy, ...]:
     """Read limits as users write them, in `RATE_LIMIT` or on the command line.
 
     Args:
-        text: `60` (a minute), `N/second|minute|hour|day`, `N/30s` (or `m`, `h`, `d`); several joined by
-            commas, with spaces around if you like.
+        text: `60` (a minute), `N/second|minute|hour|day`, `N/30s` (or `m`, `h`, `d`), each perhaps with `;bucket`,
+            `;shadow` or both behind it; several joined by commas, with spaces around if you like.
         shared: The limits count for all tokens together.
 
     Returns:
-        The policies in the order written, windows in their plainest name: `60/60s` is `60/minute`.
+        The policies in the order written, windows in their plainest name: `60/60s` is `60/minute`. Two of the same
+        window differ in that one is a shadow; that one's name says so.
 
     Raises:
         ValueError: One sentence that says what is wrong and gives an example.
     """
+    members = text.split(",")
+    if len(members) > MAX_LIMITS:
+        raise ValueError(f"there are {len(members)} limits, more than {MAX_LIMITS}; {_EXAMPLE}")
     policies: list[Policy] = []
-    for member in text.split(","):
+    for member in members:
         policy = _parse_one(member.strip(" "), shared=shared)
-        if any(policy.window_us == other.window_us for other in policies):
+        twins = [other for other in policies if other.window_us == policy.window_us]
+        if any(twin.shadow is policy.shadow for twin in twins):
             raise ValueError(f"two limits have the same window, '{policy.name}'; {_EXAMPLE}")
         policies.append(policy)
-    return tuple(policies)
+    real = {policy.window_us for policy in policies if not policy.shadow}
+    return tuple(
+        replace(policy, name=f"{policy.name}-shadow") if policy.shadow and policy.window_us in real else policy
+        for policy in policies
+    )
+
+
+def parse_concurrency(text: str, *, shared: bool = False) -> Policy:
+    """Read `CONCURRENCY_LIMIT`: how many requests may be in flight, `10` or `10;shadow`.
+
+    Args:
+        text: As users write it.
+        shared: Of all tokens together.
+
+    Raises:
+        ValueError: One sentence that says what is wrong and gives an example.
+    """
+    quota_text, *modes = text.split(";")
+    if modes not in ([], ["shadow"]):
+        raise ValueError(f"{';'.join(modes)!r} after ';' is not 'shadow'; e.g. 10 or 10;shadow")
+    if _QUOTA.fullmatch(quota_text) is None or len(quota_text) > 12:
+        raise ValueError(f"{quota_text!r} is not a whole number from 1 to {MAX_IN_FLIGHT}; e.g. 10")
+    return Policy("concurrency", int(quota_text), 0, shared, Kind.LEASE, bool(modes))
 
 
 def _parse_one(member: str, *, shared: bool) -> Policy:
     if not member:
         raise ValueError(f"a limit is missing; {_EXAMPLE}")
-    limit, semicolon, mode = member.partition(";")
-    if semicolon:
-        if mode in {"bucket", "shadow"}:
-            raise ValueError(f"';{mode}' is not available yet; write the limit without it, {_EXAMPLE}")
-        raise ValueError(f"{mode!r} after ';' is no known mode; {_EXAMPLE}")
+    limit, *modes = member.split(";")
+    for mode in modes:
+        if mode not in {"bucket", "shadow"}:
+            raise ValueError(f"{mode!r} after ';' is no known mode (bucket, shadow); {_EXAMPLE}")
+    if len(set(modes)) < len(modes):
+        raise ValueError(f"';{modes[-1]}' is there twice; {_EXAMPLE}")
     quota_text, slash, window_text = limit.partition("/")
     # The length guards keep int() away from absurd digit strings; the ranges proper are Policy's.
     if _QUOTA.fullmatch(quota_text) is None or len(quota_text) > 12:
         raise ValueError(f"{quota_text!r} is not a whole number from 1 to {MAX_QUOTA}; {_EXAMPLE}")
     window_s = _window_s(window_text) if slash else 60
-    return Policy(_window_name(window_s), int(quota_text), window_s * 1_000_000, shared)
+    kind = Kind.BUCKET if "bucket" in modes else Kind.WINDOW
+    return Policy(_window_name(window_s), int(quota_text), window_s * 1_000_000, shared, kind, "shadow" in modes)
 
 
 def _window_s(text: str) -> int:

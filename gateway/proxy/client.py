@@ -7,7 +7,7 @@ import sys
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, cast
 
-from gateway.errors import Draining, GatewayError, RequestTimeout
+from gateway.errors import Draining, GatewayError, RateLimited, RequestTimeout
 from gateway.http1 import writer
 from gateway.http1.message import CRLF, HEAD_END, MAX_HEAD_BYTES
 from gateway.http1.partial import PartialHead
@@ -268,6 +268,21 @@ class ClientConnection(asyncio.Protocol):
         self, error: GatewayError, head: RequestHead | None, *, keep_alive: bool, limit_lines: bytes = b""
     ) -> None:
         """Send an error answer, and end the exchange; the connection too, where what follows cannot be trusted."""
+        if isinstance(error, RateLimited):
+            context = self._context
+            keep_alive = keep_alive and not context.draining
+            self.write(
+                writer.refusal(
+                    error,
+                    jitter=context.random(),
+                    date=context.clock.date(),
+                    limit_lines=limit_lines,
+                    keep_alive=keep_alive,
+                    head_only=head is not None and head.method == b"HEAD",
+                )
+            )
+            self.on_exchange_done(keep_alive=keep_alive)
+            return
         answer = (error.status, writer.error_fields(error), writer.problem(error))
         self.answer(answer, head, keep_alive=keep_alive and not error.closes, limit_lines=limit_lines)
 

@@ -35,7 +35,7 @@ class Clock:
         watched: What is looked at in every tick.
     """
 
-    __slots__ = ("_loop", "_timer", "now_s", "soon_s", "wall_s", "watched")
+    __slots__ = ("_date", "_loop", "_timer", "now_s", "soon_s", "wall_s", "watched")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -44,6 +44,7 @@ class Clock:
         self.soon_s = self.now_s + TICK_S
         self.wall_s = time.time()
         self.watched: set[Watched] = set()
+        self._date = (-1, "")
 
     def start(self) -> None:
         """Begin to tick, until `stop`."""
@@ -57,7 +58,10 @@ class Clock:
 
     def date(self) -> str:
         """Spell the current time for a `Date` field."""
-        return http_date(time.gmtime(self.wall_s))
+        second = int(self.wall_s)
+        if self._date[0] != second:
+            self._date = (second, http_date(time.gmtime(second)))
+        return self._date[1]
 
     def sweep(self) -> None:
         """Take the time and end what is past its deadline."""

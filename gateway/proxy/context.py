@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from gateway.config import Settings
     from gateway.http1.message import RequestHead
     from gateway.http1.parser import RequestParser
+    from gateway.metrics import Metrics
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.clock import Clock
     from gateway.proxy.pool import UpstreamPool
@@ -40,6 +42,9 @@ class ProxyContext:
     route: TargetRoute
     pool: UpstreamPool
     endpoint: Endpoint
+    metrics: Metrics
+    random: Callable[[], float] = random.random
+    """What spreads the waits of those who are refused: a number from 0 to 1."""
     connections: set[ClientConnection] = field(default_factory=set)
     draining: bool = False
     emptied: asyncio.Event = field(default_factory=asyncio.Event)

@@ -23,7 +23,8 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.http1 import framing, writer
-from gateway.http1.message import CHUNKED, IDEMPOTENT, UNTIL_CLOSE
+from gateway.http1.fields import is_retry
+from gateway.http1.message import CHUNKED, IDEMPOTENT, REFUSED_METHODS, RELAYED_METHODS, UNTIL_CLOSE
 from gateway.proxy.clock import NEVER
 from gateway.proxy.relay import MAX_STRANGERS_BYTES, Relay
 from gateway.proxy.sockets import still_takes
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
     from gateway.proxy.upstream import UpstreamConnection
     from gateway.stores import Verdict
 
-# TRACE's answer would show the key that went upstream (RFC 9110 §9.3.8); CONNECT has no path to be sent to.
-_REFUSED_METHODS: Final = frozenset((b"TRACE", b"CONNECT"))
-_METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _TIMING: Final = b"Server-Timing: gateway;dur=%.3f, upstream;dur=%.3f"
 
 
@@ -57,7 +55,7 @@ class Exchange:
     # fmt: off
     __slots__ = (
         "_context", "_client", "_head", "_keep_alive", "_over",  # the exchange
-        "_subject", "_verdict", "_sent", "_connecting", "_upstream",  # what it holds
+        "_subject", "_verdict", "_sent", "_leased", "_connecting", "_upstream",  # what it holds
         "request_done", "_request", "_content", "_upload",  # on the way up
         "answer_started", "_answered_early", "_answer",  # on the way down
         "_lap_began_s", "_own_s",  # time spent
@@ -75,6 +73,7 @@ class Exchange:
         self._subject: Subject | None = None
         self._verdict: Verdict | None = None
         self._sent = False
+        self._leased = False
         self._connecting: asyncio.Task[None] | None = None
         self._upstream: UpstreamConnection | None = None
         self.request_done = False
@@ -113,8 +112,8 @@ class Exchange:
         context, head = self._context, self._head
         self._client.deadline_s = NEVER  # the store and the pool have their own
         try:
-            if head.method in _REFUSED_METHODS:
-                raise MethodNotAllowed(_METHODS)
+            if head.method in REFUSED_METHODS:
+                raise MethodNotAllowed(RELAYED_METHODS)
             self._subject = subject = context.admission.authenticate(head.bearer, context.clock.wall_s)
             self._request = context.route.write_head(head)
         except GatewayError as error:
@@ -127,12 +126,15 @@ class Exchange:
         subject = self._subject
         assert subject is not None  # noqa: S101 - `begin` sets it before it asks
         self._verdict = verdict
+        self._leased = bool(verdict.lease)
+        if verdict.shadowed:
+            self._context.metrics.on_shadowed(subject.id, subject.shadowed(verdict))
         if self._over:  # the client has left
             self._end()
         elif verdict.admitted:
             self._acquire()
         else:
-            self._refuse(subject.refusal(verdict))
+            self._refuse(self._context.admission.refusal(subject, verdict))
 
     def on_store_loss(self, error: StoreUnavailable) -> None:
         """See `stores.Waiter`. What is wrong with the store stands in the log: it is no business of the client's."""
@@ -233,7 +235,7 @@ class Exchange:
         timing = _TIMING % (self._own_s * 1e3, (perf_counter() - self._lap_began_s) * 1e3)
         self._context.route.hide_key(head)
         first = writer.switch_head(head, subject.limit_lines(verdict), timing) + rest
-        Tunnel(self._context, self._client, upstream).begin(first)
+        Tunnel(self._context, self._client, upstream, self._release).begin(first)
 
     def _answer_head(self, head: AnswerHead, length: int, upstream_s: float) -> bytes:
         assert self._subject is not None and self._verdict is not None  # noqa: S101, PT018 - set before it was sent
@@ -353,14 +355,14 @@ class Exchange:
             self._refuse(UpstreamTimeout("The upstream did not answer in time."))
 
     def _refuse(self, error: GatewayError) -> None:
+        if self.answer_started and not self._over:
+            self._abort()
         if self._over:
             return
-        if self.answer_started:
-            self._abort()
-            return
-        limit_lines = b""
-        if self._subject is not None and self._verdict is not None:
-            limit_lines = self._subject.limit_lines(self._verdict)
+        subject, verdict = self._subject, self._verdict
+        limit_lines = subject.limit_lines(verdict) if subject is not None and verdict is not None else b""
+        if subject is not None and error.denies:
+            self._context.metrics.on_denied(subject.id, error, is_retry=is_retry(self._head))
         keep_alive = self._keep_alive and self.request_done
         self._end()
         self._client.refuse(error, self._head, limit_lines=limit_lines, keep_alive=keep_alive)
@@ -381,6 +383,7 @@ class Exchange:
             if self._answer is not None:
                 self._answer.resume()
             self._context.pool.give_back(upstream)
+            self._release()
         else:
             self._end()
         self._client.on_exchange_done(keep_alive=self._keep_alive)
@@ -389,11 +392,18 @@ class Exchange:
         """Let go of everything that is not the client's; a place that nothing was sent for is given back."""
         self._over = True
         if not self._sent and self._subject is not None and self._verdict is not None and self._verdict.admitted:
-            self._sent = True
+            self._sent, self._leased = True, False
             self._context.admission.give_back(self._subject, self._verdict)
+        self._release()
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
         if self._upstream is not None:
             self._upstream.close()
             self._upstream = None
+
+    def _release(self) -> None:
+        """Give the places in flight back, once, if there are any."""
+        if self._leased and self._subject is not None and self._verdict is not None:
+            self._leased = False
+            self._context.admission.release(self._subject, self._verdict)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from gateway.proxy.sockets import end_writing, still_takes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import ProxyContext
     from gateway.proxy.upstream import UpstreamConnection
@@ -29,6 +31,7 @@ class Tunnel:
         context: What all exchanges share.
         client: The connection that asked for the switch.
         upstream: The connection that switched.
+        on_end: Called when either connection has ended, perhaps for each.
     """
 
     # What the client connection asks of an exchange: there is no request any more, and so nothing is missing of it.
@@ -36,9 +39,16 @@ class Tunnel:
     missing_bytes: ClassVar[int] = 0
     takes_interim: ClassVar[bool] = False
 
-    __slots__ = ("_client", "_client_ended", "_clock", "_idle_timeout_s", "_upstream", "_upstream_ended")
+    __slots__ = ("_client", "_client_ended", "_clock", "_idle_timeout_s", "_on_end", "_upstream", "_upstream_ended")
 
-    def __init__(self, context: ProxyContext, client: ClientConnection, upstream: UpstreamConnection) -> None:
+    def __init__(
+        self,
+        context: ProxyContext,
+        client: ClientConnection,
+        upstream: UpstreamConnection,
+        on_end: Callable[[], None],
+    ) -> None:
+        self._on_end = on_end
         self._clock = context.clock
         self._idle_timeout_s = context.settings.idle_timeout_s
         self._client = client
@@ -104,6 +114,7 @@ class Tunnel:
 
     def on_client_lost(self) -> None:
         """The client's connection broke, or has been closed behind the upstream's."""
+        self._on_end()
         self._upstream.close()
 
     # --- from the upstream ---------------------------------------------------------------------------------------
@@ -137,6 +148,7 @@ class Tunnel:
     def on_upstream_lost(self, *, unsent: bool, heard: bool) -> None:
         """The upstream's connection broke, or has closed behind its end: the client's goes the same way."""
         del unsent, heard
+        self._on_end()
         if self._upstream_ended:
             self._client.on_tunnel_done()
         else:

@@ -7,7 +7,7 @@ task, future or timer per check.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,14 +15,19 @@ if TYPE_CHECKING:
     from gateway.errors import StoreUnavailable
     from gateway.limits import Policy
 
+REVOKED: Final = -2
+"""`Verdict.policy` of a refusal that no limit made: the token is revoked."""
+
 
 class Verdict(NamedTuple):
     """What a store decided about one request.
 
-    When `admitted`, `policy` is the index of the policy nearest its end (least `remaining`; the earlier one on a
-    tie), `remaining` what it has left after this request, and `reset_us` the time until its next place comes free.
-    When refused, `policy` is the index of the policy that refused (of several, the one with the longest wait),
-    `remaining` what is left of it (0 for requests that cost 1) and `reset_us` the time until this request could pass.
+    When `admitted`, `policy` is the index of the window or bucket nearest its end (least `remaining`; the earlier one
+    on a tie; -1 if there is none), `remaining` what it has left after this request, and `reset_us` the time until its
+    next place comes free.
+    When refused, `policy` is the index of the policy that refused (of several, the one with the longest wait), or
+    `REVOKED`, `remaining` what is left of it (0 for requests that cost 1) and `reset_us` the time until this request
+    could pass; of a policy that limits those in flight, when to ask again.
     """
 
     admitted: bool
@@ -30,14 +35,29 @@ class Verdict(NamedTuple):
     remaining: int
     reset_us: int
     at_us: int
-    """The store's time of the charge; `Store.refund` takes it."""
+    """The store's time of the charge."""
+    shadowed: int = 0
+    """The set of policies, as bits by their index, that would have refused and are but shadows: not charged."""
+    lease: bytes = b""
+    """The id of the places in flight that the request holds until `Store.release` or `Store.refund`; b"" if none."""
+
+
+class Standing(NamedTuple):
+    """How one policy stands: what counts, what is left, and the microseconds until a place comes free.
+
+    `reset_us` is 0 where nothing is used, and for policies that limit those in flight.
+    """
+
+    used: int
+    remaining: int
+    reset_us: int
 
 
 class Waiter(Protocol):
     """Whoever asked for a verdict. Exactly one of the two is called, once, possibly before `check` returns."""
 
     def on_verdict(self, verdict: Verdict) -> None:
-        """The store decided."""
+        """The store decided. Where it admitted and gave a lease, `release` or `refund` must follow, once."""
         ...
 
     def on_store_loss(self, error: StoreUnavailable) -> None:
@@ -57,17 +77,46 @@ class Store(Protocol):
 
         Args:
             subject: The token's id; letters, digits, `-` and `_`.
-            policies: In the order that `Verdict.policy` counts. A policy with `shared` set is counted for all
-                subjects together. May be empty: then every check admits, with `policy` -1.
+            policies: In the order that `Verdict.policy` counts, at most 50. A policy with `shared` set is counted for
+                all subjects together. May be empty: then every check admits, with `policy` -1, unless the subject is
+                revoked.
+
+        Raises:
+            ValueError: The subject is not one that limits can be counted for (`Policy.owner`).
         """
         ...
 
     def check(self, plan: Plan, waiter: Waiter) -> None:
-        """Check all policies and charge 1 to each, or charge none; call `waiter` back."""
+        """Check revocation and all policies and charge 1 to each, or charge none; call `waiter` back."""
         ...
 
-    def refund(self, plan: Plan, at_us: int) -> None:
-        """Give back a charge of 1 made at `at_us` (a `Verdict`'s), where its segment is still counted."""
+    def refund(self, plan: Plan, verdict: Verdict) -> None:
+        """Give back what an admitted request was charged, where it still counts, and its places in flight."""
+        ...
+
+    def release(self, plan: Plan, verdict: Verdict) -> None:
+        """Give back the places in flight of an admitted request that is over; its charges stay."""
+        ...
+
+    async def look(self, plan: Plan) -> list[Standing] | None:
+        """Say how each policy stands, and charge nothing; None for a subject that is revoked.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+        ...
+
+    async def revoke(self, subject: str, lives_s: int) -> None:
+        """Refuse this subject from now on, on every instance of the store.
+
+        Args:
+            subject: The token's id.
+            lives_s: For how many seconds, 1 or more.
+
+        Raises:
+            ValueError: The subject is not one that limits can be counted for (`Policy.owner`).
+            StoreUnavailable: The store did not take it in.
+        """
         ...
 
     async def start(self) -> None:

@@ -1,29 +1,36 @@
 """The embedded store: limits counted in this process, for one process.
 
-The rule is `limits.window`'s, on counters that change in place: a check takes under a microsecond.
+The rule is `limits.rule`'s, on counters that change in place: a check of one limit takes about a microsecond.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final, TypeAlias
+from itertools import count
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from gateway.limits.policy import MAX_QUOTA, SEGMENTS
-from gateway.stores import Verdict
+from gateway.limits.policy import MAX_QUOTA, SEGMENTS, Kind, check_subject
+from gateway.stores import REVOKED, Standing, Verdict
+from gateway.stores.counters import BucketCounter, PlacesCounter, WindowCounter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gateway.limits import Policy
     from gateway.stores import Plan, Waiter
+    from gateway.stores.counters import Counter
 
-_Limits: TypeAlias = "tuple[tuple[str, int, int], ...]"
-"""Key, quota and segment in microseconds of each limit."""
+_Windows: TypeAlias = "tuple[tuple[str, int, int], ...]"
+"""Key, quota and segment in microseconds of each limit of a plan that has windows only."""
 
-_NO_LIMITS: Final = Verdict(admitted=True, policy=-1, remaining=0, reset_us=0, at_us=0)
 _verdict: Final = tuple.__new__
 """Makes a Verdict in half the time that its constructor takes."""
+_MAKE: Final[dict[Kind, Callable[[], Counter]]] = {
+    Kind.WINDOW: WindowCounter,
+    Kind.BUCKET: BucketCounter,
+    Kind.LEASE: PlacesCounter,
+}
 
 
 def monotonic_us() -> int:
@@ -31,85 +38,37 @@ def monotonic_us() -> int:
     return time.monotonic_ns() // 1000
 
 
-class _Counter:
-    """The window of one limit: `limits.window.Window`, changed in place.
+class _Limit(NamedTuple):
+    """One policy of a plan; `unit_us` is a window's segment, a bucket's interval."""
 
-    `past` holds `[segment, count]` of the segments before `newest`, oldest first, none of them zero; what has
-    left the window stays there until the next charge.
-    """
-
-    __slots__ = ("count", "newest", "past", "segment_us", "total")
-
-    def __init__(self, segment_us: int) -> None:
-        self.segment_us = segment_us
-        self.newest = 0
-        self.count = 0
-        self.total = 0
-        self.past: deque[list[int]] = deque()
-
-    def total_at(self, segment: int) -> int:
-        """Return how many admissions still count at `segment`."""
-        last = segment - SEGMENTS
-        if self.newest < last:
-            return 0
-        total = self.total
-        for past, count in self.past:
-            if past >= last:
-                break
-            total -= count
-        return total
-
-    def advance(self, segment: int) -> None:
-        """Make `segment` the newest and forget what has left the window by then."""
-        self.total = self.total_at(segment)
-        if not self.total:
-            self.past.clear()
-        else:
-            if self.count:
-                self.past.append([self.newest, self.count])
-            while self.past[0][0] < segment - SEGMENTS:
-                self.past.popleft()
-        self.newest = segment
-        self.count = 0
-
-    def oldest(self) -> int:
-        """Return the oldest segment that counts. Only after a charge: then there is one."""
-        return self.past[0][0] if self.past else self.newest
-
-    def frees_at(self, quota: int) -> int:
-        """Return when, in µs, fewer than `quota` admissions count, if now as many or more do."""
-        surplus = self.total - quota
-        for past, count in self.past:
-            surplus -= count
-            if surplus < 0:
-                return (past + SEGMENTS + 1) * self.segment_us
-        return (self.newest + SEGMENTS + 1) * self.segment_us
-
-    def refund(self, segment: int) -> None:
-        """Give back one admission of `segment`, if it still has one."""
-        if segment == self.newest:
-            if self.count:
-                self.count -= 1
-                self.total -= 1
-            return
-        for entry in self.past:
-            if entry[0] == segment:
-                entry[1] -= 1
-                self.total -= 1
-                if not entry[1]:
-                    self.past.remove(entry)
-                return
+    key: str
+    quota: int
+    unit_us: int
+    kind: Kind
+    shadow: bool
 
 
 class _Plan:
     """Keys and numbers of one subject's policies. No counters: a purge may drop those at any time."""
 
-    __slots__ = ("limits",)
+    __slots__ = ("leases", "limits", "subject", "windows")
 
     def __init__(self, subject: str, policies: Sequence[Policy]) -> None:
-        self.limits: _Limits = tuple(
-            (f"{policy.owner(subject)}:{policy.name}", policy.quota, policy.segment_us) for policy in policies
+        check_subject(subject)
+        self.subject = subject
+        self.limits = tuple(
+            _Limit(
+                f"{policy.owner(subject)}:{policy.counter}",
+                policy.quota,
+                policy.unit_us,
+                policy.kind,
+                policy.shadow,
+            )
+            for policy in policies
         )
+        self.leases = any(policy.kind is Kind.LEASE for policy in policies)
+        is_plain = all(policy.kind is Kind.WINDOW for policy in policies)
+        self.windows: _Windows = tuple(limit[:3] for limit in self.limits) if is_plain else ()
 
 
 class MemoryStore:
@@ -122,12 +81,14 @@ class MemoryStore:
         now_us: The clock that limits are measured with, in microseconds.
     """
 
-    __slots__ = ("_counters", "_now_us", "_to_purge")
+    __slots__ = ("_counters", "_leases", "_now_us", "_revoked", "_to_purge")
 
     def __init__(self, now_us: Callable[[], int] = monotonic_us) -> None:
         self._now_us = now_us
-        self._counters: dict[str, _Counter] = {}
-        self._to_purge: deque[str] = deque()
+        self._counters: dict[str, Counter] = {}
+        self._to_purge: deque[tuple[str, int]] = deque()
+        self._leases = count(1)
+        self._revoked: dict[str, int] = {}  # until when, in microseconds
 
     def plan(self, subject: str, policies: Sequence[Policy]) -> _Plan:
         """Prepare what every check of this subject needs; see `Store.plan`.
@@ -138,29 +99,62 @@ class MemoryStore:
         return _Plan(subject, policies)
 
     def check(self, plan: Plan, waiter: Waiter) -> None:
-        """Check all policies and charge 1 to each, or charge none; `waiter` is called back before it returns."""
-        limits: _Limits = plan.limits  # type: ignore[attr-defined]  # opaque to others, but this store's own
+        """Check revocation and all policies and charge 1 to each, or none; `waiter` is called before this returns."""
+        windows: _Windows = plan.windows  # type: ignore[attr-defined]  # opaque to others, but this store's own
         now_us = self._now_us()
-        if len(limits) == 1:
+        if self._revoked and self._is_revoked(plan.subject, now_us):  # type: ignore[attr-defined]  # see above
+            waiter.on_verdict(Verdict(False, REVOKED, 0, 0, now_us))
+            return
+        if len(windows) == 1:
             # By far the most frequent case, spelled out: one limit, and its segment is still the newest.
-            ((key, quota, segment_us),) = limits
-            counter = self._counters.get(key)
+            ((key, quota, segment_us),) = windows
+            counter: WindowCounter | None = self._counters.get(key)  # type: ignore[assignment]  # as the plan has it
             if counter is not None and counter.newest == now_us // segment_us and counter.total < quota:
+                # The total may count what has left meanwhile: there is room all the same.
                 counter.count += 1
                 counter.total = total = counter.total + 1
                 past = counter.past
                 frees_us = ((past[0][0] if past else counter.newest) + SEGMENTS + 1) * segment_us
-                waiter.on_verdict(_verdict(Verdict, (True, 0, quota - total, frees_us - now_us, now_us)))
+                waiter.on_verdict(_verdict(Verdict, (True, 0, quota - total, frees_us - now_us, now_us, 0, b"")))
                 return
-        waiter.on_verdict(self._decide(limits, now_us) if limits else _NO_LIMITS)
+        verdict = self._charge_windows(windows, now_us) if windows else None
+        waiter.on_verdict(self._decide(plan, now_us) if verdict is None else verdict)  # type: ignore[arg-type]
 
-    def refund(self, plan: Plan, at_us: int) -> None:
-        """Give back a charge of 1 made at `at_us` (a `Verdict`'s), where its segment is still counted."""
-        limits: _Limits = plan.limits  # type: ignore[attr-defined]  # opaque to others, but this store's own
-        for key, _, segment_us in limits:
-            counter = self._counters.get(key)
-            if counter is not None:
-                counter.refund(at_us // segment_us)
+    def refund(self, plan: Plan, verdict: Verdict) -> None:
+        """Give back what an admitted request was charged, where it still counts, and its places in flight."""
+        limits: tuple[_Limit, ...] = plan.limits  # type: ignore[attr-defined]  # opaque to others, but this store's own
+        for index, limit in enumerate(limits):
+            counter = self._counters.get(limit.key)
+            if counter is not None and not verdict.shadowed >> index & 1:
+                counter.refund(limit.unit_us, verdict.at_us, verdict.lease)
+
+    def release(self, plan: Plan, verdict: Verdict) -> None:
+        """Give back the places in flight of an admitted request that is over; its charges stay."""
+        limits: tuple[_Limit, ...] = plan.limits  # type: ignore[attr-defined]  # opaque to others, but this store's own
+        for limit in limits:
+            if limit.kind is Kind.LEASE and (counter := self._counters.get(limit.key)) is not None:
+                counter.refund(0, 0, verdict.lease)
+
+    async def look(self, plan: Plan) -> list[Standing] | None:
+        """Say how each policy stands, and charge nothing; None for a subject that is revoked."""
+        limits: tuple[_Limit, ...] = plan.limits  # type: ignore[attr-defined]  # opaque to others, but this store's own
+        now_us = self._now_us()
+        if self._is_revoked(plan.subject, now_us):  # type: ignore[attr-defined]  # see above
+            return None
+        counters = [self._counters.get(limit.key) or _MAKE[limit.kind]() for limit in limits]
+        at_us = _time_of(counters, limits, now_us)
+        looks = []
+        for counter, limit in zip(counters, limits, strict=True):
+            used, remaining, frees_us = counter.standing(limit.quota, limit.unit_us, at_us)
+            looks.append(Standing(used, remaining, frees_us - now_us if used and not counter.in_flight else 0))
+        return looks
+
+    async def revoke(self, subject: str, lives_s: int) -> None:
+        """Refuse this subject from now on; see `Store.revoke`."""
+        check_subject(subject)
+        now_us = self._now_us()
+        self._revoked = {one: until_us for one, until_us in self._revoked.items() if until_us > now_us}
+        self._revoked[subject] = now_us + lives_s * 1_000_000
 
     async def start(self) -> None:
         """Do nothing: this store is always ready."""
@@ -175,53 +169,86 @@ class MemoryStore:
     async def close(self) -> None:
         """Do nothing: no check is ever in flight."""
 
-    def _decide(self, limits: _Limits, now_us: int) -> Verdict:
-        counters = [self._counter(key, segment_us) for key, _, segment_us in limits]
+    def _is_revoked(self, subject: str, now_us: int) -> bool:
+        return self._revoked.get(subject, 0) > now_us
+
+    def _charge_windows(self, windows: _Windows, now_us: int) -> Verdict | None:
+        """Charge windows that are all there, and surely have room; None if one is not, or may not."""
+        counters = self._counters
+        found: list[WindowCounter] = []
+        for key, quota, segment_us in windows:
+            counter: WindowCounter | None = counters.get(key)  # type: ignore[assignment]  # as the plan has it
+            # The total may count what has left meanwhile; then the long way finds out.
+            if counter is None or counter.total >= quota or counter.newest > now_us // segment_us:
+                return None
+            found.append(counter)
+        nearest, least = 0, MAX_QUOTA
+        for index, (counter, (_, quota, segment_us)) in enumerate(zip(found, windows, strict=True)):
+            segment = now_us // segment_us
+            if counter.newest != segment:
+                counter.advance(segment)
+                self._purge(now_us)
+            counter.count += 1
+            counter.total = total = counter.total + 1
+            if quota - total < least:
+                nearest, least = index, quota - total
+        counter = found[nearest]
+        past, segment_us = counter.past, windows[nearest][2]
+        frees_us = ((past[0][0] if past else counter.newest) + SEGMENTS + 1) * segment_us
+        return _verdict(Verdict, (True, nearest, least, frees_us - now_us, now_us, 0, b""))
+
+    def _decide(self, plan: _Plan, now_us: int) -> Verdict:
+        limits = plan.limits
+        counters = [self._counter(limit) for limit in limits]
         # The newest time charged stands, should the clock have stepped back.
-        at_us = max(now_us, *(counter.newest * counter.segment_us for counter in counters))
-        refused, frees_us = -1, 0
-        for index, (counter, (_, quota, segment_us)) in enumerate(zip(counters, limits, strict=True)):
-            if counter.total >= quota and counter.total_at(at_us // segment_us) >= quota:
-                limit_frees_us = counter.frees_at(quota)
-                if limit_frees_us > frees_us:
-                    refused, frees_us = index, limit_frees_us
-        verdict = (
-            Verdict(False, refused, 0, frees_us - now_us, at_us)
-            if refused >= 0
-            else _charge(counters, limits, now_us, at_us)
-        )
-        self._purge(now_us, 2 * len(limits))
+        at_us = _time_of(counters, limits, now_us)
+        refused, frees_us, shadowed = -1, 0, 0
+        for index, (counter, limit) in enumerate(zip(counters, limits, strict=True)):
+            stands = counter.standing(limit.quota, limit.unit_us, now_us if counter.in_flight else at_us)
+            if not stands.remaining and limit.shadow:
+                shadowed |= 1 << index
+            elif not stands.remaining and stands.frees_us > frees_us:
+                refused, frees_us = index, stands.frees_us
+        if refused >= 0:
+            verdict = Verdict(False, refused, 0, frees_us - now_us, at_us)
+        else:
+            lease = b"%d" % next(self._leases) if plan.leases else b""
+            verdict = _charge(counters, limits, Verdict(True, -1, 0, 0, at_us, shadowed, lease), now_us)
+        for _ in limits:
+            self._purge(now_us)
         return verdict
 
-    def _counter(self, key: str, segment_us: int) -> _Counter:
-        counter = self._counters.get(key)
+    def _counter(self, limit: _Limit) -> Counter:
+        counter = self._counters.get(limit.key)
         if counter is None:
-            counter = self._counters[key] = _Counter(segment_us)
-            self._to_purge.append(key)
+            counter = self._counters[limit.key] = _MAKE[limit.kind]()
+            self._to_purge.append((limit.key, limit.unit_us))
         return counter
 
-    def _purge(self, now_us: int, many: int) -> None:
-        # A counter is kept one window longer than it counts, so that a clock that steps back by less than
-        # that finds it unchanged.
-        for _ in range(min(many, len(self._to_purge))):
-            key = self._to_purge.popleft()
-            counter = self._counters[key]
-            if now_us >= (counter.newest + 2 * SEGMENTS + 1) * counter.segment_us:
+    def _purge(self, now_us: int) -> None:
+        to_purge = self._to_purge
+        for _ in range(min(2, len(to_purge))):
+            key, unit_us = entry = to_purge.popleft()
+            if now_us >= self._counters[key].idle_from_us(unit_us):
                 del self._counters[key]
             else:
-                self._to_purge.append(key)
+                to_purge.append(entry)
 
 
-def _charge(counters: Sequence[_Counter], limits: _Limits, now_us: int, at_us: int) -> Verdict:
-    nearest, least, frees_us = -1, MAX_QUOTA, 0
-    for index, (counter, (_, quota, segment_us)) in enumerate(zip(counters, limits, strict=True)):
-        segment = at_us // segment_us
-        if segment != counter.newest:
-            counter.advance(segment)
-        counter.count += 1
-        counter.total += 1
-        remaining = quota - counter.total
-        if remaining < least:
-            nearest, least = index, remaining
-            frees_us = (counter.oldest() + SEGMENTS + 1) * segment_us
-    return Verdict(True, nearest, least, frees_us - now_us, at_us)
+def _time_of(counters: Sequence[Counter], limits: Sequence[_Limit], now_us: int) -> int:
+    pairs = zip(counters, limits, strict=True)
+    return max([now_us, *(counter.newest_us(limit.unit_us) for counter, limit in pairs)])
+
+
+def _charge(counters: Sequence[Counter], limits: Sequence[_Limit], verdict: Verdict, now_us: int) -> Verdict:
+    """Charge all that are not shadows which would have refused, and find the one nearest its end."""
+    nearest, least, frees_us = -1, 0, now_us
+    for index, (counter, limit) in enumerate(zip(counters, limits, strict=True)):
+        if not verdict.shadowed >> index & 1:
+            counter.charge(limit.unit_us, verdict.at_us, verdict.lease)
+        if counter.in_flight:
+            continue
+        stands = counter.standing(limit.quota, limit.unit_us, verdict.at_us)
+        if nearest < 0 or stands.remaining < least:
+            nearest, least, frees_us = index, stands.remaining, stands.frees_us
+    return verdict._replace(policy=nearest, remaining=least, reset_us=frees_us - now_us)

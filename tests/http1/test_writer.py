@@ -11,7 +11,7 @@ import pytest
 
 from gateway import errors
 from gateway.errors import GatewayError, MethodNotAllowed, RateLimited
-from gateway.http1.writer import answer, error_fields, http_date, problem
+from gateway.http1.writer import answer, error_fields, http_date, problem, refusal
 
 # Status and code of every error, as INTERFACE's table has them.
 TABLE: list[tuple[type[GatewayError], int, str, str]] = [
@@ -104,6 +104,54 @@ def test_a_429_says_when_to_come_back(wait_us: int, seconds: str, milliseconds: 
     assert fields["retry-after-ms"] == milliseconds
     assert (fields["X-RateLimit-Limit"], fields["X-RateLimit-Remaining"]) == ("60", "0")
     assert fields.get("x-should-retry") == ("false" if storm else None)
+
+
+@pytest.mark.parametrize("wait_us", [-5, 1, 30_500_000, 58_462_001, 60_000_000, 60_000_001, 86_400_000_000])
+@pytest.mark.parametrize("jitter", [0.0, 0.5, 0.999])
+def test_a_wait_is_stretched_upward_by_a_twentieth_at_most_and_not_beyond_what_sdks_obey(
+    wait_us: int, jitter: float
+) -> None:
+    error = RateLimited("minute", 60, 60, wait_us)
+    fields = dict(error_fields(error, jitter=jitter))
+    seconds, milliseconds = int(fields["Retry-After"]), int(fields["retry-after-ms"])
+    assert wait_us <= milliseconds * 1000 <= max(wait_us, 0) * 1.05 + 1000
+    assert wait_us <= seconds * 1_000_000 <= max(wait_us * 1.05, wait_us + 999_999)
+    assert int(fields["X-RateLimit-Reset"]) == -(-wait_us // 1_000_000)
+    assert (max(seconds * 1000, milliseconds) > 60_000) is ("x-should-retry" in fields) is (wait_us > 60_000_000)
+
+
+def test_those_who_are_refused_together_do_not_return_together() -> None:
+    error = RateLimited("minute", 60, 60, 30_000_000)
+    told = {dict(error_fields(error, jitter=part / 10))["retry-after-ms"] for part in range(10)}
+    assert len(told) == 10
+
+
+@pytest.mark.parametrize("kind", [RateLimited, errors.ConcurrencyLimited])
+@pytest.mark.parametrize("wait_us", [1_000_000, 61_000_000])
+@pytest.mark.parametrize("keep_alive", [True, False])
+def test_the_ready_made_refusal_is_the_one_that_would_be_made(
+    kind: type[RateLimited], wait_us: int, *, keep_alive: bool
+) -> None:
+    error = kind("minute", 60, 60, wait_us)
+    made = {
+        head_only: refusal(
+            error, jitter=0.5, date="NOW", limit_lines=b"A: b\r\nC: d", keep_alive=keep_alive, head_only=head_only
+        )
+        for head_only in (True, False)
+    }
+    fields = [*error_fields(error, jitter=0.5), ("Date", "NOW")]
+    whole = answer(429, fields, problem(error), keep_alive=keep_alive, limit_lines=b"A: b\r\nC: d")
+    assert made[False].partition(b"\r\n\r\n")[2] == problem(error)
+    assert sorted(made[False].split(b"\r\n")) == sorted(whole.split(b"\r\n"))
+    assert made[True] == made[False].removesuffix(problem(error))
+
+
+def test_a_refused_place_in_flight_says_which_limit() -> None:
+    error = errors.ConcurrencyLimited("global-concurrency", 5, 0, 1_000_000)
+    assert (error.status, error.code) == (429, "concurrency_limited")
+    assert check_problem(error, "rate_limit_error")["detail"] == (
+        "The limit 'global-concurrency' allows 5 requests in flight, and so many are; ask again in 1.0 seconds."
+    )
 
 
 def test_an_answer() -> None:

@@ -21,6 +21,7 @@ from gateway.admission import Admission
 from gateway.config import Config
 from gateway.endpoints import Endpoints
 from gateway.http1.parser import AnswerParser, RequestParser
+from gateway.metrics import Metrics
 from gateway.proxy.client import ClientConnection
 from gateway.proxy.clock import Clock
 from gateway.proxy.context import ProxyContext
@@ -171,6 +172,7 @@ class Playbook:
     Attributes:
         client: The first client; `connect` makes others.
         upstreams: The upstream's ends of the connections made to it, in their order.
+        jitter: How much of the possible is added to the waits of those who are refused, 0 to 1.
         dial_error: What connecting fails with.
         dial_waits: Connecting lasts until `dial_now`.
         dial_slow: The upstream does not read from new connections, until `reads_on`.
@@ -194,7 +196,11 @@ class Playbook:
         ).settings
         self.store = ScriptStore(self.loop)
         signer = TokenSigner([b"s" * 32])
-        self.admission = Admission(self.store, signer, settings.limits, settings.global_limits, settings.token_ttl_s)
+        self.admission = Admission(
+            self.store, signer, settings.limits, settings.common_limits, settings.token_ttl_s, shadow=settings.shadow
+        )
+        self.metrics = Metrics()
+        self.jitter = 0.0
         clock = Clock(self.loop)
         self._pool = pool = UpstreamPool(self._dial, settings, AnswerParser(), clock)
         self.context = context = ProxyContext(
@@ -205,7 +211,9 @@ class Playbook:
             admission=self.admission,
             route=TargetRoute(settings.target),
             pool=pool,
-            endpoint=Endpoints(self.admission, self.store, settings.admin_key, lambda: context.draining),
+            endpoint=Endpoints(self.admission, self.store, self.metrics, settings.admin_key, lambda: context.draining),
+            metrics=self.metrics,
+            random=lambda: self.jitter,
         )
         clock.watched.add(pool)
         clock.start()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from gateway.limits import Policy
-    from gateway.stores import Plan, Verdict, Waiter
+    from gateway.stores import Plan, Standing, Verdict, Waiter
 
 _Ts = TypeVarTuple("_Ts")
 
@@ -72,6 +72,7 @@ class ScriptStore:
         holds: Verdicts wait for `decide`, or `lose`.
         answers: Whether `ping` is answered.
         refunds: How many charges were given back.
+        releases: How many requests gave their places in flight back.
     """
 
     def __init__(self, loop: ScriptLoop) -> None:
@@ -81,6 +82,7 @@ class ScriptStore:
         self.holds = False
         self.answers = True
         self.refunds = 0
+        self.releases = 0
 
     def plan(self, subject: str, policies: Sequence[Policy]) -> Plan:
         return self._store.plan(subject, policies)
@@ -100,9 +102,19 @@ class ScriptStore:
         _, waiter = self._asked.pop(0)
         self._loop.act(waiter.on_store_loss, StoreUnavailable("The limit store did not answer in time."))
 
-    def refund(self, plan: Plan, at_us: int) -> None:
+    def refund(self, plan: Plan, verdict: Verdict) -> None:
         self.refunds += 1
-        self._store.refund(plan, at_us)
+        self._store.refund(plan, verdict)
+
+    def release(self, plan: Plan, verdict: Verdict) -> None:
+        self.releases += 1
+        self._store.release(plan, verdict)
+
+    async def look(self, plan: Plan) -> list[Standing] | None:
+        return await self._store.look(plan)
+
+    async def revoke(self, subject: str, lives_s: int) -> None:
+        await self._store.revoke(subject, lives_s)
 
     async def start(self) -> None:
         await self._store.start()

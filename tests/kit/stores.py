@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,9 +12,10 @@ import fakeredis
 import redis
 from fakeredis._clients._tcp_server import TCPFakeRequestHandler
 
+from gateway.limits.places import LEASE_US
 from gateway.stores.address import RedisAddress
 from gateway.stores.memory import MemoryStore
-from gateway.stores.redis import CHECK_SCRIPT, RedisStore
+from gateway.stores.redis import CHECK_SCRIPT, RENEW_SCRIPT, RedisStore
 from tests.kit.redis import running_redis
 
 if TYPE_CHECKING:
@@ -26,10 +28,13 @@ TIMEOUT_S = 10.0
 """For tests that nothing should time out in, on a machine however slow."""
 
 _CLOCK_KEY = "test:clock"
-_TIME_CALL = "call('TIME')"
-assert CHECK_SCRIPT.count(_TIME_CALL) == 1
-CLOCK_SCRIPT = CHECK_SCRIPT.replace(_TIME_CALL, f"{{0, call('GET', '{_CLOCK_KEY}') or '0'}}")
-"""The check script, with a clock that tests set."""
+_TIME_CALL = re.compile(r"(redis\.)?call\('TIME'\)")
+CLOCK_SCRIPT, CLOCK_RENEW_SCRIPT = (
+    _TIME_CALL.sub(f"{{0, redis.call('GET', '{_CLOCK_KEY}') or '0'}}", script)
+    for script in (CHECK_SCRIPT, RENEW_SCRIPT)
+)
+"""The scripts, with a clock that tests set."""
+assert CLOCK_SCRIPT != CHECK_SCRIPT and CLOCK_RENEW_SCRIPT != RENEW_SCRIPT  # noqa: PT018
 
 
 class Waiting:
@@ -59,8 +64,19 @@ class Subject(Protocol):
         """Return the store, started, with nothing counted in it."""
         ...
 
+    lease_us: int | None
+    """How long a lease lasts; None: for ever."""
+
     async def set_clock(self, now_us: int) -> None:
         """Make it that time for the store."""
+        ...
+
+    def renew(self) -> None:
+        """Renew what is held."""
+        ...
+
+    def kill(self, lease: bytes) -> None:
+        """Neither renew a lease any more nor give it back, as if the process that took it were gone."""
         ...
 
     async def close(self) -> None:
@@ -71,6 +87,8 @@ class Subject(Protocol):
 class MemorySubject:
     """MemoryStore on a variable."""
 
+    lease_us: int | None = None
+
     def __init__(self) -> None:
         self._now_us = 0
 
@@ -80,12 +98,20 @@ class MemorySubject:
     async def set_clock(self, now_us: int) -> None:
         self._now_us = now_us
 
+    def renew(self) -> None:
+        """Leases of this process last as long as it does."""
+
+    def kill(self, lease: bytes) -> None:
+        raise AssertionError("the embedded store is gone with its process")
+
     async def close(self) -> None:
         pass
 
 
 class RedisSubject:
-    """RedisStore on a server, with a script that takes the time from a key."""
+    """RedisStore on a server, with scripts that take the time from a key."""
+
+    lease_us: int | None = LEASE_US
 
     def __init__(self, address: RedisAddress) -> None:
         self._address = address
@@ -97,9 +123,21 @@ class RedisSubject:
             self._control = connect(self._address)
         self._control.flushall()
         if self._store is None:
-            self._store = RedisStore(self._address, timeout_s=TIMEOUT_S, script=CLOCK_SCRIPT)
+            self._store = RedisStore(
+                self._address, timeout_s=TIMEOUT_S, script=CLOCK_SCRIPT, renew_script=CLOCK_RENEW_SCRIPT
+            )
             await self._store.start()
+        for lease in tuple(self._store.leases._held):
+            self.kill(lease)
         return self._store
+
+    def renew(self) -> None:
+        assert self._store is not None
+        self._store.leases.renew()
+
+    def kill(self, lease: bytes) -> None:
+        assert self._store is not None
+        self._store.leases._held.pop(lease)
 
     async def set_clock(self, now_us: int) -> None:
         assert self._control is not None

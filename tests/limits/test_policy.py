@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.limits import Policy, parse_limits
+from gateway.limits import Kind, Policy, parse_concurrency, parse_limits
 from gateway.limits.policy import SEGMENTS
 
 SECOND_US = 1_000_000
@@ -64,9 +64,15 @@ def test_limits_are_read(text: str, expected: list[tuple[str, int, int]]) -> Non
         ("60/0s", "1 second to 31 days"),
         ("60/32d", "1 second to 31 days"),
         ("60/minute,70/60s", "same window"),
-        ("60;bucket", "not available yet"),
-        ("60/minute;shadow", "not available yet"),
+        ("60/minute;shadow,70/60s;shadow", "same window"),
+        ("60/minute,70/60s;bucket", "same window"),
         ("60/minute;leaky", "no known mode"),
+        ("60/minute;", "no known mode"),
+        ("60/minute;Bucket", "no known mode"),
+        ("60/minute;shadow;shadow", "twice"),
+        ("60;bucket/minute", "no known mode"),
+        ("10001/second;bucket", "10000 requests a second"),
+        (",".join(f"9/{n}s" for n in range(1, 18)), "17 limits, more than 16"),
     ],
 )
 def test_what_is_refused_says_why_and_gives_an_example(text: str, says: str) -> None:
@@ -74,6 +80,61 @@ def test_what_is_refused_says_why_and_gives_an_example(text: str, says: str) -> 
         parse_limits(text)
     assert "e.g. 60/minute" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("60;bucket", ("minute", Kind.BUCKET, False, 1_000_000)),
+        ("7/second;bucket", ("second", Kind.BUCKET, False, 142_858)),
+        ("10000/second;bucket", ("second", Kind.BUCKET, False, 100)),
+        ("60/minute;shadow", ("minute", Kind.WINDOW, True, 1_000_000)),
+        ("60/minute;bucket;shadow", ("minute", Kind.BUCKET, True, 1_000_000)),
+        ("60/minute;shadow;bucket", ("minute", Kind.BUCKET, True, 1_000_000)),
+    ],
+)
+def test_modes_are_read(text: str, expected: tuple[str, Kind, bool, int]) -> None:
+    (policy,) = parse_limits(text)
+    assert (policy.name, policy.kind, policy.shadow, policy.unit_us) == expected
+
+
+def test_a_shadow_beside_a_limit_of_its_window_has_a_name_and_a_counter_of_its_own() -> None:
+    for text in ("60/minute,40/60s;shadow", "40/60s;shadow,60/minute"):
+        counters = {(policy.quota, policy.name, policy.counter) for policy in parse_limits(text)}
+        assert counters == {(60, "minute", "limit:minute"), (40, "minute-shadow", "limit:minute-shadow")}
+    (alone,) = parse_limits("40;shadow")
+    (real,) = parse_limits("40")
+    assert (alone.name, alone.counter) == (real.name, real.counter)
+    (bucket,) = parse_limits("40;bucket")
+    assert bucket.counter != real.counter
+
+
+def test_a_concurrency_limit_is_read() -> None:
+    policy = parse_concurrency("10")
+    assert (policy.label, policy.quota, policy.kind, policy.shadow) == ("concurrency", 10, Kind.LEASE, False)
+    assert parse_concurrency("1000000;shadow").shadow
+    shared = parse_concurrency("10", shared=True)
+    assert (shared.label, shared.owner("abc"), shared.counter) == ("global-concurrency", "global", "inflight")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "whole number"),
+        ("0", "1 to 1000000"),
+        ("1000001", "1 to 1000000"),
+        ("-1", "whole number"),
+        ("9" * 5000, "whole number"),
+        ("10/minute", "whole number"),
+        ("10;bucket", "not 'shadow'"),
+        ("10;shadow;shadow", "not 'shadow'"),
+        ("10;", "not 'shadow'"),
+    ],
+)
+def test_what_is_no_concurrency_limit_says_why_and_gives_an_example(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        parse_concurrency(text)
+    assert "e.g. 10" in str(caught.value)
 
 
 def test_a_shared_limit_is_shown_and_counted_as_global() -> None:

@@ -46,8 +46,8 @@ def test_counters_of_subjects_gone_are_dropped() -> None:
     for _ in range(501):
         clock.now_us += S
         store.check(stays, waiter)
-    assert list(store._counters) == ["stays:minute"]
-    assert list(store._to_purge) == ["stays:minute"]
+    assert list(store._counters) == ["stays:limit:minute"]
+    assert [key for key, _ in store._to_purge] == ["stays:limit:minute"]
 
 
 def test_ever_new_subjects_leave_no_more_counters_than_two_windows_hold() -> None:
@@ -69,7 +69,7 @@ def test_a_plan_made_before_a_purge_counts_together_with_one_made_after() -> Non
     clock.now_us += 1000 * S
     for number in range(10):
         store.check(store.plan(f"other-{number}", parse_limits("2/minute")), waiter)
-    assert "abc:minute" not in store._counters
+    assert "abc:limit:minute" not in store._counters
     new = store.plan("abc", parse_limits("2/minute"))
     waiter.all.clear()
     for plan in (old, new, old, new):

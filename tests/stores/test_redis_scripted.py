@@ -14,6 +14,7 @@ import trustme
 
 from gateway.errors import StoreUnavailable
 from gateway.limits import parse_limits
+from gateway.stores import Verdict
 from gateway.stores.redis import REFUND_SCRIPT, RedisStore
 from tests.kit.scripted_redis import ScriptedRedis, admitted, scripted_redis, scripted_redis_over_tls
 from tests.kit.stores import TIMEOUT_S, Waiting, ask
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 MINUTE = parse_limits("60")
 KEY = b"gateway:{abc}:limit:minute"
+REVOKED = b"gateway:{abc}:revoked"
 
 
 @contextlib.asynccontextmanager
@@ -41,9 +43,9 @@ async def test_a_check_is_one_command_and_its_reply_the_verdict() -> None:
     async with started() as (scripted, store):
         asked = asyncio.ensure_future(ask(store, store.plan("abc", MINUTE)))
         writer, command = await scripted.commands.get()
-        assert command == [b"EVALSHA", store.script_sha.encode(), b"1", KEY, b"60", b"1000000"]
+        assert command == [b"EVALSHA", store.script_sha.encode(), b"2", REVOKED, KEY, b"w", b"", b"60", b"1000000"]
         writer.write(admitted(77, remaining=3))
-        assert tuple(await asked) == (True, 0, 3, 1_000_000, 77)
+        assert tuple(await asked) == (True, 0, 3, 1_000_000, 77, 0, b"")
 
 
 async def test_a_late_admission_is_given_back_and_a_late_refusal_is_not() -> None:
@@ -56,7 +58,7 @@ async def test_a_late_admission_is_given_back_and_a_late_refusal_is_not() -> Non
         await scripted.commands.get()
         writer.write(b"*5\r\n:0\r\n:0\r\n:0\r\n:9\r\n:76\r\n" + admitted(77))
         _, refund = await scripted.commands.get()
-        assert refund == [b"EVAL", REFUND_SCRIPT.encode(), b"1", KEY, b"77", b"1000000"]
+        assert refund == [b"EVAL", REFUND_SCRIPT.encode(), b"1", KEY, b"77", b"w", b"1000000"]
         assert scripted.commands.empty()
 
 
@@ -84,7 +86,7 @@ async def test_a_script_that_redis_lost_is_sent_along_and_nobody_notices() -> No
         writer, _ = await scripted.commands.get()
         writer.write(b"-NOSCRIPT No matching script. Please use EVAL.\r\n")
         writer, command = await scripted.commands.get()
-        assert command == [b"EVAL", store.script.encode(), b"1", KEY, b"60", b"1000000"]
+        assert command == [b"EVAL", store.script.encode(), b"2", REVOKED, KEY, b"w", b"", b"60", b"1000000"]
         writer.write(admitted(77))
         assert (await asked).at_us == 77
 
@@ -173,18 +175,18 @@ async def test_closing_loses_what_is_in_flight_and_everything_later() -> None:
         for check in (asked, ask(store, plan)):
             with pytest.raises(StoreUnavailable, match="closed"):
                 await check
-        store.refund(plan, 1)
+        store.refund(plan, Verdict(True, 0, 9, 1, 1))
 
 
 async def test_a_full_buffer_is_a_loss_at_once() -> None:
     async with started() as (scripted, store):
         plan = store.plan("abc", MINUTE)
-        assert store._live is not None
-        store._live.pause_writing()
+        assert store.link.live is not None
+        store.link.live.pause_writing()
         with pytest.raises(StoreUnavailable, match="does not read"):
             await ask(store, plan)
-        store.refund(plan, 1)
-        store._live.resume_writing()
+        store.refund(plan, Verdict(True, 0, 9, 1, 1))
+        store.link.live.resume_writing()
         await store.ping()
         assert scripted.commands.empty()
 
@@ -244,5 +246,5 @@ async def test_tls_is_verified(tmp_path: Path, *, trusted: bool) -> None:
 
 async def until_back(store: RedisStore) -> None:
     """Wait until the store has its new connection."""
-    assert store._recovery is not None
-    await store._recovery
+    assert store.link._recovery is not None
+    await store.link._recovery

@@ -1,0 +1,122 @@
+"""The places in flight that this process holds in Redis: taken with a check, renewed together, given back one by one.
+
+A lease is known by an id of this process's making. What is held here is renewed in batches, a few commands for all of
+it, long before it ends, and first of all on a new connection: a Redis that has lost its data learns of it before the
+next check. What ends while Redis is out of reach is given back when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from gateway.stores.link import NOBODY, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gateway.stores.link import Link
+    from gateway.stores.pipeline import Connection
+
+RENEWALS: Final = 3
+"""In the time of a lease: two may fail."""
+_BATCH: Final = 500
+"""Leases in one command: Redis is kept for a fraction of a millisecond."""
+
+
+class Leases:
+    """What this process holds.
+
+    Args:
+        link: The way to Redis.
+        lease_us: How long a lease lasts, in microseconds.
+        renew_script: What renews leases there.
+    """
+
+    __slots__ = ("_held", "_instance", "_lease_us", "_link", "_numbers", "_owed", "_renew_script", "_timer", "_told")
+
+    def __init__(self, link: Link, lease_us: int, renew_script: str) -> None:
+        self._link = link
+        self._lease_us = lease_us
+        self._renew_script = renew_script
+        self._instance = os.urandom(6).hex().encode()
+        self._numbers = count(1)
+        self._held: dict[bytes, tuple[str, ...]] = {}
+        self._owed: dict[bytes, tuple[str, ...]] = {}
+        self._told: Connection | None = None  # which connection has heard of what is held
+        self._timer: asyncio.TimerHandle | None = None
+
+    def next_id(self) -> bytes:
+        """Return an id that no other lease has had, always of the same length."""
+        return b"%s%012x" % (self._instance, next(self._numbers))
+
+    def hold(self, lease: bytes, keys: tuple[str, ...]) -> None:
+        """Keep a lease that was taken on the places of these keys, until `let_go`."""
+        self._held[lease] = keys
+        if self._timer is None:
+            self._wait()
+
+    def let_go(self, lease: bytes) -> None:
+        """Give a lease back, if it is still held: it is given back once."""
+        keys = self._held.pop(lease, None)
+        if not keys:
+            return
+        connection = self._link.live
+        if connection is None or connection.congested:
+            self._owed[lease] = keys
+        else:
+            self._give_back(connection, lease, keys)
+
+    def tell(self, connection: Connection) -> None:
+        """Renew what is held on a connection that has not heard of it yet, before anything else is asked there."""
+        if connection is not self._told:
+            self._renew(connection)
+
+    def renew(self) -> None:
+        """Renew all that is held, if Redis is there."""
+        connection = self._link.live
+        if connection is not None and not connection.congested:
+            self._renew(connection)
+
+    async def close(self) -> None:
+        """Give everything back."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for lease in tuple(self._held):
+            self.let_go(lease)
+        # Commands leave at the end of the loop's turn.
+        await asyncio.sleep(0)
+
+    def give_back_late(self, connection: Connection, lease: bytes, keys: Iterable[str]) -> None:
+        """Give back a lease that nobody waits for any more, on the connection that told of it."""
+        self._give_back(connection, lease, keys)
+
+    def _give_back(self, connection: Connection, lease: bytes, keys: Iterable[str]) -> None:
+        for key in keys:
+            connection.send(pack("ZREM", key, lease), NOBODY)
+
+    def _wait(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._lease_us / 1e6 / RENEWALS, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        self.renew()
+        if self._held or self._owed:
+            self._wait()
+
+    def _renew(self, connection: Connection) -> None:
+        self._told = connection
+        owed, self._owed = self._owed, {}
+        for lease, keys in owed.items():
+            self._give_back(connection, lease, keys)
+        by_key: dict[str, list[bytes]] = {}
+        for lease, keys in self._held.items():
+            for key in keys:
+                by_key.setdefault(key, []).append(lease)
+        for key, leases in by_key.items():
+            for at in range(0, len(leases), _BATCH):
+                batch = leases[at : at + _BATCH]
+                connection.send(pack("EVAL", self._renew_script, 1, key, self._lease_us, *batch), NOBODY)

@@ -1,0 +1,272 @@
+"""The way to one Redis: the connection that is live, or why there is none and the search for a new one.
+
+While Redis cannot answer there is no live connection, and one background task tries for a new one. The connection
+given up is kept for a while: replies that come late on it may have to be given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from itertools import chain, repeat
+from typing import TYPE_CHECKING, Any, Final
+
+import hiredis
+
+from gateway.errors import StoreUnavailable
+from gateway.stores.pipeline import Connection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.stores.address import RedisAddress
+
+log = logging.getLogger("gateway.store")
+
+Command = tuple[str | bytes | int, ...]
+
+LOSSES_TO_OPEN: Final = 3
+"""Losses in a row after which checks are no longer sent. One may be chance; more would each wait for nothing."""
+BACK_OFF_S: Final = (0.0, 0.05, 0.1, 0.25)
+"""Before each try for a new connection; the last one repeats, short enough to be back within a second."""
+CONNECT_S: Final = 0.5
+"""The longest that a try takes while checks are being lost."""
+START_S: Final = 5.0
+"""The longest that the first try takes, before anybody waits for it."""
+
+
+class Nobody:
+    """The recipient of replies that change nothing."""
+
+    def on_reply(self, context: object, reply: object) -> None:
+        """Do nothing."""
+
+    def on_loss(self, connection: Connection, context: object, reason: str) -> None:
+        """Do nothing."""
+
+    def on_late_reply(self, connection: Connection, reply: object) -> None:
+        """Do nothing."""
+
+
+NOBODY: Final = Nobody()
+
+
+class _Awaited:
+    """The recipient of replies that a coroutine awaits; the context is its future."""
+
+    def on_reply(self, future: asyncio.Future[object], reply: object) -> None:
+        """Wake the coroutine."""
+        if not future.done():
+            future.set_result(reply)
+
+    def on_loss(self, connection: Connection, future: asyncio.Future[object], reason: str) -> None:
+        """Wake the coroutine with StoreUnavailable."""
+        if not future.done():
+            future.set_exception(StoreUnavailable(reason))
+
+    def on_late_reply(self, connection: Connection, reply: object) -> None:
+        """Do nothing: the coroutine has gone on."""
+
+
+_AWAITED: Final = _Awaited()
+
+
+class Link:
+    """Keeps a connection to one Redis, and finds a new one when it is lost.
+
+    Args:
+        address: Where Redis is.
+        timeout_s: `STORE_TIMEOUT` in seconds, more than 0: a command without a reply by then is a loss.
+        rehearsal: Commands that a new connection has to answer without an error before it is used. Whatever
+            would refuse checks should refuse one of these, be it READONLY, OOM or NOPERM.
+    """
+
+    __slots__ = (
+        "_address",
+        "_closed",
+        "_recovery",
+        "_rehearsal",
+        "_retired",
+        "_timeout_s",
+        "live",
+        "losses",
+        "outage",
+    )
+
+    def __init__(self, address: RedisAddress, *, timeout_s: float, rehearsal: Sequence[Command]) -> None:
+        self._address = address
+        self._timeout_s = timeout_s
+        self._rehearsal = rehearsal
+        self._closed = False
+        self._retired: Connection | None = None
+        self._recovery: asyncio.Task[None] | None = None
+        self.live: Connection | None = None
+        """Where commands go; None while Redis is out."""
+        self.outage = "The store is not started."
+        """Why there is no live connection: a sentence."""
+        self.losses = 0
+        """Losses in a row; whoever gets a reply that is none sets it back to 0."""
+
+    async def start(self) -> None:
+        """Connect and log in.
+
+        Raises:
+            StoreUnavailable: Redis could not be reached, refused the login, or failed the rehearsal.
+        """
+        try:
+            self.live = await self._connect(START_S)
+        except StoreUnavailable as error:
+            raise StoreUnavailable(f"Redis at {self._address}: {error.detail}") from error
+
+    async def ask(self, *commands: Command) -> list[object]:
+        """Send commands on the live connection and return their replies, error replies included.
+
+        Raises:
+            StoreUnavailable: Redis is out, or did not answer within the timeout.
+        """
+        if self.live is None:
+            raise StoreUnavailable(self.outage)
+        return await _ask(self.live, *commands)
+
+    async def close(self) -> None:
+        """End all connections. Commands in flight are lost, and there is no live connection ever after."""
+        self._closed = True
+        self.outage = "The store is closed."
+        if self._recovery is not None:
+            self._recovery.cancel()
+            await asyncio.gather(self._recovery, return_exceptions=True)
+        for connection in (self.live, self._retired):
+            if connection is not None:
+                connection.end(self.outage)
+        # The transports let go of their sockets in the loop's next turn.
+        await asyncio.sleep(0)
+
+    def on_trouble(self, connection: Connection, reason: str) -> None:
+        """Count a loss; after a few in a row, stop sending and go for a new connection."""
+        if connection is self.live:
+            self.losses += 1
+            if self.losses >= LOSSES_TO_OPEN:
+                self._go_out(reason)
+
+    # Going out and coming back
+
+    def _on_end(self, connection: Connection, reason: str) -> None:
+        if connection is self.live:
+            self._go_out(reason)
+        elif connection is self._retired:
+            self._retired = None
+
+    def _go_out(self, reason: str) -> None:
+        connection, self.live = self.live, None
+        if self._closed:
+            return
+        log.warning("Redis at %s is out: %s", self._address, reason)
+        self.outage = reason
+        if connection is not None and connection.end_reason is None:
+            # Late replies may still come, and have to be given back. One such connection is enough to keep.
+            if self._retired is not None:
+                self._retired.end("The connection to Redis was replaced.")
+            self._retired = connection
+            connection.retire()
+        self._recovery = asyncio.get_running_loop().create_task(self._recover())
+
+    async def _recover(self) -> None:
+        for delay_s in chain(BACK_OFF_S, repeat(BACK_OFF_S[-1])):
+            await asyncio.sleep(delay_s)
+            try:
+                self.live = await self._connect(max(CONNECT_S, self._timeout_s))
+            except StoreUnavailable as error:
+                self.outage = error.detail
+            else:
+                self.losses = 0
+                log.info("Redis at %s is back.", self._address)
+                return
+
+    async def _connect(self, within_s: float) -> Connection:
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(within_s):
+                connection = await self._dial(within_s)
+                await self._greet(connection)
+        except BaseException as error:
+            if connection is not None:
+                connection.end("The connection to Redis was given up.")
+            if isinstance(error, TimeoutError):
+                raise StoreUnavailable("Redis did not answer in time.") from error
+            if isinstance(error, OSError):
+                why = error.strerror or type(error).__name__
+                raise StoreUnavailable(f"Redis cannot be reached: {why}.") from error
+            raise
+        if connection.end_reason is not None:
+            raise StoreUnavailable(connection.end_reason)
+        connection.expect_replies_within(self._timeout_s)
+        return connection
+
+    async def _dial(self, within_s: float) -> Connection:
+        loop, address = asyncio.get_running_loop(), self._address
+
+        def make() -> Connection:
+            return Connection(within_s, self._on_end)
+
+        if address.unix_path is not None:
+            _, connection = await loop.create_unix_connection(make, address.unix_path)
+        else:
+            tls = ssl.create_default_context(cafile=address.ca_file) if address.tls else None
+            _, connection = await loop.create_connection(make, address.host, address.port, ssl=tls)
+        return connection
+
+    async def _greet(self, connection: Connection) -> None:
+        address = self._address
+        if address.password is not None:
+            login = (address.username, address.password) if address.username else (address.password,)
+            (reply,) = await _ask(connection, ("AUTH", *login))
+            expect(reply, "AUTH")
+        if address.db:
+            (reply,) = await _ask(connection, ("SELECT", address.db))
+            expect(reply, "SELECT")
+        _, eviction, *rehearsed = await _ask(
+            connection,
+            ("CLIENT", "SETNAME", "rate-limiting-gateway"),
+            ("CONFIG", "GET", "maxmemory-policy"),
+            *self._rehearsal,
+        )
+        for command, reply in zip(self._rehearsal, rehearsed, strict=True):
+            expect(reply, "the script" if command[0] == "EVALSHA" else " ".join(map(str, command[:2])))
+        if isinstance(eviction, list) and len(eviction) == 2 and eviction[1] != b"noeviction":
+            log.warning(
+                "Redis at %s evicts keys when memory is full (maxmemory-policy %s), and with them counts: "
+                "set it to noeviction.",
+                address,
+                eviction[1].decode("ascii", "replace"),
+            )
+
+
+async def _ask(connection: Connection, *commands: Command) -> list[object]:
+    loop = asyncio.get_running_loop()
+    futures: list[asyncio.Future[object]] = []
+    for command in commands:
+        future: asyncio.Future[object] = loop.create_future()
+        connection.send(pack(*command), _AWAITED, future)
+        futures.append(future)
+    return await asyncio.gather(*futures)
+
+
+def pack(*command: Any) -> bytes:  # noqa: ANN401 - str, bytes and int, which hiredis checks
+    """Return a command in RESP."""
+    packed: bytes = hiredis.pack_command(command)
+    return packed
+
+
+def expect(reply: object, what: str) -> None:
+    """Raise StoreUnavailable if the reply to `what` is an error."""
+    if isinstance(reply, hiredis.ReplyError):
+        raise StoreUnavailable(f"Redis answered {error_code(reply)} to {what}.")
+
+
+def error_code(reply: object) -> str:
+    """Return the first word of an error reply; the rest may quote what it was sent."""
+    if not isinstance(reply, hiredis.ReplyError):
+        return "something that is no verdict"
+    word = str(reply).partition(" ")[0]
+    return word if word.isascii() and word.isupper() and word.isalpha() else "an error"
