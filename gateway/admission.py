@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MAX_SUBJECTS: Final = 8192
 """How many verified tokens are remembered: about 1 kB each."""
 
+_UNCHECKED: Final = b"X-Gateway-Limits: unchecked"
+"""In place of what nobody knows: Redis is out, and `ON_STORE_LOSS=allow` let the request pass."""
+
 
 class Subject:
     """A verified token: whose it is, and the limits it is under.
@@ -48,10 +51,12 @@ class Subject:
         """Spell how the limits stand, for the limit nearest its end.
 
         Returns:
-            Two field lines, without the last line end.
+            Two field lines, or one where no limit was checked, without the last line end.
 
         Source: draft-ietf-httpapi-ratelimit-headers-10, §3 and §4; `t` is the time until a place comes free.
         """
+        if verdict.policy < 0:
+            return _UNCHECKED
         return self._lines[verdict.policy] % (verdict.remaining, -(-verdict.reset_us // 1_000_000))
 
     def refusal(self, verdict: Verdict) -> RateLimited:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from gateway.config import Config, Settings
     from gateway.stores import Store
+    from gateway.stores.fallback import LossPolicy
 
 _SECRET_BYTES: Final = 32
 
@@ -175,6 +176,14 @@ def _make_store(settings: Settings) -> Store:
     if settings.redis is None:
         return MemoryStore()
     # hiredis is loaded only where it is used: the embedded store should not pay for it.
+    from gateway.stores.fallback import Allow, Deny, Local
+    from gateway.stores.instances import Instances
     from gateway.stores.redis import RedisStore
 
-    return RedisStore(settings.redis, timeout_s=settings.store_timeout_s)
+    instances = Instances() if settings.on_store_loss == "local" else None
+    loss: LossPolicy
+    if instances is not None:
+        loss = Local(instances, (*settings.limits, *settings.global_limits))
+    else:
+        loss = Allow() if settings.on_store_loss == "allow" else Deny()
+    return RedisStore(settings.redis, timeout_s=settings.store_timeout_s, loss=loss, instances=instances)

@@ -193,8 +193,6 @@ def test_other_choices() -> None:
     [
         ("concurrency_limit", "5"),
         ("global_concurrency_limit", 5),
-        ("on_store_loss", "local"),
-        ("on_store_loss", "allow"),
         ("gateway_workers", "2"),
         ("gateway_workers", "auto"),
         ("access_log", "json"),
@@ -218,6 +216,14 @@ def test_what_a_later_version_brings_is_refused_by_name(setting: str, text: obje
 )
 def test_what_no_version_brings_is_refused_as_wrong(setting: str, text: str) -> None:
     assert "not available yet" not in refusal(**{setting: text})
+
+
+def test_who_decides_on_store_loss() -> None:
+    assert config().settings.on_store_loss == "deny"
+    for policy in ("deny", "local", "allow"):
+        assert config(on_store_loss=policy).settings.on_store_loss == policy
+    for text in ("", "Deny", "open"):
+        assert "it takes deny, local or allow" in refusal(on_store_loss=text)
 
 
 def test_redis_urls() -> None:

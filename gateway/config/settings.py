@@ -58,6 +58,7 @@ class Settings:
         limits: Per token; all must allow.
         global_limits: All tokens together; all must allow. May be empty.
         redis: Where the shared store is; None for the embedded one.
+        on_store_loss: Who decides when the shared store cannot: `deny`, `local` or `allow`.
         store_timeout_s: The longest a request waits for the shared store.
         listen: One or more addresses; a port of 0 is chosen by the kernel.
         token_secrets: The first signs, all verify; empty when none is configured.
@@ -79,6 +80,7 @@ class Settings:
     limits: tuple[Policy, ...]
     global_limits: tuple[Policy, ...]
     redis: RedisAddress | None = field(repr=False)
+    on_store_loss: str
     store_timeout_s: float
     listen: tuple[Address, ...]
     token_secrets: tuple[bytes, ...] = field(repr=False)
@@ -179,7 +181,6 @@ class _Reader:
 def _compile(read: _Reader) -> Settings:
     for name in ("concurrency_limit", "global_concurrency_limit"):
         read.optional(name, _not_available)
-    read("on_store_loss", _only("deny", later=("local", "allow")))
     read("gateway_workers", _only("1", later=("auto", "[0-9]{1,4}")))
     read("access_log", _only("off", later=("json", "common")))
     listen = read("gateway_listen", values.addresses)
@@ -188,6 +189,7 @@ def _compile(read: _Reader) -> Settings:
         limits=read("rate_limit", parse_limits),
         global_limits=read.optional("global_rate_limit", lambda text: parse_limits(text, shared=True)) or (),
         redis=read.optional("redis_url", parse_redis_url),
+        on_store_loss=read("on_store_loss", values.one_of("deny", "local", "allow")),
         store_timeout_s=read("store_timeout", values.duration_s),
         listen=listen,
         token_secrets=read.optional("token_secret", values.secrets) or (),

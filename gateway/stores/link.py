@@ -18,7 +18,7 @@ from gateway.errors import StoreUnavailable
 from gateway.stores.pipeline import Connection
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.stores.address import RedisAddress
 
@@ -80,11 +80,13 @@ class Link:
         timeout_s: `STORE_TIMEOUT` in seconds, more than 0: a command without a reply by then is a loss.
         rehearsal: Commands that a new connection has to answer without an error before it is used. Whatever
             would refuse checks should refuse one of these, be it READONLY, OOM or NOPERM.
+        consequence: Says, for the log, what an outage means.
     """
 
     __slots__ = (
         "_address",
         "_closed",
+        "_consequence",
         "_recovery",
         "_rehearsal",
         "_retired",
@@ -94,8 +96,16 @@ class Link:
         "outage",
     )
 
-    def __init__(self, address: RedisAddress, *, timeout_s: float, rehearsal: Sequence[Command]) -> None:
+    def __init__(
+        self,
+        address: RedisAddress,
+        *,
+        timeout_s: float,
+        rehearsal: Sequence[Command],
+        consequence: Callable[[], str],
+    ) -> None:
         self._address = address
+        self._consequence = consequence
         self._timeout_s = timeout_s
         self._rehearsal = rehearsal
         self._closed = False
@@ -161,7 +171,7 @@ class Link:
         connection, self.live = self.live, None
         if self._closed:
             return
-        log.warning("Redis at %s is out: %s", self._address, reason)
+        log.warning("Redis at %s is out: %s %s", self._address, reason, self._consequence())
         self.outage = reason
         if connection is not None and connection.end_reason is None:
             # Late replies may still come, and have to be given back. One such connection is enough to keep.

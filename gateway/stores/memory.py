@@ -162,6 +162,27 @@ class MemoryStore:
             if counter is not None:
                 counter.refund(at_us // segment_us)
 
+    def at_least(self, plan: Plan, index: int, used: int, at_us: int) -> None:
+        """See to it that a limit counts no less than is known from elsewhere.
+
+        Args:
+            plan: The subject's.
+            index: Which of its limits.
+            used: How many admissions counted, taken as if all had been made at `at_us`.
+            at_us: When, on this store's clock; what is ahead of it counts as now.
+        """
+        limits: _Limits = plan.limits  # type: ignore[attr-defined]  # opaque to others, but this store's own
+        key, _, segment_us = limits[index]
+        now = self._now_us() // segment_us
+        segment = min(at_us // segment_us, now)
+        counter = self._counter(key, segment_us)
+        missing = used - counter.total_at(max(now, counter.newest))
+        if missing > 0 and segment >= now - SEGMENTS:
+            if segment > counter.newest:
+                counter.advance(segment)
+            counter.count += missing
+            counter.total += missing
+
     async def start(self) -> None:
         """Do nothing: this store is always ready."""
 

@@ -1,8 +1,8 @@
 """The Redis store: one script call per request, over one multiplexed connection per process.
 
-While Redis cannot answer, checks are lost at once; `link` looks for a new connection. A check that was answered
-too late is given back on the connection that answered it. One whose connection broke may have been charged; that
-place comes free when it leaves the window.
+While Redis cannot answer, checks are lost at once, and `fallback` decides on them; `link` looks for a new
+connection. A check that was answered too late is given back on the connection that answered it. One whose
+connection broke may have been charged; that place comes free when it leaves the window.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.errors import StoreUnavailable
 from gateway.stores import Verdict
+from gateway.stores.fallback import Deny
 from gateway.stores.link import NOBODY, Link, error_code, expect, pack
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from gateway.limits import Policy
     from gateway.stores import Plan, Waiter
     from gateway.stores.address import RedisAddress
+    from gateway.stores.fallback import LossPolicy
+    from gateway.stores.instances import Instances
     from gateway.stores.pipeline import Connection
 
 log = logging.getLogger("gateway.store")
@@ -44,11 +47,16 @@ _verdict: Final = tuple.__new__
 class _Plan:
     """The commands of one subject's policies, and the recipient of the replies to its checks."""
 
-    __slots__ = ("_keys", "_numbers", "_store", "link", "packed")
+    __slots__ = ("_keys", "_numbers", "_store", "known", "link", "local", "packed", "policies", "subject")
 
     def __init__(self, store: RedisStore, subject: str, policies: Sequence[Policy]) -> None:
         self._store = store
         self.link = store.link
+        # For the day that Redis is lost: see `fallback.LostPlan`.
+        self.subject = subject
+        self.policies = policies
+        self.known: list[Verdict | None] = [None] * len(policies)
+        self.local: Plan | None = None
         self._keys = [f"gateway:{{{policy.owner(subject)}}}:limit:{policy.name}" for policy in policies]
         self._numbers = [number for policy in policies for number in (policy.quota, policy.segment_us)]
         self.packed = self._pack("EVALSHA", store.script_sha) if policies else b""
@@ -67,8 +75,9 @@ class _Plan:
         if type(reply) is list and len(reply) == 5:
             self.link.losses = 0
             reply[0] = reply[0] == 1
+            self.known[reply[1]] = verdict = _verdict(Verdict, reply)
             try:
-                waiter.on_verdict(_verdict(Verdict, reply))
+                waiter.on_verdict(verdict)
             except Exception:
                 # A defect in one request must not take along the replies to all the others that are under way.
                 log.exception("a request failed when its limits were known")
@@ -79,7 +88,7 @@ class _Plan:
     def on_loss(self, connection: Connection, waiter: Waiter, reason: str) -> None:
         """Tell the loss."""
         self.link.on_trouble(connection, reason)
-        waiter.on_store_loss(StoreUnavailable(reason))
+        self._store.lose(self, waiter, reason)
 
     def on_late_reply(self, connection: Connection, reply: object) -> None:
         """Give back what was charged for a request that has had its answer."""
@@ -95,19 +104,31 @@ class RedisStore:
 
     Args:
         address: Where Redis is.
+        loss: Decides on what Redis does not decide on in time; None: such a check is lost (`deny`).
+        instances: The list to keep this instance in, for a policy that has to know how many there are.
         timeout_s: `STORE_TIMEOUT` in seconds, more than 0: a check without an answer by then is a loss. (Twice
             that, if Redis had lost the script meanwhile.)
         script: The text of the check script. Tests pass one that reads a clock of theirs.
     """
 
-    __slots__ = ("link", "script", "script_sha")
+    __slots__ = ("_instances", "_loss", "link", "script", "script_sha")
 
-    def __init__(self, address: RedisAddress, *, timeout_s: float, script: str = CHECK_SCRIPT) -> None:
+    def __init__(
+        self,
+        address: RedisAddress,
+        *,
+        timeout_s: float,
+        loss: LossPolicy | None = None,
+        instances: Instances | None = None,
+        script: str = CHECK_SCRIPT,
+    ) -> None:
+        self._loss = loss or Deny()
+        self._instances = instances
         self.script = script
         self.script_sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
         # The probe is a check like any other: what would refuse those refuses it.
         rehearsal = (("SCRIPT", "LOAD", script), ("EVALSHA", self.script_sha, 1, _PROBE_KEY, 10**9, 16_667))
-        self.link = Link(address, timeout_s=timeout_s, rehearsal=rehearsal)
+        self.link = Link(address, timeout_s=timeout_s, rehearsal=rehearsal, consequence=self._loss.consequence)
 
     def plan(self, subject: str, policies: Sequence[Policy]) -> _Plan:
         """Prepare the complete command of this subject's checks; see `Store.plan`.
@@ -125,9 +146,9 @@ class RedisStore:
         if not packed:
             waiter.on_verdict(_NO_LIMITS)
         elif connection is None:
-            waiter.on_store_loss(StoreUnavailable(link.outage))
+            self.lose(plan, waiter, link.outage)  # type: ignore[arg-type]  # see above
         elif connection.congested:
-            waiter.on_store_loss(StoreUnavailable("Redis does not read what it is sent."))
+            self.lose(plan, waiter, "Redis does not read what it is sent.")  # type: ignore[arg-type]  # see above
         else:
             connection.send(packed, plan, waiter)  # type: ignore[arg-type]  # see above
 
@@ -136,6 +157,9 @@ class RedisStore:
 
         While Redis is out of reach the charge stays, until it leaves the window.
         """
+        if at_us <= 0:
+            self._loss.refund(plan, at_us)  # type: ignore[arg-type]  # see below
+            return
         packed: bytes = plan.packed  # type: ignore[attr-defined]  # opaque to others, but this store's own
         connection = plan.link.live  # type: ignore[attr-defined]  # see above
         if packed and connection is not None and not connection.congested:
@@ -148,11 +172,16 @@ class RedisStore:
             StoreUnavailable: Redis could not be reached, refused the login, or cannot run the script.
         """
         await self.link.start()
+        if self._instances is not None:
+            await self._instances.start(self.link.ask)
 
     async def ping(self) -> None:
-        """Return when Redis answers; raise StoreUnavailable when it does not within the timeout."""
-        (reply,) = await self.link.ask(("PING",))
-        expect(reply, "PING")
+        """Return when Redis answers; raise StoreUnavailable, with what that means, when it does not in time."""
+        try:
+            (reply,) = await self.link.ask(("PING",))
+            expect(reply, "PING")
+        except StoreUnavailable as error:
+            raise StoreUnavailable(f"{error.detail} {self._loss.consequence()}") from error
 
     async def agree_secret(self, candidate: bytes) -> bytes:
         """Return the signing secret that all instances on this Redis share; `candidate` if there is none yet.
@@ -172,6 +201,9 @@ class RedisStore:
 
     async def close(self) -> None:
         """End all connections. Checks in flight end with `on_store_loss`, and so does every later one."""
+        self._loss = Deny()
+        if self._instances is not None:
+            await self._instances.close()
         await self.link.close()
 
     # What plans and connections report
@@ -185,4 +217,8 @@ class RedisStore:
         reason = f"Redis answered {code}."
         if code not in _KEY_TROUBLE and link.live is not None:
             link.on_trouble(link.live, reason)
-        waiter.on_store_loss(StoreUnavailable(reason))
+        self.lose(plan, waiter, reason)
+
+    def lose(self, plan: _Plan, waiter: Waiter, reason: str) -> None:
+        """Have the loss policy decide on a check."""
+        self._loss.decide(plan, waiter, StoreUnavailable(reason))
