@@ -176,6 +176,8 @@ def _make_store(settings: Settings) -> Store:
     if settings.redis is None:
         return MemoryStore()
     # hiredis is loaded only where it is used: the embedded store should not pay for it.
+    from gateway.stores.address import ClusterAddress
+    from gateway.stores.cluster import ClusterStore
     from gateway.stores.fallback import Allow, Deny, Local
     from gateway.stores.instances import Instances
     from gateway.stores.redis import RedisStore
@@ -186,4 +188,7 @@ def _make_store(settings: Settings) -> Store:
         loss = Local(instances, (*settings.limits, *settings.global_limits))
     else:
         loss = Allow() if settings.on_store_loss == "allow" else Deny()
-    return RedisStore(settings.redis, timeout_s=settings.store_timeout_s, loss=loss, instances=instances)
+    timeout_s = settings.store_timeout_s
+    if isinstance(settings.redis, ClusterAddress):
+        return ClusterStore(settings.redis, timeout_s=timeout_s, loss=loss, instances=instances)
+    return RedisStore(settings.redis, timeout_s=timeout_s, loss=loss, instances=instances)

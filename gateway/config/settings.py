@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from gateway.config.values import Address
     from gateway.limits import Policy
-    from gateway.stores.address import RedisAddress
+    from gateway.stores.address import StoreAddress
 
 _T = TypeVar("_T")
 
@@ -79,7 +79,7 @@ class Settings:
     target: Target
     limits: tuple[Policy, ...]
     global_limits: tuple[Policy, ...]
-    redis: RedisAddress | None = field(repr=False)
+    redis: StoreAddress | None = field(repr=False)
     on_store_loss: str
     store_timeout_s: float
     listen: tuple[Address, ...]
@@ -188,7 +188,7 @@ def _compile(read: _Reader) -> Settings:
         target=_target(read, listen),
         limits=read("rate_limit", parse_limits),
         global_limits=read.optional("global_rate_limit", lambda text: parse_limits(text, shared=True)) or (),
-        redis=read.optional("redis_url", parse_redis_url),
+        redis=read.optional("redis_url", _redis),
         on_store_loss=read("on_store_loss", values.one_of("deny", "local", "allow")),
         store_timeout_s=read("store_timeout", values.duration_s),
         listen=listen,
@@ -216,6 +216,13 @@ def _target(read: _Reader, listen: tuple[Address, ...]) -> Target:
     style = read("target_api_auth", parse_key_style)
     keyed = read.optional("target_api_key", lambda key: with_key(target, key, style))
     return replace(keyed or target, ca_file=read.optional("target_ca_file", _ca_file))
+
+
+def _redis(text: str) -> StoreAddress:
+    address = parse_redis_url(text)
+    if address.ca_file is not None:
+        _ca_file(address.ca_file)
+    return address
 
 
 def _ca_file(text: str) -> str:

@@ -65,7 +65,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("global_concurrency_limit", _UNAVAILABLE, "", "requests in flight in all (not available yet)"),
         Setting(
             "redis_url",
-            "redis://, rediss:// or unix://",
+            "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://",
             "redis://127.0.0.1:6379/0",
             "shares limits between instances (default: none, in-process)",
             secret=True,

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from functools import partial
 from importlib import resources
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.errors import StoreUnavailable
 from gateway.stores import Verdict
+from gateway.stores.address import SentinelAddress
 from gateway.stores.fallback import Deny
-from gateway.stores.link import NOBODY, Link, error_code, expect, pack
+from gateway.stores.link import NOBODY, Link, at, error_code, expect, pack
+from gateway.stores.sentinel import find_master
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from gateway.stores.address import RedisAddress
     from gateway.stores.fallback import LossPolicy
     from gateway.stores.instances import Instances
+    from gateway.stores.link import Command, Locate
     from gateway.stores.pipeline import Connection
 
 log = logging.getLogger("gateway.store")
@@ -47,11 +51,12 @@ _verdict: Final = tuple.__new__
 class _Plan:
     """The commands of one subject's policies, and the recipient of the replies to its checks."""
 
-    __slots__ = ("_keys", "_numbers", "_store", "known", "link", "local", "packed", "policies", "subject")
+    __slots__ = ("_keys", "_numbers", "_store", "known", "link", "local", "packed", "policies", "slot", "subject")
 
     def __init__(self, store: RedisStore, subject: str, policies: Sequence[Policy]) -> None:
         self._store = store
         self.link = store.link
+        self.slot = 0  # of a cluster's
         # For the day that Redis is lost: see `fallback.LostPlan`.
         self.subject = subject
         self.policies = policies
@@ -103,7 +108,7 @@ class RedisStore:
     """Checks and charges limits in one Redis, together with every other gateway on it.
 
     Args:
-        address: Where Redis is.
+        address: Where Redis is, or who knows.
         loss: Decides on what Redis does not decide on in time; None: such a check is lost (`deny`).
         instances: The list to keep this instance in, for a policy that has to know how many there are.
         timeout_s: `STORE_TIMEOUT` in seconds, more than 0: a check without an answer by then is a loss. (Twice
@@ -111,11 +116,11 @@ class RedisStore:
         script: The text of the check script. Tests pass one that reads a clock of theirs.
     """
 
-    __slots__ = ("_instances", "_loss", "link", "script", "script_sha")
+    __slots__ = ("_instances", "_loss", "_timeout_s", "link", "script", "script_sha")
 
     def __init__(
         self,
-        address: RedisAddress,
+        address: RedisAddress | SentinelAddress,
         *,
         timeout_s: float,
         loss: LossPolicy | None = None,
@@ -124,11 +129,18 @@ class RedisStore:
     ) -> None:
         self._loss = loss or Deny()
         self._instances = instances
+        self._timeout_s = timeout_s
         self.script = script
         self.script_sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+        locate = partial(find_master, address) if isinstance(address, SentinelAddress) else at(address)
+        self.link = self._link(str(address), locate, moves=isinstance(address, SentinelAddress))
+
+    def _link(self, name: str, locate: Locate, *, probe_key: bytes = _PROBE_KEY, **more: Any) -> Link:  # noqa: ANN401
+        """Return a link that is not started yet; see `Link`."""
         # The probe is a check like any other: what would refuse those refuses it.
-        rehearsal = (("SCRIPT", "LOAD", script), ("EVALSHA", self.script_sha, 1, _PROBE_KEY, 10**9, 16_667))
-        self.link = Link(address, timeout_s=timeout_s, rehearsal=rehearsal, consequence=self._loss.consequence)
+        rehearsal = (("SCRIPT", "LOAD", self.script), ("EVALSHA", self.script_sha, 1, probe_key, 10**9, 16_667))
+        consequence = self._loss.consequence
+        return Link(name, locate, timeout_s=self._timeout_s, rehearsal=rehearsal, consequence=consequence, **more)
 
     def plan(self, subject: str, policies: Sequence[Policy]) -> _Plan:
         """Prepare the complete command of this subject's checks; see `Store.plan`.
@@ -173,12 +185,16 @@ class RedisStore:
         """
         await self.link.start()
         if self._instances is not None:
-            await self._instances.start(self.link.ask)
+            await self._instances.start(self.ask)
+
+    async def ask(self, *commands: Command) -> list[object]:
+        """Send commands that are about no subject; see `Link.ask`."""
+        return await self.link.ask(*commands)
 
     async def ping(self) -> None:
         """Return when Redis answers; raise StoreUnavailable, with what that means, when it does not in time."""
         try:
-            (reply,) = await self.link.ask(("PING",))
+            (reply,) = await self.ask(("PING",))
             expect(reply, "PING")
         except StoreUnavailable as error:
             raise StoreUnavailable(f"{error.detail} {self._loss.consequence()}") from error
@@ -189,7 +205,7 @@ class RedisStore:
         Raises:
             StoreUnavailable: Redis did not answer, or refused.
         """
-        made, agreed = await self.link.ask(
+        made, agreed = await self.ask(
             ("SET", _SECRET_KEY, candidate, "NX", "EX", SECRET_LIVES_S),
             ("GETEX", _SECRET_KEY, "EX", SECRET_LIVES_S),
         )
