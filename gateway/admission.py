@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.errors import ConcurrencyLimited, RateLimited, TokenExpired, TokenInvalid, TokenMissing, TokenRevoked
 from gateway.limits import Kind, parse_limits
 from gateway.limits.policy import check_subject
-from gateway.stores import REVOKED
+from gateway.stores import REVOKED, UNCHECKED
 from gateway.tokens import Claims, new_token_id
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ FOR_EVER_S: Final = 10 * 366 * 86_400
 
 _REVOKED: Final = "The token was revoked; get a new one from whoever issued it."
 _ENDED: Final = float("-inf")
+
+_UNCHECKED: Final = b"X-Gateway-Limits: unchecked"
+"""In place of what nobody knows: Redis is out, and `ON_STORE_LOSS=allow` let the request pass."""
 
 
 class Subject:
@@ -60,12 +63,12 @@ class Subject:
         """Spell how the limits stand, for the limit nearest its end.
 
         Returns:
-            Two field lines, without the last line end; b"" where there is no limit to tell of.
+            Two field lines, without the last line end; one where no limit was checked; b"" where there is none.
 
         Source: draft-ietf-httpapi-ratelimit-headers-10, §3 and §4; `t` is the time until a place comes free.
         """
         if verdict.policy < 0:
-            return b""
+            return _UNCHECKED if verdict.policy == UNCHECKED else b""
         return self._lines[verdict.policy] % (verdict.remaining, -(-verdict.reset_us // 1_000_000))
 
     def refusal(self, verdict: Verdict) -> RateLimited | TokenRevoked:

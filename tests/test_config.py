@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 
 from gateway.config import Address, Config, load
 from gateway.errors import ConfigError
@@ -191,16 +192,12 @@ def test_other_choices() -> None:
 @pytest.mark.parametrize(
     ("setting", "text"),
     [
-        ("on_store_loss", "local"),
-        ("on_store_loss", "allow"),
         ("gateway_workers", "2"),
         ("gateway_workers", "auto"),
         ("access_log", "json"),
         ("access_log", "common"),
         ("gateway_listen", "unix:/run/gateway.sock"),
         ("gateway_listen", "127.0.0.1:3000,unix:/run/gateway.sock"),
-        ("redis_url", "redis+sentinel://127.0.0.1:26379/main/0"),
-        ("redis_url", "redis+cluster://127.0.0.1:7000"),
     ],
 )
 def test_what_a_later_version_brings_is_refused_by_name(setting: str, text: object) -> None:
@@ -256,11 +253,32 @@ def test_limits_that_are_none(setting: str, value: str, says: str) -> None:
     assert message.count("e.g.") == 1
 
 
+def test_who_decides_on_store_loss() -> None:
+    assert config().settings.on_store_loss == "deny"
+    for policy in ("deny", "local", "allow"):
+        assert config(on_store_loss=policy).settings.on_store_loss == policy
+    for text in ("", "Deny", "open"):
+        assert "it takes deny, local or allow" in refusal(on_store_loss=text)
+
+
 def test_redis_urls() -> None:
     assert config().settings.redis is None
     assert config(redis_url="redis://127.0.0.1:6379/0").settings.redis is not None
+    for url in ("redis+sentinel://one:26379,two/main/0", "redis+cluster://127.0.0.1:7000"):
+        assert str(config(redis_url=url).settings.redis).startswith(url.partition("one")[0])
     message = refusal(redis_url="http://user:hunter2@127.0.0.1")
     assert "hunter2" not in message
+
+
+def test_the_roots_for_redis_are_looked_at_when_the_url_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    assert "is not a readable file" in refusal(redis_url=f"rediss://h?ca_file={file}")
+    file.write_text("no certificate", encoding="ascii")
+    assert "no certificate in PEM form" in refusal(redis_url=f"rediss://:hunter2@h?ca_file={file}")
+    trustme.CA().cert_pem.write_to_path(str(file))
+    redis = config(redis_url=f"rediss+cluster://h?ca_file={file}").settings.redis
+    assert redis is not None
+    assert redis.ca_file == str(file)
 
 
 def test_command_line_beats_environment_beats_file_beats_default(tmp_path: Path) -> None:

@@ -75,10 +75,16 @@ def test_a_redis_address_is_shown_without_its_credentials() -> None:
         dict(describe(config(redis_url=url)))["REDIS_URL"]
         for url in ("redis://:can%3fary@h/1", "unix://user:canary@/run/redis.sock?db=3", "rediss://[::1]")
     ]
+    shown += [
+        dict(describe(config(redis_url=url)))["REDIS_URL"]
+        for url in ("redis+sentinel://me:canary@a,b:7/main/1", "redis+cluster://:canary@a,b:7")
+    ]
     assert shown == [
         "redis://h:6379/1, password set (7 characters)",
         "unix:///run/redis.sock, password set (6 characters)",
         "rediss://[::1]:6379/0, password not set",
+        "redis+sentinel://a:26379,b:7/main/1, password set (6 characters)",
+        "redis+cluster://a:6379,b:7, password set (6 characters)",
     ]
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from gateway.config.settings import Config
     from gateway.limits import Policy
-    from gateway.stores.address import RedisAddress
+    from gateway.stores.address import StoreAddress
 
 
 def describe(config: Config) -> list[tuple[str, str]]:
@@ -49,10 +49,11 @@ def _resolved(config: Config) -> dict[str, str]:
     return words
 
 
-def _redis(address: RedisAddress | None) -> str:
+def _redis(address: StoreAddress | None) -> str:
     if address is None:
         return "not set: the embedded store"
-    return f"{address}, password {_length(address.password) or 'not set'}"
+    roots = f", roots of {address.ca_file}" if address.ca_file is not None else ""
+    return f"{address}, password {_length(address.password) or 'not set'}{roots}"
 
 
 def _token_secret(config: Config) -> str:

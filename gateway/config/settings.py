@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from gateway.config.values import Address
     from gateway.limits import Policy
-    from gateway.stores.address import RedisAddress
+    from gateway.stores.address import StoreAddress
 
 _T = TypeVar("_T")
 
@@ -61,6 +61,7 @@ class Settings:
         global_concurrency_limit: Requests in flight of all tokens together.
         shadow: Limits only tell what they would refuse.
         redis: Where the shared store is; None for the embedded one.
+        on_store_loss: Who decides when the shared store cannot: `deny`, `local` or `allow`.
         store_timeout_s: The longest a request waits for the shared store.
         listen: One or more addresses; a port of 0 is chosen by the kernel.
         token_secrets: The first signs, all verify; empty when none is configured.
@@ -84,7 +85,8 @@ class Settings:
     concurrency_limit: Policy | None
     global_concurrency_limit: Policy | None
     shadow: bool
-    redis: RedisAddress | None = field(repr=False)
+    redis: StoreAddress | None = field(repr=False)
+    on_store_loss: str
     store_timeout_s: float
     listen: tuple[Address, ...]
     token_secrets: tuple[bytes, ...] = field(repr=False)
@@ -190,7 +192,6 @@ class _Reader:
 
 
 def _compile(read: _Reader) -> Settings:
-    read("on_store_loss", _only("deny", later=("local", "allow")))
     read("gateway_workers", _only("1", later=("auto", "[0-9]{1,4}")))
     read("access_log", _only("off", later=("json", "common")))
     listen = read("gateway_listen", values.addresses)
@@ -203,7 +204,8 @@ def _compile(read: _Reader) -> Settings:
             "global_concurrency_limit", lambda text: parse_concurrency(text, shared=True)
         ),
         shadow=read("rate_limit_mode", values.limit_mode) == "shadow",
-        redis=read.optional("redis_url", parse_redis_url),
+        redis=read.optional("redis_url", _redis),
+        on_store_loss=read("on_store_loss", values.one_of("deny", "local", "allow")),
         store_timeout_s=read("store_timeout", values.duration_s),
         listen=listen,
         token_secrets=read.optional("token_secret", values.secrets) or (),
@@ -230,6 +232,13 @@ def _target(read: _Reader, listen: tuple[Address, ...]) -> Target:
     style = read("target_api_auth", parse_key_style)
     keyed = read.optional("target_api_key", lambda key: with_key(target, key, style))
     return replace(keyed or target, ca_file=read.optional("target_ca_file", _ca_file))
+
+
+def _redis(text: str) -> StoreAddress:
+    address = parse_redis_url(text)
+    if address.ca_file is not None:
+        _ca_file(address.ca_file)
+    return address
 
 
 def _ca_file(text: str) -> str:

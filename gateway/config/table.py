@@ -71,12 +71,17 @@ SETTINGS: dict[str, Setting] = {
         ),
         Setting(
             "redis_url",
-            "redis://, rediss:// or unix://",
+            "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://",
             "redis://127.0.0.1:6379/0",
             "shares limits between instances (default: none, in-process)",
             secret=True,
         ),
-        Setting("on_store_loss", "deny", "deny", "when Redis does not answer in time: deny (503)"),
+        Setting(
+            "on_store_loss",
+            "deny, local or allow",
+            "local",
+            "when Redis does not answer in time: deny (503), local limits, or allow (default: deny)",
+        ),
         Setting("store_timeout", _DURATION, "100ms", "the longest a request waits for Redis (default: 100ms)"),
         Setting(
             "gateway_listen",

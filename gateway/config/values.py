@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import re
 import socket
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _DURATION = re.compile(r"([0-9]{1,10}(?:\.[0-9]{1,6})?)(ms|s|m|h|d|)")
 _SECONDS = {"ms": 0.001, "s": 1, "": 1, "m": 60, "h": 3600, "d": 86400}
@@ -81,6 +84,17 @@ def count(text: str) -> int:
     if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
         raise ValueError(f"{quoted(text)} is not a whole number from 1 to 65535")
     return int(text)
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """Return a reader for a setting that takes one of these names, as they are spelled here."""
+
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ValueError(f"{quoted(text)} is not one of its values")
+        return text
+
+    return parse
 
 
 def log_level(text: str) -> str:

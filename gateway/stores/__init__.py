@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from gateway.errors import StoreUnavailable
     from gateway.limits import Policy
 
+UNCHECKED: Final = -3
+"""`Verdict.policy` of an admission that no limit was asked about."""
 REVOKED: Final = -2
 """`Verdict.policy` of a refusal that no limit made: the token is revoked."""
 
@@ -23,8 +25,8 @@ class Verdict(NamedTuple):
     """What a store decided about one request.
 
     When `admitted`, `policy` is the index of the window or bucket nearest its end (least `remaining`; the earlier one
-    on a tie; -1 if there is none), `remaining` what it has left after this request, and `reset_us` the time until its
-    next place comes free.
+    on a tie; -1 if there is none, `UNCHECKED` if none was asked), `remaining` what it has left after this request, and
+    `reset_us` the time until its next place comes free.
     When refused, `policy` is the index of the policy that refused (of several, the one with the longest wait), or
     `REVOKED`, `remaining` what is left of it (0 for requests that cost 1) and `reset_us` the time until this request
     could pass; of a policy that limits those in flight, when to ask again.

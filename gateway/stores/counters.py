@@ -36,6 +36,10 @@ class Counter(Protocol):
         """Count one less, where it still counts."""
         ...
 
+    def at_least(self, unit_us: int, used: int, at_us: int, now_us: int) -> None:
+        """Count no less than `used`, as if all had been charged at `at_us`, which is not after `now_us`."""
+        ...
+
     def idle_from_us(self, unit_us: int) -> int:
         """Return from when on it may be forgotten."""
         ...
@@ -112,6 +116,16 @@ class WindowCounter:
                     self.past.remove(entry)
                 return
 
+    def at_least(self, unit_us: int, used: int, at_us: int, now_us: int) -> None:
+        """See `Counter`."""
+        segment, now = at_us // unit_us, now_us // unit_us
+        missing = used - self._total_at(max(now, self.newest))
+        if missing > 0 and segment >= now - SEGMENTS:
+            if segment > self.newest:
+                self.advance(segment)
+            self.count += missing
+            self.total += missing
+
     def idle_from_us(self, unit_us: int) -> int:
         """See `Counter`. One window longer than it counts: a clock that steps back by less finds it unchanged."""
         return (self.newest + 2 * SEGMENTS + 1) * unit_us
@@ -162,6 +176,13 @@ class BucketCounter:
         if at_us == self.charged_us:
             self.full_us -= unit_us
 
+    def at_least(self, unit_us: int, used: int, at_us: int, now_us: int) -> None:
+        """See `Counter`."""
+        del now_us
+        if used:
+            self.charged_us = max(self.charged_us, at_us)
+            self.full_us = max(self.full_us, at_us + used * unit_us)
+
     def idle_from_us(self, unit_us: int) -> int:
         """See `Counter`. As long again as it took to fill: a clock that steps back by less finds it unchanged."""
         return 2 * max(self.full_us, self.charged_us + unit_us) - self.charged_us
@@ -196,6 +217,9 @@ class PlacesCounter:
         """See `Counter`."""
         del unit_us, at_us
         self.leases.discard(lease)
+
+    def at_least(self, unit_us: int, used: int, at_us: int, now_us: int) -> None:
+        """Do nothing: what is in flight elsewhere, nobody here can tell."""
 
     def idle_from_us(self, unit_us: int) -> int:
         """See `Counter`."""

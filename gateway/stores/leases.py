@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.stores.link import NOBODY, pack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from gateway.stores.link import Link
     from gateway.stores.pipeline import Connection
@@ -30,22 +30,22 @@ class Leases:
     """What this process holds.
 
     Args:
-        link: The way to Redis.
+        link_of: Says the way to whoever has a key. The keys of one lease are all in one place.
         lease_us: How long a lease lasts, in microseconds.
         renew_script: What renews leases there.
     """
 
-    __slots__ = ("_held", "_instance", "_lease_us", "_link", "_numbers", "_owed", "_renew_script", "_timer", "_told")
+    __slots__ = ("_held", "_instance", "_lease_us", "_link_of", "_numbers", "_owed", "_renew_script", "_timer", "_told")
 
-    def __init__(self, link: Link, lease_us: int, renew_script: str) -> None:
-        self._link = link
+    def __init__(self, link_of: Callable[[str], Link], lease_us: int, renew_script: str) -> None:
+        self._link_of = link_of
         self._lease_us = lease_us
         self._renew_script = renew_script
         self._instance = os.urandom(6).hex().encode()
         self._numbers = count(1)
         self._held: dict[bytes, tuple[str, ...]] = {}
         self._owed: dict[bytes, tuple[str, ...]] = {}
-        self._told: Connection | None = None  # which connection has heard of what is held
+        self._told: dict[Link, Connection] = {}  # which connections have heard of what is held
         self._timer: asyncio.TimerHandle | None = None
 
     def next_id(self) -> bytes:
@@ -63,22 +63,23 @@ class Leases:
         keys = self._held.pop(lease, None)
         if not keys:
             return
-        connection = self._link.live
+        connection = self._link_of(keys[0]).live
         if connection is None or connection.congested:
             self._owed[lease] = keys
         else:
             self._give_back(connection, lease, keys)
 
-    def tell(self, connection: Connection) -> None:
+    def tell(self, link: Link, connection: Connection) -> None:
         """Renew what is held on a connection that has not heard of it yet, before anything else is asked there."""
-        if connection is not self._told:
-            self._renew(connection)
+        if connection is not self._told.get(link):
+            self._renew(link, connection)
 
     def renew(self) -> None:
-        """Renew all that is held, if Redis is there."""
-        connection = self._link.live
-        if connection is not None and not connection.congested:
-            self._renew(connection)
+        """Renew all that is held, where Redis is there."""
+        for link in {self._link_of(keys[0]) for keys in (*self._held.values(), *self._owed.values())}:
+            connection = link.live
+            if connection is not None and not connection.congested:
+                self._renew(link, connection)
 
     async def close(self) -> None:
         """Give everything back."""
@@ -107,15 +108,18 @@ class Leases:
         if self._held or self._owed:
             self._wait()
 
-    def _renew(self, connection: Connection) -> None:
-        self._told = connection
-        owed, self._owed = self._owed, {}
-        for lease, keys in owed.items():
-            self._give_back(connection, lease, keys)
+    def _renew(self, link: Link, connection: Connection) -> None:
+        self._told = {one: told for one, told in self._told.items() if told.end_reason is None}
+        self._told[link] = connection
+        for lease, keys in tuple(self._owed.items()):
+            if self._link_of(keys[0]) is link:
+                del self._owed[lease]
+                self._give_back(connection, lease, keys)
         by_key: dict[str, list[bytes]] = {}
         for lease, keys in self._held.items():
-            for key in keys:
-                by_key.setdefault(key, []).append(lease)
+            if keys and self._link_of(keys[0]) is link:
+                for key in keys:
+                    by_key.setdefault(key, []).append(lease)
         for key, leases in by_key.items():
             for at in range(0, len(leases), _BATCH):
                 batch = leases[at : at + _BATCH]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
 from itertools import chain, repeat
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import hiredis
 
@@ -18,13 +19,14 @@ from gateway.errors import StoreUnavailable
 from gateway.stores.pipeline import Connection
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from gateway.stores.address import RedisAddress
 
 log = logging.getLogger("gateway.store")
 
-Command = tuple[str | bytes | int, ...]
+Command: TypeAlias = tuple[str | bytes | int, ...]
+Locate: TypeAlias = "Callable[[float], Awaitable[RedisAddress]]"
 
 LOSSES_TO_OPEN: Final = 3
 """Losses in a row after which checks are no longer sent. One may be chance; more would each wait for nothing."""
@@ -32,8 +34,19 @@ BACK_OFF_S: Final = (0.0, 0.05, 0.1, 0.25)
 """Before each try for a new connection; the last one repeats, short enough to be back within a second."""
 CONNECT_S: Final = 0.5
 """The longest that a try takes while checks are being lost."""
+FOLLOW_S: Final = 1.0
+"""How often it is asked anew where Redis is, where that may change."""
 START_S: Final = 5.0
 """The longest that the first try takes, before anybody waits for it."""
+
+
+def at(address: RedisAddress) -> Locate:
+    """Return the whereabouts of a server that stays where it is."""
+
+    async def locate(_within_s: float) -> RedisAddress:
+        return address
+
+    return locate
 
 
 class Nobody:
@@ -76,15 +89,27 @@ class Link:
     """Keeps a connection to one Redis, and finds a new one when it is lost.
 
     Args:
-        address: Where Redis is.
+        name: What the log calls it.
+        locate: Says where it is, before each connection; its argument is how long it may take, in seconds.
         timeout_s: `STORE_TIMEOUT` in seconds, more than 0: a command without a reply by then is a loss.
         rehearsal: Commands that a new connection has to answer without an error before it is used. Whatever
             would refuse checks should refuse one of these, be it READONLY, OOM or NOPERM.
+        consequence: Says, for the log, what an outage means.
+        moves: Whether `locate` may name another server while this one still answers.
+        accepts: Error codes that a rehearsal may end with all the same.
+        on_out: Called when Redis is out.
     """
 
     __slots__ = (
-        "_address",
+        "_accepts",
         "_closed",
+        "_consequence",
+        "_following",
+        "_locate",
+        "_moves",
+        "_name",
+        "_on_out",
+        "_place",
         "_recovery",
         "_rehearsal",
         "_retired",
@@ -94,16 +119,34 @@ class Link:
         "outage",
     )
 
-    def __init__(self, address: RedisAddress, *, timeout_s: float, rehearsal: Sequence[Command]) -> None:
-        self._address = address
+    def __init__(
+        self,
+        name: str,
+        locate: Locate,
+        *,
+        timeout_s: float,
+        rehearsal: Sequence[Command],
+        consequence: Callable[[], str],
+        moves: bool = False,
+        accepts: frozenset[str] = frozenset(),
+        on_out: Callable[[], None] | None = None,
+    ) -> None:
+        self._name = name
+        self._locate = locate
+        self._consequence = consequence
         self._timeout_s = timeout_s
         self._rehearsal = rehearsal
+        self._moves = moves
+        self._accepts = accepts
+        self._on_out = on_out
+        self._place: RedisAddress | None = None
+        self._following: asyncio.Task[None] | None = None
         self._closed = False
         self._retired: Connection | None = None
         self._recovery: asyncio.Task[None] | None = None
         self.live: Connection | None = None
         """Where commands go; None while Redis is out."""
-        self.outage = "The store is not started."
+        self.outage = "Redis is not connected yet."
         """Why there is no live connection: a sentence."""
         self.losses = 0
         """Losses in a row; whoever gets a reply that is none sets it back to 0."""
@@ -117,7 +160,31 @@ class Link:
         try:
             self.live = await self._connect(START_S)
         except StoreUnavailable as error:
-            raise StoreUnavailable(f"Redis at {self._address}: {error.detail}") from error
+            raise StoreUnavailable(f"Redis at {self._name}: {error.detail}") from error
+        if self._moves:
+            self._following = asyncio.get_running_loop().create_task(self._follow())
+
+    def begin(self) -> None:
+        """Connect, however long that takes, without being waited for."""
+        self._recovery = asyncio.get_running_loop().create_task(self._recover())
+
+    def leave(self, reason: str) -> None:
+        """Send nothing there any more; what is in flight may still be answered."""
+        self._closed = True
+        self.outage = reason
+        connection, self.live = self.live, None
+        if self._recovery is not None:
+            self._recovery.cancel()
+        if self._retired is not None:
+            self._retired.end(reason)
+        if connection is not None and connection.end_reason is None:
+            self._retired = connection
+            connection.retire()
+
+    @property
+    def done(self) -> bool:
+        """Whether no connection is left that a late reply could come on."""
+        return self.live is None and self._retired is None
 
     async def ask(self, *commands: Command) -> list[object]:
         """Send commands on the live connection and return their replies, error replies included.
@@ -125,17 +192,23 @@ class Link:
         Raises:
             StoreUnavailable: Redis is out, or did not answer within the timeout.
         """
-        if self.live is None:
+        connection = self.live
+        if connection is None:
             raise StoreUnavailable(self.outage)
-        return await _ask(self.live, *commands)
+        try:
+            return await ask(connection, *commands)
+        except StoreUnavailable as error:
+            self.on_trouble(connection, error.detail)
+            raise
 
     async def close(self) -> None:
         """End all connections. Commands in flight are lost, and there is no live connection ever after."""
         self._closed = True
         self.outage = "The store is closed."
-        if self._recovery is not None:
-            self._recovery.cancel()
-            await asyncio.gather(self._recovery, return_exceptions=True)
+        for task in (self._recovery, self._following):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         for connection in (self.live, self._retired):
             if connection is not None:
                 connection.end(self.outage)
@@ -161,7 +234,7 @@ class Link:
         connection, self.live = self.live, None
         if self._closed:
             return
-        log.warning("Redis at %s is out: %s", self._address, reason)
+        log.warning("Redis at %s is out: %s %s", self._name, reason, self._consequence())
         self.outage = reason
         if connection is not None and connection.end_reason is None:
             # Late replies may still come, and have to be given back. One such connection is enough to keep.
@@ -169,7 +242,9 @@ class Link:
                 self._retired.end("The connection to Redis was replaced.")
             self._retired = connection
             connection.retire()
-        self._recovery = asyncio.get_running_loop().create_task(self._recover())
+        self.begin()
+        if self._on_out is not None:
+            self._on_out()
 
     async def _recover(self) -> None:
         for delay_s in chain(BACK_OFF_S, repeat(BACK_OFF_S[-1])):
@@ -180,59 +255,55 @@ class Link:
                 self.outage = error.detail
             else:
                 self.losses = 0
-                log.info("Redis at %s is back.", self._address)
+                log.info("Redis at %s is back.", self._name)
                 return
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            if self.live is None:
+                continue  # whoever looks for a new connection asks as well
+            try:
+                place = await self._locate(CONNECT_S)
+            except StoreUnavailable:
+                continue  # as long as the connection is good, nobody needs to know
+            if self.live is not None and place != self._place:
+                self._go_out(f"It has moved to {place}.")
 
     async def _connect(self, within_s: float) -> Connection:
         connection: Connection | None = None
         try:
             async with asyncio.timeout(within_s):
-                connection = await self._dial(within_s)
-                await self._greet(connection)
+                self._place = place = await self._locate(within_s)
+                connection = await dial(place, within_s, self._on_end)
+                await self._greet(connection, place)
         except BaseException as error:
             if connection is not None:
                 connection.end("The connection to Redis was given up.")
             if isinstance(error, TimeoutError):
                 raise StoreUnavailable("Redis did not answer in time.") from error
             if isinstance(error, OSError):
-                why = error.strerror or type(error).__name__
-                raise StoreUnavailable(f"Redis cannot be reached: {why}.") from error
+                raise StoreUnavailable(f"Redis cannot be reached: {why(error)}") from error
             raise
         if connection.end_reason is not None:
             raise StoreUnavailable(connection.end_reason)
         connection.expect_replies_within(self._timeout_s)
         return connection
 
-    async def _dial(self, within_s: float) -> Connection:
-        loop, address = asyncio.get_running_loop(), self._address
-
-        def make() -> Connection:
-            return Connection(within_s, self._on_end)
-
-        if address.unix_path is not None:
-            _, connection = await loop.create_unix_connection(make, address.unix_path)
-        else:
-            tls = ssl.create_default_context(cafile=address.ca_file) if address.tls else None
-            _, connection = await loop.create_connection(make, address.host, address.port, ssl=tls)
-        return connection
-
-    async def _greet(self, connection: Connection) -> None:
-        address = self._address
-        if address.password is not None:
-            login = (address.username, address.password) if address.username else (address.password,)
-            (reply,) = await _ask(connection, ("AUTH", *login))
-            expect(reply, "AUTH")
+    async def _greet(self, connection: Connection, address: RedisAddress) -> None:
+        expect(await log_in(connection, address), "AUTH")
         if address.db:
-            (reply,) = await _ask(connection, ("SELECT", address.db))
+            (reply,) = await ask(connection, ("SELECT", address.db))
             expect(reply, "SELECT")
-        _, eviction, *rehearsed = await _ask(
+        _, eviction, *rehearsed = await ask(
             connection,
             ("CLIENT", "SETNAME", "rate-limiting-gateway"),
             ("CONFIG", "GET", "maxmemory-policy"),
             *self._rehearsal,
         )
         for command, reply in zip(self._rehearsal, rehearsed, strict=True):
-            expect(reply, "the script" if command[0] == "EVALSHA" else " ".join(map(str, command[:2])))
+            if error_code(reply) not in self._accepts:
+                expect(reply, "the script" if command[0] == "EVALSHA" else " ".join(map(str, command[:2])))
         if isinstance(eviction, list) and len(eviction) == 2 and eviction[1] != b"noeviction":
             log.warning(
                 "Redis at %s evicts keys when memory is full (maxmemory-policy %s), and with them counts: "
@@ -242,7 +313,40 @@ class Link:
             )
 
 
-async def _ask(connection: Connection, *commands: Command) -> list[object]:
+async def dial(address: RedisAddress, timeout_s: float, on_end: Callable[[Connection, str], None]) -> Connection:
+    """Open a connection; see `Connection` for the arguments.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    loop = asyncio.get_running_loop()
+
+    def make() -> Connection:
+        return Connection(timeout_s, on_end)
+
+    if address.unix_path is not None:
+        _, connection = await loop.create_unix_connection(make, address.unix_path)
+    else:
+        tls = ssl.create_default_context(cafile=address.ca_file) if address.tls else None
+        _, connection = await loop.create_connection(make, address.host, address.port, ssl=tls)
+    return connection
+
+
+async def log_in(connection: Connection, address: RedisAddress) -> object:
+    """Send user and password, if there is one, and return the reply."""
+    if address.password is None:
+        return None
+    login = (address.username, address.password) if address.username else (address.password,)
+    (reply,) = await ask(connection, ("AUTH", *login))
+    return reply
+
+
+async def ask(connection: Connection, *commands: Command) -> list[object]:
+    """Send commands and return their replies, error replies included.
+
+    Raises:
+        StoreUnavailable: They did not come in time.
+    """
     loop = asyncio.get_running_loop()
     futures: list[asyncio.Future[object]] = []
     for command in commands:
@@ -250,6 +354,13 @@ async def _ask(connection: Connection, *commands: Command) -> list[object]:
         connection.send(pack(*command), _AWAITED, future)
         futures.append(future)
     return await asyncio.gather(*futures)
+
+
+def why(error: Exception) -> str:
+    """Say in a few words what kind of failure it was; the whole text of an error may hold more than is wanted."""
+    if isinstance(error, ConnectionError) and error.errno:
+        return f"{os.strerror(error.errno)}."
+    return f"{(error.strerror if isinstance(error, OSError) else None) or type(error).__name__}."
 
 
 def pack(*command: Any) -> bytes:  # noqa: ANN401 - str, bytes and int, which hiredis checks

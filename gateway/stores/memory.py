@@ -156,6 +156,19 @@ class MemoryStore:
         self._revoked = {one: until_us for one, until_us in self._revoked.items() if until_us > now_us}
         self._revoked[subject] = now_us + lives_s * 1_000_000
 
+    def at_least(self, plan: Plan, index: int, used: int, at_us: int) -> None:
+        """See to it that a limit counts no less than is known from elsewhere.
+
+        Args:
+            plan: The subject's.
+            index: Which of its limits.
+            used: How many admissions counted, taken as if all had been made at `at_us`.
+            at_us: When, on this store's clock; what is ahead of it counts as now.
+        """
+        limits: tuple[_Limit, ...] = plan.limits  # type: ignore[attr-defined]  # opaque to others, but this store's own
+        limit, now_us = limits[index], self._now_us()
+        self._counter(limit).at_least(limit.unit_us, used, min(at_us, now_us), now_us)
+
     async def start(self) -> None:
         """Do nothing: this store is always ready."""
 

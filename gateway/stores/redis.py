@@ -1,23 +1,27 @@
 """The Redis store: one script call per request, over one multiplexed connection per process.
 
-While Redis cannot answer, checks are lost at once; `link` looks for a new connection. A check that was answered
-too late is given back on the connection that answered it. One whose connection broke may have been charged; that
-place comes free when it leaves the window, and a lease when it ends.
+While Redis cannot answer, checks are lost at once, and `fallback` decides on them; `link` looks for a new
+connection. A check that was answered too late is given back on the connection that answered it. One whose
+connection broke may have been charged; that place comes free when it leaves the window, and a lease when it ends.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from functools import partial
 from importlib import resources
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.errors import StoreUnavailable
 from gateway.limits.places import LEASE_US
 from gateway.limits.policy import Kind, check_subject
 from gateway.stores import Standing, Verdict
+from gateway.stores.address import SentinelAddress
+from gateway.stores.fallback import Deny
 from gateway.stores.leases import Leases
-from gateway.stores.link import NOBODY, Link, error_code, expect, pack
+from gateway.stores.link import NOBODY, Link, at, error_code, expect, pack
+from gateway.stores.sentinel import find_master
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
     from gateway.limits import Policy
     from gateway.stores import Plan, Waiter
     from gateway.stores.address import RedisAddress
+    from gateway.stores.fallback import LossPolicy
+    from gateway.stores.instances import Instances
+    from gateway.stores.link import Command, Locate
     from gateway.stores.pipeline import Connection
 
 log = logging.getLogger("gateway.store")
@@ -37,7 +44,7 @@ SECRET_LIVES_S: Final = 400 * 86_400
 """Renewed at each start: a deployment that rests for a year still knows its tokens."""
 
 _SECRET_KEY: Final = b"gateway:{global}:secret"
-_PROBE_KEYS: Final = ("gateway:{global}:revoked", "gateway:{global}:probe")
+_PROBE_TAG: Final = "global"
 _KEY_TROUBLE: Final = frozenset({"ERR", "WRONGTYPE"})
 """Errors that come from the value of one key. They must not stop the checks of everybody else."""
 _LETTERS: Final = {Kind.WINDOW: "w", Kind.BUCKET: "b", Kind.LEASE: "l"}
@@ -49,15 +56,33 @@ _verdict: Final = tuple.__new__
 
 
 class _Plan:
-    """The commands of one subject's policies, and the recipient of the replies to its checks."""
+    """The commands of one subject's policies, and the recipient of the replies to its checks.
 
-    __slots__ = ("_charged", "_keys", "_kinds", "_numbers", "_parts", "_store", "link", "packed", "places")
+    Args:
+        store: Whose plan it is.
+        subject: Whose policies.
+        policies: In the order that verdicts count.
+        tag: Where the key of the revocation is looked for, if not with the subject's other keys.
+    """
 
-    def __init__(self, store: RedisStore, subject: str, policies: Sequence[Policy]) -> None:
+    # fmt: off
+    __slots__ = (
+        "_charged", "_keys", "_kinds", "_numbers", "_parts", "_store", "link", "packed", "places", "slot",
+        "known", "local", "policies", "subject",
+    )
+    # fmt: on
+
+    def __init__(self, store: RedisStore, subject: str, policies: Sequence[Policy], *, tag: str | None = None) -> None:
         check_subject(subject)
         self._store = store
         self.link = store.link
-        self._keys = [f"gateway:{{{subject}}}:revoked"]
+        self.slot = 0  # of a cluster's
+        # For the day that Redis is lost: see `fallback.LostPlan`.
+        self.subject = subject
+        self.policies = policies
+        self.known: list[Verdict | None] = [None] * len(policies)
+        self.local: Plan | None = None
+        self._keys = [revocation_key(tag or subject)]
         self._keys += [f"gateway:{{{policy.owner(subject)}}}:{policy.counter}" for policy in policies]
         letters = [_LETTERS[policy.kind] for policy in policies]
         self._kinds = "".join(
@@ -107,8 +132,12 @@ class _Plan:
         if type(reply) is list and len(reply) == 5:
             admitted, policy, remaining, reset_us, at_us = reply
             verdict = _verdict(Verdict, (admitted == 1, policy, remaining, reset_us, at_us, 0, b""))
+            if policy >= 0:
+                self.known[policy] = verdict
         elif type(reply) is list and len(reply) == 7:
             verdict = Verdict(reply[0] == 1, *reply[1:])
+            if verdict.policy >= 0:
+                self.known[verdict.policy] = verdict
             if verdict.lease:
                 self._store.leases.hold(verdict.lease, self.places_taken(verdict.shadowed))
         else:
@@ -125,7 +154,7 @@ class _Plan:
     def on_loss(self, connection: Connection, waiter: Waiter, reason: str) -> None:
         """Tell the loss."""
         self.link.on_trouble(connection, reason)
-        waiter.on_store_loss(StoreUnavailable(reason))
+        self._store.lose(self, waiter, reason)
 
     def on_late_reply(self, connection: Connection, reply: object) -> None:
         """Give back what was charged for a request that has had its answer."""
@@ -145,7 +174,9 @@ class RedisStore:
     """Checks and charges limits in one Redis, together with every other gateway on it.
 
     Args:
-        address: Where Redis is.
+        address: Where Redis is, or who knows.
+        loss: Decides on what Redis does not decide on in time; None: such a check is lost (`deny`).
+        instances: The list to keep this instance in, for a policy that has to know how many there are.
         timeout_s: `STORE_TIMEOUT` in seconds, more than 0: a check without an answer by then is a loss. (Twice
             that, if Redis had lost the script meanwhile.)
         script: The text of the check script. Tests pass one that reads a clock of theirs.
@@ -153,24 +184,37 @@ class RedisStore:
         lease_us: How long a place in flight is held without being renewed, in microseconds.
     """
 
-    __slots__ = ("lease_us", "leases", "link", "script", "script_sha")
+    __slots__ = ("_instances", "_loss", "_timeout_s", "lease_us", "leases", "link", "script", "script_sha")
 
     def __init__(
         self,
-        address: RedisAddress,
+        address: RedisAddress | SentinelAddress,
         *,
         timeout_s: float,
+        loss: LossPolicy | None = None,
+        instances: Instances | None = None,
         script: str = CHECK_SCRIPT,
         renew_script: str = RENEW_SCRIPT,
         lease_us: int = LEASE_US,
     ) -> None:
+        self._loss = loss or Deny()
+        self._instances = instances
+        self._timeout_s = timeout_s
         self.script = script
         self.script_sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-        # The probe is a check like any other: what would refuse those refuses it.
-        probe = ("EVALSHA", self.script_sha, len(_PROBE_KEYS), *_PROBE_KEYS, "w", "", 10**9, 16_667)
-        self.link = Link(address, timeout_s=timeout_s, rehearsal=(("SCRIPT", "LOAD", script), probe))
+        locate = partial(find_master, address) if isinstance(address, SentinelAddress) else at(address)
+        self.link = self._link(str(address), locate, moves=isinstance(address, SentinelAddress))
         self.lease_us = lease_us
-        self.leases = Leases(self.link, lease_us, renew_script)
+        self.leases = Leases(self.link_of, lease_us, renew_script)
+
+    def _link(self, name: str, locate: Locate, *, probe_tag: str = _PROBE_TAG, **more: Any) -> Link:  # noqa: ANN401
+        """Return a link that is not started yet; see `Link`."""
+        # The probe is a check like any other: what would refuse those refuses it.
+        keys = revocation_key(probe_tag), f"gateway:{{{probe_tag}}}:probe"
+        probe = ("EVALSHA", self.script_sha, len(keys), *keys, "w", "", 10**9, 16_667)
+        rehearsal = (("SCRIPT", "LOAD", self.script), probe)
+        consequence = self._loss.consequence
+        return Link(name, locate, timeout_s=self._timeout_s, rehearsal=rehearsal, consequence=consequence, **more)
 
     def plan(self, subject: str, policies: Sequence[Policy]) -> _Plan:
         """Prepare the complete command of this subject's checks; see `Store.plan`.
@@ -186,13 +230,13 @@ class RedisStore:
         link: Link = plan.link  # type: ignore[attr-defined]  # see above
         connection = link.live
         if connection is None:
-            waiter.on_store_loss(StoreUnavailable(link.outage))
+            self.lose(plan, waiter, link.outage)  # type: ignore[arg-type]  # see above
         elif connection.congested:
-            waiter.on_store_loss(StoreUnavailable("Redis does not read what it is sent."))
+            self.lose(plan, waiter, "Redis does not read what it is sent.")  # type: ignore[arg-type]  # see above
         elif packed:
             connection.send(packed, plan, waiter)  # type: ignore[arg-type]  # see above
         else:
-            self.leases.tell(connection)
+            self.leases.tell(link, connection)
             packed = plan.pack_for(self.leases.next_id())  # type: ignore[attr-defined]  # see above
             connection.send(packed, plan, waiter)  # type: ignore[arg-type]  # see above
 
@@ -201,15 +245,19 @@ class RedisStore:
 
         While Redis is out of reach the charge stays, until it leaves the window.
         """
-        connection = plan.link.live  # type: ignore[attr-defined]  # opaque to others, but this store's own
+        if verdict.at_us <= 0:
+            self._loss.refund(plan, verdict)  # type: ignore[arg-type]  # opaque to others, but this store's own
+            return
+        connection = plan.link.live  # type: ignore[attr-defined]  # see above
         if connection is not None and not connection.congested:
             plan.give_back(connection, verdict.at_us, verdict.shadowed)  # type: ignore[attr-defined]  # see above
         self.release(plan, verdict)
 
     def release(self, plan: Plan, verdict: Verdict) -> None:
         """Give back the places in flight of an admitted request that is over; its charges stay."""
-        del plan
-        if verdict.lease:
+        if verdict.at_us <= 0:
+            self._loss.release(plan, verdict)  # type: ignore[arg-type]  # opaque to others, but this store's own
+        elif verdict.lease:
             self.leases.let_go(verdict.lease)
 
     async def look(self, plan: Plan) -> list[Standing] | None:
@@ -218,7 +266,7 @@ class RedisStore:
         Raises:
             StoreUnavailable: Redis did not answer, or refused.
         """
-        (reply,) = await self.link.ask(plan.pack_look())  # type: ignore[attr-defined]  # opaque to others
+        (reply,) = await plan.link.ask(plan.pack_look())  # type: ignore[attr-defined]  # opaque to others
         expect(reply, "the script")
         if not isinstance(reply, list):
             raise StoreUnavailable("Redis answered something that is no standing.")
@@ -235,8 +283,14 @@ class RedisStore:
             StoreUnavailable: Redis did not answer, or refused.
         """
         check_subject(subject)
-        (reply,) = await self.link.ask(("SET", f"gateway:{{{subject}}}:revoked", "1", "EX", lives_s))
+        key = revocation_key(subject)
+        (reply,) = await self.link_of(key).ask(("SET", key, "1", "EX", lives_s))
         expect(reply, "SET")
+
+    def link_of(self, key: str) -> Link:
+        """Return the way to whoever has a key."""
+        del key
+        return self.link
 
     async def start(self) -> None:
         """Connect, log in and load the script.
@@ -245,11 +299,20 @@ class RedisStore:
             StoreUnavailable: Redis could not be reached, refused the login, or cannot run the script.
         """
         await self.link.start()
+        if self._instances is not None:
+            await self._instances.start(self.ask)
+
+    async def ask(self, *commands: Command) -> list[object]:
+        """Send commands that are about no subject; see `Link.ask`."""
+        return await self.link.ask(*commands)
 
     async def ping(self) -> None:
-        """Return when Redis answers; raise StoreUnavailable when it does not within the timeout."""
-        (reply,) = await self.link.ask(("PING",))
-        expect(reply, "PING")
+        """Return when Redis answers; raise StoreUnavailable, with what that means, when it does not in time."""
+        try:
+            (reply,) = await self.ask(("PING",))
+            expect(reply, "PING")
+        except StoreUnavailable as error:
+            raise StoreUnavailable(f"{error.detail} {self._loss.consequence()}") from error
 
     async def agree_secret(self, candidate: bytes) -> bytes:
         """Return the signing secret that all instances on this Redis share; `candidate` if there is none yet.
@@ -257,7 +320,7 @@ class RedisStore:
         Raises:
             StoreUnavailable: Redis did not answer, or refused.
         """
-        made, agreed = await self.link.ask(
+        made, agreed = await self.ask(
             ("SET", _SECRET_KEY, candidate, "NX", "EX", SECRET_LIVES_S),
             ("GETEX", _SECRET_KEY, "EX", SECRET_LIVES_S),
         )
@@ -269,6 +332,9 @@ class RedisStore:
 
     async def close(self) -> None:
         """Give leases back and end all connections. Checks in flight end with `on_store_loss`, and every later one."""
+        self._loss = Deny()
+        if self._instances is not None:
+            await self._instances.close()
         await self.leases.close()
         await self.link.close()
 
@@ -283,4 +349,13 @@ class RedisStore:
         reason = f"Redis answered {code}."
         if code not in _KEY_TROUBLE and link.live is not None:
             link.on_trouble(link.live, reason)
-        waiter.on_store_loss(StoreUnavailable(reason))
+        self.lose(plan, waiter, reason)
+
+    def lose(self, plan: _Plan, waiter: Waiter, reason: str) -> None:
+        """Have the loss policy decide on a check."""
+        self._loss.decide(plan, waiter, StoreUnavailable(reason))
+
+
+def revocation_key(tag: str) -> str:
+    """Return the key that is there if a token is revoked."""
+    return f"gateway:{{{tag}}}:revoked"

@@ -175,6 +175,69 @@ async def test_a_redis_that_was_only_stopped_has_charged_nothing_for_what_was_re
     assert len(upstream.requests) == 5
 
 
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+async def test_local_limits_go_on_from_what_was_known_and_end_with_the_outage(
+    upstream: Upstream, redis: RedisServer, how: str
+) -> None:
+    settings = {"TARGET_API_URL": upstream.url, "REDIS_URL": redis.url, "RATE_LIMIT": "6/hour"}
+    async with (
+        gateway_process(STORE_TIMEOUT="200ms", ON_STORE_LOSS="local", **settings) as one,
+        gateway_process(STORE_TIMEOUT="200ms", ON_STORE_LOSS="local", **settings) as other,
+    ):
+        token = await register(one)
+        for program in (one, other):
+            assert (await fetch(program.url, request("/api/x", token)))["ratelimit"].startswith('"hour";r=')
+        if how == "killed":
+            redis.kill()
+        else:
+            redis.signal(signal.SIGSTOP)
+        # `one` knew of one place taken, `other` of two.
+        for program, places in ((one, 5), (other, 4)):
+            answers = [await fetch(program.url, request("/api/x", token)) for _ in range(7)]
+            assert [answer.status for answer in answers] == [200] * places + [429] * (7 - places)
+            left = [answer["ratelimit"].split(";")[1] for answer in answers]
+            assert left == [f"r={max(places - 1 - number, 0)}" for number in range(7)]
+        assert len(upstream.requests) == 2 + 9
+        # `other` counted the instances when it started, as the second of them.
+        unready = await fetch(other.url, request("/readyz"))
+        assert unready.status == 503
+        says = "Instances seen: 2; so at worst, one window of 'hour' 12 more than 6."
+        assert says in json.loads(unready.content)["detail"]
+        assert other.printed.count(says) == 1
+
+        if how == "killed":
+            redis.start()
+        else:
+            redis.signal(signal.SIGCONT)
+        await ready(one)
+        # Redis knows nothing of what was admitted meanwhile, and goes on from what it has itself.
+        statuses = [(await fetch(one.url, request("/api/x", token))).status for _ in range(7)]
+        places = 6 if how == "killed" else 4
+        assert statuses == [200] * places + [429] * (7 - places)
+
+
+async def test_allow_lets_everything_pass_and_tells_of_no_limit(upstream: Upstream, redis: RedisServer) -> None:
+    settings = {"TARGET_API_URL": upstream.url, "REDIS_URL": redis.url, "RATE_LIMIT": "3/hour"}
+    async with gateway_process(STORE_TIMEOUT="200ms", ON_STORE_LOSS="allow", **settings) as program:
+        token = await register(program)
+        assert (await fetch(program.url, request("/api/x", token)))["ratelimit"].startswith('"hour";r=2;')
+        redis.kill()
+        answers = [await fetch(program.url, request("/api/x", token)) for _ in range(10)]
+        for answer in answers:
+            assert (answer.status, answer["x-gateway-limits"]) == (200, "unchecked")
+            assert "ratelimit" not in answer
+            assert "ratelimit-policy" not in answer
+        assert len(upstream.requests) == 11
+        unready = await fetch(program.url, request("/readyz"))
+        assert unready.status == 503
+        assert "pass unchecked" in json.loads(unready.content)["detail"]
+        assert program.printed.count("pass unchecked") == 1
+        redis.start()
+        await ready(program)
+        statuses = [(await fetch(program.url, request("/api/x", token))).status for _ in range(4)]
+        assert statuses == [200] * 3 + [429]
+
+
 async def test_no_redis_at_start_is_one_line_and_exit_code_1(upstream: Upstream, redis: RedisServer) -> None:
     redis.kill()
     program = await start(TARGET_API_URL=upstream.url, REDIS_URL=redis.url)

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +18,34 @@ from tests.kit.programs import program
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 
 class RedisServer:
-    """A running `redis-server`; `kill` and `restart` are for tests of what happens when it does not run."""
+    """A running `redis-server`; `kill` and `restart` are for tests of what happens when it does not run.
 
-    def __init__(self, binary: str, directory: Path, options: tuple[str, ...] = ()) -> None:
+    Args:
+        binary: The program.
+        directory: Of its own, for its socket and files.
+        options: For its command line.
+        port: Where it listens beside its unix socket; 0: nowhere.
+        command: To start it with, in place of one made of the others.
+    """
+
+    def __init__(
+        self,
+        binary: str,
+        directory: Path,
+        options: tuple[str, ...] = (),
+        port: int = 0,
+        command: Sequence[str] | None = None,
+    ) -> None:
+        self.port = port
         self._path = str(directory / "redis.sock")
-        self._command = [binary, "--port", "0", "--unixsocket", self._path, "--save", "", "--appendonly", "no"]
-        self._command += ["--dir", str(directory), "--loglevel", "warning", *options]
+        self._command = [binary, "--port", str(port), "--unixsocket", self._path, "--save", "", "--appendonly", "no"]
+        self._command += ["--bind", "127.0.0.1", "--dir", str(directory), "--loglevel", "warning", *options]
+        if command is not None:
+            self._command = list(command)
         self.address = RedisAddress(host="", unix_path=self._path)
         self.url = f"unix://{self._path}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -72,6 +91,24 @@ class RedisServer:
 
 
 _NOTHING = object()
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that the kernel gave, all different; `redis-server` cannot ask it itself (0 is "none" to it)."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Look until it is so, for 30 seconds at most: servers that agree among themselves tell nobody."""
+    ends_s = time.monotonic() + 30
+    while not condition():
+        if time.monotonic() > ends_s:
+            raise TimeoutError(what)
+        time.sleep(0.02)
 
 
 @contextlib.contextmanager

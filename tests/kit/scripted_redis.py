@@ -37,6 +37,7 @@ class ScriptedRedis:
         self.commands: asyncio.Queue[tuple[asyncio.StreamWriter, list[bytes]]] = asyncio.Queue()
         self.greetings = dict(_GREETINGS)
         self.probe_reply = admitted(1)
+        self.instances_reply = b"*2\r\n:1\r\n:1000000000000000\r\n"
         self.connections = 0
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -52,6 +53,8 @@ class ScriptedRedis:
                         writer.write(self.greetings[command[0]])
                     elif b"gateway:{global}:probe" in command:
                         writer.write(self.probe_reply)
+                    elif b"gateway:{global}:instances" in command:
+                        writer.write(self.instances_reply)
                     else:
                         self.commands.put_nowait((writer, command))
         self._writers.discard(writer)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from gateway.stores.address import RedisAddress, parse_redis_url
+from gateway.stores.address import ClusterAddress, RedisAddress, SentinelAddress, StoreAddress, parse_redis_url
 
 
 @pytest.mark.parametrize(
@@ -20,12 +20,32 @@ from gateway.stores.address import RedisAddress, parse_redis_url
         ("rediss://r.example.com:6380/0", RedisAddress("r.example.com", 6380, tls=True)),
         ("redis://:p%40ss@h", RedisAddress("h", password="p@ss")),
         ("redis://us%2Fer:p%3Aw@h", RedisAddress("h", username="us/er", password="p:w")),
+        ("rediss://h?ca_file=/etc/my%20ca.pem", RedisAddress("h", tls=True, ca_file="/etc/my ca.pem")),
+        ("redis://us@er:p@ss@h", RedisAddress("h", username="us@er", password="p@ss")),
+        (
+            "redis+sentinel://me:pw@a,b:7,[::1]:8/my%2Fmain/3",
+            SentinelAddress(
+                (
+                    RedisAddress("a", 26379, username="me", password="pw"),
+                    RedisAddress("b", 7, username="me", password="pw"),
+                    RedisAddress("::1", 8, username="me", password="pw"),
+                ),
+                "my/main",
+                3,
+            ),
+        ),
+        ("redis+cluster://a,b:7", ClusterAddress((RedisAddress("a"), RedisAddress("b", 7)))),
+        ("redis+cluster://a/0", ClusterAddress((RedisAddress("a"),))),
+        (
+            "rediss+cluster://:pw@a?ca_file=/ca.pem",
+            ClusterAddress((RedisAddress("a", password="pw", tls=True, ca_file="/ca.pem"),)),
+        ),
         ("unix:///run/redis.sock", RedisAddress("", unix_path="/run/redis.sock")),
         ("unix:///run/a%20b.sock?db=4", RedisAddress("", db=4, unix_path="/run/a b.sock")),
         ("unix://me:pw@/run/redis.sock", RedisAddress("", username="me", password="pw", unix_path="/run/redis.sock")),
     ],
 )
-def test_urls_are_read(url: str, expected: RedisAddress) -> None:
+def test_urls_are_read(url: str, expected: StoreAddress) -> None:
     assert parse_redis_url(url) == expected
 
 
@@ -35,8 +55,20 @@ def test_urls_are_read(url: str, expected: RedisAddress) -> None:
         ("", "does not begin with"),
         ("localhost:6379", "does not begin with"),
         ("http://:s3cret@h", "does not begin with"),
-        ("redis+sentinel://:s3cret@a:1,b:2/mymaster/0", "not available yet"),
-        ("redis+cluster://:s3cret@a:1,b:2", "not available yet"),
+        ("redis+proxy://:s3cret@a:1", "does not begin with"),
+        ("unix+sentinel://:s3cret@a:1/x", "does not begin with"),
+        ("redis+sentinel://:s3cret@a:1,b:2", "no service"),
+        ("redis+sentinel://:s3cret@a:1,b:2/", "no service"),
+        ("redis+sentinel://:s3cret@a:1,b:2/main/x", "database"),
+        ("redis+sentinel://:s3cret@a:1,,b:2/main", "no host"),
+        ("redis+sentinel://:s3cret@a:1,b:x/main", "host or port"),
+        ("redis+sentinel://:s3cret@a/main?db=1", "options"),
+        ("redis+cluster://:s3cret@a:1,b:2/1", "one database only"),
+        ("redis+cluster://:s3cret@", "no host"),
+        ("redis+cluster://:s3cret@a?ca_file=/x", "options"),
+        ("redis://:s3cret@a:1,b:2", "several hosts"),
+        ("rediss://:s3cret@a?ca_file=/x&db=1", "only option"),
+        ("rediss://:s3cret@a?tls=0", "only option"),
         ("redis://:s3cret@", "no host"),
         ("redis:///5", "no host"),
         ("redis://a..b:6379", "host"),
@@ -64,18 +96,34 @@ def test_urls_are_read(url: str, expected: RedisAddress) -> None:
 def test_what_is_refused_says_why_and_never_the_password(url: str, says: str) -> None:
     with pytest.raises(ValueError, match=says) as caught:
         parse_redis_url(url)
-    assert "e.g. redis://" in str(caught.value)
+    assert "e.g. redis" in str(caught.value)
     assert "s3cret" not in str(caught.value)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
 def test_neither_repr_nor_str_shows_the_password() -> None:
-    for url in ("redis://user:s3cret@h", "unix://user:s3cret@/run/x"):
+    for url in (
+        "redis://user:s3cret@h",
+        "unix://user:s3cret@/run/x",
+        "redis+sentinel://user:s3cret@h/main",
+        "redis+cluster://user:s3cret@h",
+    ):
         address = parse_redis_url(url)
         assert "s3cret" not in repr(address)
         assert "s3cret" not in str(address)
     assert str(parse_redis_url("rediss://:s3cret@[::1]:7/3")) == "rediss://[::1]:7/3"
     assert str(parse_redis_url("unix:///run/x")) == "unix:///run/x"
+    for url in ("rediss+sentinel://a:1,[::1]:2/main/3", "redis+cluster://a:1,b:2"):
+        assert str(parse_redis_url(url)) == url
+
+
+def test_the_servers_that_others_name_are_reached_as_those_are() -> None:
+    sentinels = parse_redis_url("rediss+sentinel://me:pw@a/main/3?ca_file=/ca.pem")
+    assert isinstance(sentinels, SentinelAddress)
+    assert sentinels.master("m", 9) == RedisAddress("m", 9, 3, "me", "pw", tls=True, ca_file="/ca.pem")
+    cluster = parse_redis_url("redis+cluster://me:pw@a")
+    assert isinstance(cluster, ClusterAddress)
+    assert cluster.node("n", 9) == RedisAddress("n", 9, 0, "me", "pw")
 
 
 def test_reading_a_url_imports_nothing_that_connects() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import re
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -14,6 +16,8 @@ import uvloop
 from gateway.errors import StoreUnavailable
 from gateway.limits import parse_limits
 from gateway.stores import Verdict
+from gateway.stores.fallback import Local
+from gateway.stores.instances import Instances
 from gateway.stores.link import BACK_OFF_S, CONNECT_S
 from gateway.stores.redis import RedisStore
 from tests.kit.rule import T
@@ -244,6 +248,28 @@ async def test_login_and_database(
         with pytest.raises(StoreUnavailable, match=refusal):
             await store.start()
     await store.close()
+
+
+async def test_the_rights_that_the_readme_names_suffice(server: RedisServer) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    rights = re.search(r"`(~gateway:\* [^`]*)`", readme)
+    assert rights is not None
+    assert server.call("ACL", "SETUSER", "gateway", "on", ">s3cret", *rights[1].split()) == b"OK"
+    address = dataclasses.replace(server.address, username="gateway", password="s3cret")
+    instances = Instances()
+    store = RedisStore(address, timeout_s=TIMEOUT_S, loss=Local(instances, PLENTY), instances=instances)
+    await store.start()
+    plan = store.plan("abc", PLENTY)
+    verdict = await ask(store, plan)
+    assert (await ask(store, plan)).admitted
+    store.refund(plan, verdict)
+    assert await store.agree_secret(b"x" * 32) == b"x" * 32
+    await store.ping()
+    assert (await ask(store, plan)).remaining == 1_000_000 - 2
+    assert instances.seen == 1
+    await store.close()
+    refused = cast("list[list[object]]", server.call("ACL", "LOG"))
+    assert {entry[entry.index(b"object") + 1] for entry in refused} == {b"config|get"}
 
 
 async def test_a_redis_that_is_not_there_fails_the_start(server: RedisServer) -> None:

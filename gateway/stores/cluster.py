@@ -1,0 +1,407 @@
+"""The Redis store on a cluster: one link to each master, and checks that go to whoever has their slot.
+
+All keys of a token are in one slot, by their hash tag, and those that all tokens share in another. So a check of
+both takes two steps: the token's limits, then the shared ones. If the second refuses or is lost, the first is given
+back. Until then it counts, so no limit is ever exceeded; a request may be refused that would have passed otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, Self, cast
+
+import hiredis
+
+from gateway.errors import StoreUnavailable
+from gateway.stores import Verdict
+from gateway.stores.link import (
+    BACK_OFF_S,
+    CONNECT_S,
+    NOBODY,
+    START_S,
+    ask,
+    at,
+    dial,
+    error_code,
+    expect,
+    log_in,
+    pack,
+    why,
+)
+from gateway.stores.redis import RedisStore, _Plan
+from gateway.stores.slots import SLOTS, key_slot, probe_tag, read_redirect, read_shares
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.limits import Policy
+    from gateway.stores import Plan, Standing, Waiter
+    from gateway.stores.address import ClusterAddress, RedisAddress
+    from gateway.stores.link import Link
+    from gateway.stores.pipeline import Connection
+    from gateway.stores.slots import Share
+
+REDIRECTS: Final = 3
+"""How often one check is sent on. More would be nodes that do not agree: they will, but not in time for this one."""
+
+_GLOBAL: Final = "global"
+_GLOBAL_SLOT: Final = key_slot(b"{global}")
+_REHEARSED: Final = frozenset({"MOVED", "ASK", "TRYAGAIN"})
+"""What a node may answer to the probe: it is up, and its share has changed since the probe's key was chosen."""
+_ASKING: Final = pack("ASKING")
+
+
+class _TwoPlans:
+    """The plans of a subject whose limits are in two slots.
+
+    Args:
+        own: For the limits of the subject's own, and its revocation.
+        shared: For those that count for all subjects.
+        policies: All of them, in the order that verdicts count.
+    """
+
+    __slots__ = ("own", "own_at", "shared", "shared_at")
+
+    def __init__(self, own: _Plan, shared: _Plan, policies: Sequence[Policy]) -> None:
+        self.own = own
+        self.shared = shared
+        self.own_at = [index for index, policy in enumerate(policies) if not policy.shared]
+        self.shared_at = [index for index, policy in enumerate(policies) if policy.shared]
+
+
+class _TwoVerdicts(Verdict):
+    """What both steps together decided; `refund` and `release` need what each did.
+
+    Attributes:
+        own: The first step's verdict, as its plan counts.
+        shared: The second step's.
+    """
+
+    own: Verdict
+    shared: Verdict
+
+    @classmethod
+    def joined(cls, plans: _TwoPlans, own: Verdict, shared: Verdict) -> Self:
+        """Put two verdicts together that both admit."""
+        placed = _placed(own, plans.own_at), _placed(shared, plans.shared_at)
+        limited = [one for one in placed if one.policy >= 0]
+        nearest = min(limited, key=lambda one: (one.remaining, one.policy), default=placed[0])
+        shadowed = placed[0].shadowed | placed[1].shadowed
+        verdict = cls(*nearest._replace(shadowed=shadowed, lease=own.lease or shared.lease))
+        verdict.own, verdict.shared = own, shared
+        return verdict
+
+
+class _TwoSteps:
+    """One check on its way through both plans; the `Waiter` of either step."""
+
+    __slots__ = ("_own", "_plans", "_store", "_waiter")
+
+    def __init__(self, store: ClusterStore, plans: _TwoPlans, waiter: Waiter) -> None:
+        self._store = store
+        self._plans = plans
+        self._waiter = waiter
+        self._own: Verdict | None = None
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        """Go on to the second step, or tell the outcome."""
+        plans, own = self._plans, self._own
+        if own is None:
+            if verdict.admitted:
+                self._own = verdict
+                self._store.check_one(plans.shared, self)
+            else:
+                self._waiter.on_verdict(_placed(verdict, plans.own_at))
+        elif verdict.admitted:
+            self._waiter.on_verdict(_TwoVerdicts.joined(plans, own, verdict))
+        else:
+            self._store.refund(plans.own, own)
+            self._waiter.on_verdict(_placed(verdict, plans.shared_at))
+
+    def on_store_loss(self, error: StoreUnavailable) -> None:
+        """Give back what the first step charged."""
+        if self._own is not None:
+            self._store.refund(self._plans.own, self._own)
+        self._waiter.on_store_loss(error)
+
+
+class _SentOn:
+    """The recipient of the reply to a check that another node sent on."""
+
+    __slots__ = ("_left", "_plan", "_store")
+
+    def __init__(self, store: ClusterStore, plan: _Plan, left: int) -> None:
+        self._store = store
+        self._plan = plan
+        self._left = left
+
+    def on_reply(self, waiter: Waiter, reply: object) -> None:
+        """Tell the verdict, or send the check on once more."""
+        if isinstance(reply, hiredis.ReplyError) and error_code(reply) in {"MOVED", "ASK"}:
+            self._store.send_on(self._plan, waiter, reply, self._left)
+        else:
+            self._plan.on_reply(waiter, reply)
+
+    def on_loss(self, connection: Connection, waiter: Waiter, reason: str) -> None:
+        """Tell the loss."""
+        self._plan.on_loss(connection, waiter, reason)
+
+    def on_late_reply(self, connection: Connection, reply: object) -> None:
+        """Give back what was charged."""
+        self._plan.on_late_reply(connection, reply)
+
+
+class ClusterStore(RedisStore):
+    """Checks and charges limits in a Redis Cluster.
+
+    Args:
+        address: Some of its nodes.
+        more: As for `RedisStore`.
+    """
+
+    __slots__ = ("_cluster", "_left", "_links", "_owners", "_refreshing")
+
+    def __init__(self, address: ClusterAddress, **more: Any) -> None:  # noqa: ANN401 - as RedisStore has them
+        super().__init__(address.seeds[0], **more)
+        self._cluster = address
+        self._links: dict[RedisAddress, Link] = {}
+        self._owners: list[Link | None] = [None] * SLOTS
+        self._left: list[Link] = []
+        self._refreshing: asyncio.Task[None] | None = None
+
+    def plan(self, subject: str, policies: Sequence[Policy]) -> Any:  # noqa: ANN401 - opaque, one of two kinds
+        """Prepare the commands of this subject's checks; see `Store.plan`.
+
+        Raises:
+            ValueError: The subject is not one that limits can be counted for (`Policy.owner`).
+        """
+        shared = [policy for policy in policies if policy.shared]
+        own = self._placed_plan(subject, [policy for policy in policies if not policy.shared], subject)
+        return _TwoPlans(own, self._placed_plan(subject, shared, _GLOBAL), policies) if shared else own
+
+    def check(self, plan: Plan, waiter: Waiter) -> None:
+        """Check all policies and charge 1 to each, or charge none; see `Store.check`."""
+        if isinstance(plan, _TwoPlans):
+            self.check_one(plan.own, _TwoSteps(self, plan, waiter))
+        else:
+            self.check_one(cast("_Plan", plan), waiter)
+
+    def check_one(self, plan: _Plan, waiter: Waiter) -> None:
+        """Check the policies of one slot."""
+        self._reroute(plan)
+        super().check(plan, waiter)
+
+    def refund(self, plan: Plan, verdict: Verdict) -> None:
+        """Give back a charge and places; see `Store.refund`."""
+        if isinstance(plan, _TwoPlans):
+            assert isinstance(verdict, _TwoVerdicts)  # noqa: S101 - it came of this plan
+            self.refund(plan.own, verdict.own)
+            self.refund(plan.shared, verdict.shared)
+        else:
+            self._reroute(cast("_Plan", plan))
+            super().refund(plan, verdict)
+
+    def release(self, plan: Plan, verdict: Verdict) -> None:
+        """Give back places in flight; see `Store.release`."""
+        if isinstance(plan, _TwoPlans):
+            assert isinstance(verdict, _TwoVerdicts)  # noqa: S101 - it came of this plan
+            self.release(plan.own, verdict.own)
+            self.release(plan.shared, verdict.shared)
+        else:
+            super().release(plan, verdict)
+
+    async def look(self, plan: Plan) -> list[Standing] | None:
+        """Say how each policy stands; see `Store.look`.
+
+        Raises:
+            StoreUnavailable: A node did not answer, or has the keys no more: then it is found out who has.
+        """
+        try:
+            if not isinstance(plan, _TwoPlans):
+                self._reroute(cast("_Plan", plan))
+                return await super().look(plan)
+            own, shared = await self.look(plan.own), await self.look(plan.shared)
+        except StoreUnavailable:
+            self._refresh()
+            raise
+        if own is None or shared is None:
+            return None
+        placed = [*zip(plan.own_at, own, strict=True), *zip(plan.shared_at, shared, strict=True)]
+        return [standing for _, standing in sorted(placed)]
+
+    def link_of(self, key: str) -> Link:
+        """Return the way to the master that has a key's slot."""
+        return self._owners[key_slot(key.encode())] or self.link
+
+    async def start(self) -> None:
+        """Learn who has which slots, and connect to each.
+
+        Raises:
+            StoreUnavailable: No node could be reached, or one of the masters could not.
+        """
+        try:
+            self._take_over(*await self._learn(self._cluster.seeds, START_S))
+        except StoreUnavailable as error:
+            raise StoreUnavailable(f"Redis at {self._cluster}: {error.detail}") from error
+        await asyncio.gather(*(link.start() for link in self._links.values()))
+        if self._instances is not None:
+            await self._instances.start(self.ask)
+
+    async def ping(self) -> None:
+        """Return when all masters answer; raise StoreUnavailable, with what that means, when one does not in time."""
+        try:
+            for (reply,) in await asyncio.gather(*(link.ask(("PING",)) for link in self._links.values())):
+                expect(reply, "PING")
+        except StoreUnavailable as error:
+            raise StoreUnavailable(f"{error.detail} {self._loss.consequence()}") from error
+
+    async def close(self) -> None:
+        """End all connections. Checks in flight end with `on_store_loss`, and so does every later one."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.gather(self._refreshing, return_exceptions=True)
+        await super().close()
+        for link in (*self._links.values(), *self._left):
+            await link.close()
+
+    # What plans report
+
+    def on_error(self, plan: _Plan, waiter: Waiter, reply: object) -> None:
+        """Take the reply to a check that is no verdict."""
+        code = error_code(reply)
+        if code in {"MOVED", "ASK"}:
+            self.send_on(plan, waiter, reply, REDIRECTS)
+        elif code == "TRYAGAIN":
+            # The slot is on its way to another node, some of its keys here and some there: no trouble for others.
+            self.lose(plan, waiter, "Redis is moving the keys to another node.")
+        else:
+            super().on_error(plan, waiter, reply)
+
+    def send_on(self, plan: _Plan, waiter: Waiter, reply: object, left: int) -> None:
+        """Send a check to the node that another one named."""
+        redirect = read_redirect(str(reply))
+        if redirect is None or not left:
+            self._refresh()
+            self.lose(plan, waiter, "The nodes of the cluster do not agree who has the keys.")
+            return
+        link = self._link_to(self._cluster.node(redirect.host or self._cluster.seeds[0].host, redirect.port))
+        if redirect.for_good:
+            self._owners[redirect.slot] = plan.link = link
+            self._refresh()
+        connection = link.live
+        if connection is None or connection.congested:
+            self.lose(plan, waiter, link.outage)
+            return
+        packed = plan.packed or plan.pack_for(self.leases.next_id())
+        if not redirect.for_good:
+            # With the script, for what that node answers is not looked at for NOSCRIPT: it would not be asked again.
+            packed = plan.pack_with_script()
+            connection.send(_ASKING, NOBODY)
+        connection.send(packed, _SentOn(self, plan, left - 1), waiter)
+
+    # Who has which slots
+
+    def _placed_plan(self, subject: str, policies: Sequence[Policy], tag: str) -> _Plan:
+        plan = _Plan(self, subject, policies, tag=tag)
+        plan.slot = key_slot(f"{{{tag}}}".encode())
+        plan.link = self._owners[plan.slot] or plan.link
+        return plan
+
+    def _reroute(self, plan: _Plan) -> None:
+        if plan.link.live is None:
+            plan.link = self._owners[plan.slot] or plan.link
+
+    def _link_to(self, place: RedisAddress) -> Link:
+        """Return the link to a node; one that was not known is connected to."""
+        link = self._links.get(place)
+        if link is None:
+            link = self._new_link(place, 0, SLOTS - 1)
+            link.begin()
+        return link
+
+    def _new_link(self, place: RedisAddress, first: int, last: int) -> Link:
+        tag = probe_tag(first, last)
+        link = self._link(str(place), at(place), probe_tag=tag, accepts=_REHEARSED, on_out=self._refresh)
+        self._links[place] = link
+        return link
+
+    def _take_over(self, shares: Sequence[Share], said_by: RedisAddress) -> set[RedisAddress]:
+        """Make the shares those that checks go by; return the masters that are new."""
+        places = {share: self._cluster.node(share.host or said_by.host, share.port) for share in shares}
+        new: set[RedisAddress] = set()
+        owners: list[Link | None] = [None] * SLOTS
+        for share, place in places.items():
+            if place not in self._links:
+                new.add(place)
+                self._new_link(place, share.first, share.last)
+            owners[share.first : share.last + 1] = [self._links[place]] * (share.last + 1 - share.first)
+        self._owners = owners
+        for place in self._links.keys() - set(places.values()):
+            left = self._links.pop(place)
+            left.leave("The node is no master of the cluster any more.")
+            self._left.append(left)
+        self._left = [link for link in self._left if not link.done]
+        self.link = owners[_GLOBAL_SLOT] or self.link
+        return new
+
+    def _refresh(self) -> None:
+        """See to it that the shares are learnt anew, soon."""
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.get_running_loop().create_task(self._learn_until_well())
+
+    async def _learn_until_well(self) -> None:
+        # Until every master is connected: one that is down has a replica that may take over, at another address.
+        for delay_s in chain(BACK_OFF_S, iter(lambda: BACK_OFF_S[-1], None)):
+            await asyncio.sleep(delay_s)
+            with contextlib.suppress(StoreUnavailable):
+                for place in self._take_over(*await self._learn((*self._links, *self._cluster.seeds), CONNECT_S)):
+                    self._links[place].begin()
+                if all(link.live is not None for link in self._links.values()):
+                    return
+
+    async def _learn(self, places: Sequence[RedisAddress], within_s: float) -> tuple[list[Share], RedisAddress]:
+        """Ask all of these nodes at once who has which slots, and take the first answer."""
+        tasks = [asyncio.ensure_future(self._ask_shares(place, within_s)) for place in dict.fromkeys(places)]
+        reason = "No node was named."
+        try:
+            for answer in asyncio.as_completed(tasks, timeout=within_s):
+                try:
+                    return await answer
+                except StoreUnavailable as error:
+                    reason = error.detail
+        except TimeoutError:
+            reason = "No node answered in time."
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        raise StoreUnavailable(reason)
+
+    async def _ask_shares(self, place: RedisAddress, within_s: float) -> tuple[list[Share], RedisAddress]:
+        link = self._links.get(place)
+        connection: Connection | None = None
+        try:
+            if link is not None and link.live is not None:
+                (reply,) = await link.ask(("CLUSTER", "SLOTS"))
+            else:
+                connection = await dial(place, within_s, lambda _connection, _reason: None)
+                expect(await log_in(connection, place), "AUTH")
+                (reply,) = await ask(connection, ("CLUSTER", "SLOTS"))
+            expect(reply, "CLUSTER SLOTS")
+            return read_shares(reply), place
+        except OSError as error:
+            raise StoreUnavailable(f"Redis cannot be reached: {why(error)}") from error
+        except ValueError as error:
+            raise StoreUnavailable(f"{place.host_port}: {error}.") from error
+        finally:
+            if connection is not None:
+                connection.end("The node was asked.")
+
+
+def _placed(verdict: Verdict, indexes: Sequence[int]) -> Verdict:
+    """Return a verdict of one plan with its policies counted as in both."""
+    shadowed = sum(1 << place for bit, place in enumerate(indexes) if verdict.shadowed >> bit & 1)
+    policy = verdict.policy if verdict.policy < 0 else indexes[verdict.policy]
+    return verdict._replace(policy=policy, shadowed=shadowed)

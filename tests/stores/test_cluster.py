@@ -1,0 +1,338 @@
+"""The Redis store on a real cluster: slots, two steps, and a cluster that changes while it is used."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gateway.errors import StoreUnavailable
+from gateway.limits import parse_concurrency, parse_limits
+from gateway.stores import REVOKED
+from gateway.stores.address import ClusterAddress, RedisAddress
+from gateway.stores.cluster import ClusterStore
+from gateway.stores.fallback import Allow, Local
+from gateway.stores.instances import Instances
+from gateway.stores.slots import key_slot
+from tests.kit.redis import until
+from tests.kit.stores import TIMEOUT_S, Waiting, ask
+from tests.kit.topologies import Cluster, running_cluster
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from gateway.stores import Plan, Standing, Verdict
+    from tests.kit.redis import RedisServer
+
+PLENTY = parse_limits("1000000/day")
+BOTH = parse_limits("5/day,1000/30s") + parse_limits("8/day", shared=True)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with running_cluster() as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def started(cluster: Cluster, timeout_s: float = TIMEOUT_S, **more: Any) -> AsyncIterator[ClusterStore]:
+    store = ClusterStore(cluster.address, timeout_s=timeout_s, **more)
+    await store.start()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def subject_of(cluster: Cluster, master: RedisServer) -> str:
+    """Return a subject whose keys that master has."""
+    names = (f"subject-{number}" for number in range(1000))
+    return next(name for name in names if cluster.of_key(f"gateway:{{{name}}}:") is master)
+
+
+async def many(store: ClusterStore, subject: str, policies: Any, count: int) -> list[Verdict]:
+    plan = store.plan(subject, policies)
+    waiting = [Waiting() for _ in range(count)]
+    for waiter in waiting:
+        store.check(plan, waiter)
+    return [await waiter.future for waiter in waiting]
+
+
+async def look(store: ClusterStore, plan: Plan) -> list[Standing]:
+    standings = await store.look(plan)
+    assert standings is not None
+    return standings
+
+
+async def back(store: ClusterStore) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await store.ping()
+            except StoreUnavailable:
+                await asyncio.sleep(0.01)
+            else:
+                return
+
+
+async def test_exactly_the_quota_is_admitted_over_four_instances_and_three_nodes(cluster: Cluster) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        stores = [await stack.enter_async_context(started(cluster)) for _ in range(4)]
+        subjects = [subject_of(cluster, master) for master in cluster.masters]
+        policies = parse_limits("100/hour,333/day") + parse_limits("250/hour", shared=True)
+        checks = [many(store, subject, policies, 100) for store in stores for subject in subjects]
+        admitted = [0, 0, 0]
+        for number, verdicts in enumerate(await asyncio.gather(*checks)):
+            admitted[number % 3] += sum(verdict.admitted for verdict in verdicts)
+        assert max(admitted) <= 100
+        # Some may be refused because of charges that were then given back; never one too many is admitted.
+        assert sum(admitted) <= 250
+        for subject in subjects:
+            # What the shared limit refused is given back to the token: its own has as much left as it admitted not.
+            await many(stores[0], subject, parse_limits("1000/hour"), 1)
+        late = [await many(stores[0], subject, policies, 50) for subject in subjects]
+        assert sum(admitted) + sum(verdict.admitted for verdicts in late for verdict in verdicts) == 250
+
+
+async def test_two_steps_tell_the_limit_nearest_its_end_and_give_back(cluster: Cluster) -> None:
+    async with started(cluster) as store:
+        one, other = (store.plan(name, BOTH) for name in ("one", "other"))
+        first = [await ask(store, one) for _ in range(6)]
+        assert [(verdict.admitted, verdict.policy, verdict.remaining) for verdict in first] == [
+            (True, 0, 4),
+            (True, 0, 3),
+            (True, 0, 2),
+            (True, 0, 1),
+            (True, 0, 0),
+            (False, 0, 0),
+        ]
+        verdicts = [await ask(store, other) for _ in range(4)]
+        assert [(verdict.admitted, verdict.policy, verdict.remaining) for verdict in verdicts] == [
+            (True, 2, 2),
+            (True, 2, 1),
+            (True, 2, 0),
+            (False, 2, 0),
+        ]
+        # What the shared limit refused was given back to the token's own.
+        own = store.plan("other", BOTH[:2])
+        assert (await ask(store, own)).remaining == 1
+        # And a refund gives back both.
+        store.refund(one, first[0])
+        store.refund(other, verdicts[0])
+        assert (await ask(store, other)).admitted
+
+
+async def test_places_in_flight_are_held_and_given_back_on_every_node(cluster: Cluster) -> None:
+    policies = (
+        *parse_limits("100/day,3/hour;bucket;shadow"),
+        parse_concurrency("2"),
+        parse_concurrency("3", shared=True),
+    )
+    subjects = [subject_of(cluster, master) for master in cluster.masters]
+    async with started(cluster) as store:
+        plans = [store.plan(subject, policies) for subject in subjects]
+        first, second = [await ask(store, plans[0]) for _ in range(2)]
+        own = await ask(store, plans[0])
+        assert (own.admitted, own.policy) == (False, 2)
+        third = await ask(store, plans[1])
+        shared = await ask(store, plans[2])
+        assert (third.admitted, shared.admitted, shared.policy) == (True, False, 3)
+        # What the shared limit refused holds no place of the token's own.
+        assert [standing.used for standing in await look(store, plans[2])] == [0, 0, 0, 3]
+        store.leases.renew()
+        store.release(plans[0], first)
+        assert [standing.used for standing in await look(store, plans[0])] == [2, 2, 1, 2]
+        # The bucket is a shadow: it tells of what it would have refused, and lets it pass.
+        shadowed = [await ask(store, plans[0]), await ask(store, plans[0])]
+        assert [verdict.shadowed for verdict in shadowed] == [0, 0]
+        assert [verdict.admitted for verdict in shadowed] == [True, False]
+        store.release(plans[0], shadowed[0])
+        last = await ask(store, plans[0])
+        assert (last.admitted, last.shadowed) == (True, 1 << 1)
+        store.refund(plans[0], last)
+        assert [standing.used for standing in await look(store, plans[0])] == [3, 3, 1, 2]
+        store.release(plans[0], second)
+        store.release(plans[1], third)
+        assert [standing.used for standing in await look(store, plans[1])] == [1, 1, 0, 0]
+
+
+async def test_a_revoked_subject_is_refused_before_anything_is_charged(cluster: Cluster) -> None:
+    async with started(cluster) as store:
+        for master in cluster.masters:
+            subject = subject_of(cluster, master)
+            plan, shared = store.plan(subject, BOTH), store.plan(subject, BOTH[2:])
+            assert (await ask(store, plan)).admitted
+            await store.revoke(subject, 60)
+            assert [(await ask(store, one)).policy for one in (plan, shared)] == [REVOKED, REVOKED]
+            assert await store.look(plan) is None
+        other = store.plan("other", BOTH)
+        assert (await ask(store, other)).admitted
+        assert [standing.used for standing in await look(store, other)] == [1, 1, 4]
+
+
+async def test_a_subject_with_shared_limits_only_or_none(cluster: Cluster) -> None:
+    async with started(cluster) as store:
+        plan = store.plan("abc", BOTH[2:])
+        assert [(await ask(store, plan)).admitted for _ in range(9)] == [True] * 8 + [False]
+        assert (await ask(store, store.plan("abc", ()))).policy == -1
+
+
+async def test_keys_are_where_the_cluster_has_them_and_all_expire(cluster: Cluster) -> None:
+    async with started(cluster) as store:
+        for name in ("a", "b", "c", "d"):
+            assert (await ask(store, store.plan(name, BOTH))).admitted
+        assert await store.agree_secret(b"x" * 32) == b"x" * 32
+    keys = [(master, key) for master in cluster.masters for key in master.call("KEYS", "*")]  # type: ignore[attr-defined]
+    assert len({master for master, _ in keys}) == 3
+    for master, key in keys:
+        assert key.startswith(b"gateway:{")
+        ttl = master.call("PTTL", key)
+        assert isinstance(ttl, int)
+        assert ttl > 0 or ttl == -2, key
+
+
+async def test_a_moved_slot_is_followed(cluster: Cluster) -> None:
+    source, target = cluster.masters[:2]
+    subject = subject_of(cluster, source)
+    async with started(cluster) as store:
+        plan = store.plan(subject, parse_limits("5/day"))
+        assert [(await ask(store, plan)).remaining for _ in range(2)] == [4, 3]
+        slot = key_slot(f"gateway:{{{subject}}}:".encode())
+        cluster.begin_move(slot, source, target)
+        cluster.end_move(slot, source, target)
+        verdicts = await many(store, subject, parse_limits("5/day"), 4)
+        assert [verdict.remaining for verdict in verdicts if verdict.admitted] == [2, 1, 0]
+        assert (await ask(store, plan)).admitted is False
+        assert store._owners[slot] is store._links[RedisAddress("127.0.0.1", target.port)]
+
+
+async def test_checks_of_a_slot_on_its_way_are_lost_and_hurt_nobody_else(cluster: Cluster) -> None:
+    source, target = cluster.masters[:2]
+    subject = subject_of(cluster, source)
+    async with started(cluster) as store:
+        plan = store.plan(subject, parse_limits("5/day"))
+        assert (await ask(store, plan)).remaining == 4
+        slot = key_slot(f"gateway:{{{subject}}}:".encode())
+        cluster.begin_move(slot, source, target)
+        # A check has several keys, some here and some there or nowhere: no node can answer it.
+        for _ in range(5):
+            with pytest.raises(StoreUnavailable, match="moving"):
+                await ask(store, plan)
+        assert all(link.losses == 0 for link in store._links.values())
+        cluster.end_move(slot, source, target)
+        assert (await ask(store, plan)).remaining == 3
+
+
+@pytest.mark.parametrize("how", ["promoted", "killed", "hung"])
+async def test_a_replica_that_takes_over_is_found(cluster: Cluster, how: str) -> None:
+    old, replica = cluster.masters[0], cluster.replica
+    subject, elsewhere = subject_of(cluster, old), subject_of(cluster, cluster.masters[1])
+    key = f"gateway:{{{subject}}}:limit:day"
+    async with started(cluster, timeout_s=0.3) as store:
+        plan = store.plan(subject, parse_limits("5/day"))
+        assert [(await ask(store, plan)).admitted for _ in range(3)] == [True] * 3
+        until(lambda: cluster.replica_has(key) == old.call("GET", key), "a replica in step")
+        if how == "promoted":
+            cluster.fail_over()
+            # The old master is up, and sends the check on to one that the store is not connected to yet.
+            with pytest.raises(StoreUnavailable, match="not connected yet"):
+                await ask(store, plan)
+            await back(store)
+            assert (await ask(store, plan)).admitted
+        else:
+            old.kill() if how == "killed" else old.signal(signal.SIGSTOP)
+            with pytest.raises(StoreUnavailable):
+                await ask(store, plan)
+            # The others go on while it is out.
+            assert (await ask(store, store.plan(elsewhere, PLENTY))).admitted
+            await asyncio.to_thread(cluster.taken_over)
+            await back(store)
+            if how == "hung":
+                old.signal(signal.SIGCONT)
+            assert (await ask(store, plan)).admitted
+        assert [(await ask(store, plan)).admitted for _ in range(2)] == [True, False]
+        await back(store)
+        assert RedisAddress("127.0.0.1", replica.port) in store._links
+
+
+async def test_a_lost_second_step_gives_the_first_back(cluster: Cluster) -> None:
+    owner = cluster.of_key("gateway:{global}:")
+    (other, *_) = [master for master in cluster.masters if master is not owner]
+    subject = subject_of(cluster, other)
+    async with started(cluster, timeout_s=0.3) as store:
+        plan = store.plan(subject, BOTH)
+        assert (await ask(store, plan)).remaining == 4
+        owner.signal(signal.SIGSTOP)
+        for _ in range(4):
+            with pytest.raises(StoreUnavailable):
+                await ask(store, plan)
+        assert (await ask(store, store.plan(subject, BOTH[:2]))).remaining == 3
+        owner.signal(signal.SIGCONT)
+
+
+async def test_what_is_lost_goes_to_the_policy_step_by_step(cluster: Cluster) -> None:
+    owner = cluster.of_key("gateway:{global}:")
+    (other, *_) = [master for master in cluster.masters if master is not owner]
+    subject = subject_of(cluster, other)
+    for policy in ("local", "allow"):
+        instances = Instances() if policy == "local" else None
+        loss = Allow() if instances is None else Local(instances, BOTH)
+        async with started(cluster, timeout_s=0.3, loss=loss, instances=instances) as store:
+            plan = store.plan(f"{subject}", parse_limits(f"9/{'hour' if policy == 'local' else 'day'}") + BOTH[2:])
+            owner.signal(signal.SIGSTOP)
+            verdicts = [await ask(store, plan) for _ in range(10)]
+            if policy == "local":
+                # The shared limit of 8 is counted here, the token's own 9 in Redis.
+                assert [verdict.admitted for verdict in verdicts] == [True] * 8 + [False] * 2
+                store.refund(plan, verdicts[0])
+                assert [(await ask(store, plan)).admitted for _ in range(2)] == [True, False]
+            else:
+                assert [verdict.admitted for verdict in verdicts] == [True] * 9 + [False]
+            owner.signal(signal.SIGCONT)
+            await back(store)
+
+
+async def test_a_dead_seed_does_not_matter_and_no_seed_is_told(cluster: Cluster) -> None:
+    nobody = RedisAddress("127.0.0.1", 1)
+    store = ClusterStore(ClusterAddress((nobody, cluster.address.seeds[2])), timeout_s=TIMEOUT_S)
+    await store.start()
+    assert (await ask(store, store.plan("abc", PLENTY))).admitted
+    assert len(store._links) == 3
+    await store.close()
+    with pytest.raises(StoreUnavailable, match=r"redis\+cluster://127\.0\.0\.1:1: Redis cannot be reached: .*refused"):
+        await ClusterStore(ClusterAddress((nobody,)), timeout_s=TIMEOUT_S).start()
+
+
+async def test_a_server_that_is_no_cluster_is_told(server: RedisServer) -> None:
+    address = ClusterAddress((server.address,))
+    with pytest.raises(StoreUnavailable, match="Redis answered ERR to CLUSTER SLOTS"):
+        await ClusterStore(address, timeout_s=TIMEOUT_S).start()
+
+
+async def test_users_of_the_cluster_log_in_to_each_node(cluster: Cluster) -> None:
+    for one in cluster.servers:
+        one.call("ACL", "SETUSER", "gateway", "on", ">s3cret", "~gateway:*", "+@all")
+        one.call("ACL", "SETUSER", "default", "resetpass")
+    seeds = tuple(dataclasses.replace(seed, username="gateway", password="s3cret") for seed in cluster.address.seeds)
+    store = ClusterStore(ClusterAddress(seeds), timeout_s=TIMEOUT_S)
+    await store.start()
+    for master in cluster.masters:
+        with contextlib.suppress(TypeError):
+            assert (await ask(store, store.plan(f"abc-{master.port}", PLENTY))).admitted
+    await store.close()
+    wrong = tuple(dataclasses.replace(seed, password="wr0ng") for seed in seeds)
+    with pytest.raises(StoreUnavailable, match="WRONGPASS to AUTH") as caught:
+        await ClusterStore(ClusterAddress(wrong), timeout_s=TIMEOUT_S).start()
+    assert "wr0ng" not in str(caught.value)
+
+
+async def test_each_evicting_node_is_warned_of(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    for one in cluster.masters[:2]:
+        one.call("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    async with started(cluster):
+        pass
+    assert caplog.text.count("allkeys-lru") == 2
