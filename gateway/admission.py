@@ -45,7 +45,7 @@ class Subject:
         plan: The store's preparation of them.
     """
 
-    __slots__ = ("_lines", "claims", "expires_at_s", "id", "plan", "policies")
+    __slots__ = ("_lines", "claims", "expires_at_s", "id", "is_special", "plan", "policies")
 
     def __init__(self, claims: Claims, policies: Sequence[Policy], plan: Plan) -> None:
         self.claims = claims
@@ -53,6 +53,8 @@ class Subject:
         self.expires_at_s = float("inf") if claims.expires_at_s is None else claims.expires_at_s
         self.plan = plan
         self.policies = policies
+        # Whether its verdicts may have a lease or shadows: whoever is in a hurry need not look for them else.
+        self.is_special = any(policy.shadow or policy.kind is Kind.LEASE for policy in policies)
         listed = ", ".join(map(_quota_of, policies))
         self._lines = [
             f'RateLimit-Policy: {listed}\r\nRateLimit: "{policy.label}";r=%d;t=%d{_shadow_of(policy)}'.encode()

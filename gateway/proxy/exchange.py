@@ -126,9 +126,10 @@ class Exchange:
         subject = self._subject
         assert subject is not None  # noqa: S101 - `begin` sets it before it asks
         self._verdict = verdict
-        self._leased = bool(verdict.lease)
-        if verdict.shadowed:
-            self._context.metrics.on_shadowed(subject.id, subject.shadowed(verdict))
+        if subject.is_special:
+            self._leased = verdict.lease != b""
+            if verdict.shadowed:
+                self._context.metrics.on_shadowed(subject.id, subject.shadowed(verdict))
         if self._over:  # the client has left
             self._end()
         elif verdict.admitted:
@@ -383,7 +384,8 @@ class Exchange:
             if self._answer is not None:
                 self._answer.resume()
             self._context.pool.give_back(upstream)
-            self._release()
+            if self._leased:
+                self._release()
         else:
             self._end()
         self._client.on_exchange_done(keep_alive=self._keep_alive)

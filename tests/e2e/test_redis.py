@@ -14,12 +14,13 @@ import pytest
 from tests.e2e import connected, fetch, request
 from tests.kit.process import Program, gateway_process, start
 from tests.kit.redis import RedisServer, running_redis
+from tests.kit.upstream import head, soon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
 
     from tests.e2e import Answer
-    from tests.kit.upstream import Upstream
+    from tests.kit.upstream import Call, Upstream
 
 LIMIT = 60
 PATIENT = "10s"
@@ -104,6 +105,69 @@ async def test_keys_have_an_expiry_and_no_token_in_them(
         for part in token.encode().removeprefix(b"gw_").split(b"."):
             assert part not in key
     assert len(upstream.requests) == 1
+
+
+async def test_a_killed_process_gives_its_places_back(upstream: Upstream, redis: RedisServer) -> None:
+    """Two gateways with ten places together, all taken; one is killed with -9 under load, and its places come back."""
+    in_flight = most = 0
+    let_go = asyncio.Event()
+
+    async def hold(call: Call) -> None:
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
+        try:
+            await call.unless_gone(let_go.wait())
+        finally:
+            in_flight -= 1
+        await call.send(head("200 OK", "Content-Length: 0"))
+
+    upstream.default = hold
+    # The program's leases last 25 s; the same program with shorter ones keeps this test short.
+    settings = {
+        "TARGET_API_URL": upstream.url,
+        "REDIS_URL": redis.url,
+        "STORE_TIMEOUT": PATIENT,
+        "RATE_LIMIT": "100000",
+    }
+    settings |= {"CONCURRENCY_LIMIT": "10", "GLOBAL_CONCURRENCY_LIMIT": "12"}
+    short = "tests.e2e.short_leases"
+    async with (
+        gateway_process(module=short, **settings) as doomed,
+        gateway_process(module=short, **settings) as other,
+    ):
+        token = await register(other)
+        waiting = [asyncio.ensure_future(fetch(doomed.url, request("/api/x", token))) for _ in range(10)]
+        await upstream.requested(10)
+        assert (await fetch(other.url, request("/api/x", token)))["x-gateway-error"] == "concurrency_limited"
+        # They are held for as long as their process lives, renewal after renewal.
+        calls = _renewals(redis)
+        while _renewals(redis) < calls + 6:
+            refusal = await fetch(other.url, request("/api/x", token))
+            assert (refusal.status, refusal["x-gateway-error"]) == (429, "concurrency_limited")
+        doomed.signal(signal.SIGKILL)
+        await asyncio.gather(*waiting, return_exceptions=True)
+        patient = asyncio.ensure_future(_ask_until_admitted(other, token, let_go))
+        assert (await soon(patient)).status == 200
+        answers = await asyncio.gather(*(fetch(other.url, request("/api/x", token)) for _ in range(10)))
+        assert [answer.status for answer in answers] == [200] * 10
+        assert most == 10
+    assert redis.call("ZCARD", "gateway:{global}:inflight") == 0
+
+
+def _renewals(redis: RedisServer) -> int:
+    stats = redis.call("INFO", "commandstats")
+    assert isinstance(stats, bytes)
+    found = re.search(rb"cmdstat_eval:calls=(\d+)", stats)
+    return int(found[1]) if found else 0
+
+
+async def _ask_until_admitted(program: Program, token: str, let_go: asyncio.Event) -> Answer:
+    """Ask as long as there is a refusal; the upstream answers from the first that is none."""
+    let_go.set()
+    while (answer := await fetch(program.url, request("/api/x", token))).status == 429:
+        assert answer["x-gateway-error"] == "concurrency_limited"
+    return answer
 
 
 async def ready(program: Program) -> None:
