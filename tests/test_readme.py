@@ -57,6 +57,8 @@ REGISTER_AS_ADMIN = 'curl -X POST http://127.0.0.1:3000/register -H "Authorizati
 INSTANCES = "export TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… REDIS_URL=redis://"
 LIBRARY = "import asyncio"
 HEALTHCHECK = "./tools/run healthcheck"
+VERIFY = "./tools/run verify"
+PROOF = "$ python -m perf.proof"
 RUN = (
     DEMO,
     SERVE,
@@ -69,6 +71,8 @@ RUN = (
     INSTANCES,
     LIBRARY,
     HEALTHCHECK,
+    VERIFY,
+    PROOF,
 )
 
 PIP = "pip install ."
@@ -364,12 +368,37 @@ def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
         documented = {names(row[0])[0] for row in rows("Limits")}
         spelled = {key.replace(token["id"], "TOKEN_ID") for key in keys}
         spelled = {re.sub(":limit:.*", ":limit:WINDOW", key) for key in spelled}
-        probe = "gateway:{global}:probe"  # it expires soon, perhaps before the keys are listed
-        assert spelled | {probe} == documented
-        for key in keys - {probe}:
+        # The one expires soon, perhaps before the keys are listed; the other is `gateway verify`'s.
+        passing = {"gateway:{global}:probe", "gateway:{global}:verify"}
+        assert spelled | passing == documented
+        for key in keys - passing:
             lives_s = redis.call("TTL", key)
             assert isinstance(lives_s, int)
             assert lives_s > 0
+
+
+def test_verify(api: Api, tmp_path: Path) -> None:
+    with running_redis() as redis:
+        script = runnable(block(INSTANCES), api=api.url).replace("redis://127.0.0.1:6379/0", redis.url)
+        with serving(script, tmp_path, instances=2, RATE_LIMIT="20/second") as ((first, second), _):
+            script = runnable(block(VERIFY), gateway=first).replace("http://127.0.0.1:3001", second)
+            before = len(api.requests)
+            printed = run_sh(f"{script.strip()} --path /api/models", cwd=tmp_path)
+    assert re.search(r"^limit second +20 in 1 s; in the worst window (1\d|20)$", printed, re.MULTILINE)
+    assert re.search(r"^over-admission +0$", printed, re.MULTILINE)
+    assert re.search(rf"^admitted +{len(api.requests) - before}$", printed, re.MULTILINE)
+
+
+def test_the_proof() -> None:
+    command, *shown = block(PROOF).splitlines()
+    printed = run([sys.executable, *command.split()[2:]], cwd=ROOT).splitlines()
+
+    def labels(lines: list[str]) -> list[str]:
+        return [line[:16].strip() for line in lines]
+
+    assert labels(printed) == labels(shown)
+    for lines in (printed, shown):
+        assert lines[-1].endswith("no limit was exceeded")
 
 
 def test_the_library(tmp_path: Path) -> None:

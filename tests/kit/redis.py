@@ -25,15 +25,15 @@ class RedisServer:
 
     def __init__(self, binary: str, directory: Path, options: tuple[str, ...] = ()) -> None:
         self._path = str(directory / "redis.sock")
-        self._command = [binary, "--port", "0", "--unixsocket", self._path, "--save", "", "--appendonly", "no"]
-        self._command += ["--dir", str(directory), "--loglevel", "warning", *options]
+        self.command = [binary, "--port", "0", "--unixsocket", self._path, "--save", "", "--appendonly", "no"]
+        self.command += ["--dir", str(directory), "--loglevel", "warning", *options]
         self.address = RedisAddress(host="", unix_path=self._path)
         self.url = f"unix://{self._path}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start and wait until it answers; `redis-server` says nothing on stdout that could be waited for."""
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
         while True:
             if self._process.poll() is not None:
                 raise RuntimeError(f"redis-server ended with {self._process.returncode}")
@@ -54,6 +54,13 @@ class RedisServer:
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Its process, whoever started it."""
+        info = self.call("INFO", "server")
+        assert isinstance(info, bytes)
+        return int(info.partition(b"process_id:")[2].split()[0])
 
     def call(self, *command: str | bytes | int) -> object:
         """Send one command over a connection of its own and return the reply; error replies are returned too."""
