@@ -137,6 +137,8 @@ class RateLimited(GatewayError):
         self.quota = quota
         self.window_s = window_s
         self.retry_after_us = retry_after_us
+        self.limit_fields: list[tuple[str, str]] = []
+        """`RateLimit-Policy` and `RateLimit`, where whoever raised this knows them."""
 
     @property
     def retry_after_s(self) -> float:

@@ -22,7 +22,7 @@ from gateway.proxy.context import ProxyContext
 from gateway.proxy.dial import Dialer
 from gateway.proxy.pool import UpstreamPool
 from gateway.proxy.target import TargetRoute
-from gateway.stores.memory import MemoryStore
+from gateway.stores.choice import make_store
 from gateway.tokens import TokenSigner
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Gateway:
         """
         settings = self._settings
         loop = asyncio.get_running_loop()
-        self._store = store = _make_store(settings)
+        self._store = store = make_store(settings)
         try:
             await store.start()
             signer = TokenSigner(settings.token_secrets or [await store.agree_secret(os.urandom(_SECRET_BYTES))])
@@ -169,12 +169,3 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _make_store(settings: Settings) -> Store:
-    if settings.redis is None:
-        return MemoryStore()
-    # hiredis is loaded only where it is used: the embedded store should not pay for it.
-    from gateway.stores.redis import RedisStore
-
-    return RedisStore(settings.redis, timeout_s=settings.store_timeout_s)

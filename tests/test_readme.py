@@ -55,7 +55,8 @@ MESSAGES = "curl http://127.0.0.1:3000/api/v1/messages"
 FROM_FILE = "TARGET_API_KEY=sk-… ./tools/run check-config --config gateway.toml"
 REGISTER_AS_ADMIN = 'curl -X POST http://127.0.0.1:3000/register -H "Authorization: Bearer $ADMIN_KEY"'
 INSTANCES = "export TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… REDIS_URL=redis://"
-LIBRARY = "import asyncio"
+LIBRARY = "import asyncio\nimport os"
+LIMITS_ALONE = "import asyncio\n\nfrom gateway import Admission"
 HEALTHCHECK = "./tools/run healthcheck"
 VERIFY = "./tools/run verify"
 PROOF = "$ python -m perf.proof"
@@ -70,6 +71,7 @@ RUN = (
     REGISTER_AS_ADMIN,
     INSTANCES,
     LIBRARY,
+    LIMITS_ALONE,
     HEALTHCHECK,
     VERIFY,
     PROOF,
@@ -404,6 +406,12 @@ def test_the_proof() -> None:
 def test_the_library(tmp_path: Path) -> None:
     printed = run([sys.executable, "-W", "error", "-c", block(LIBRARY)], cwd=tmp_path, TARGET_API_KEY="sk-real-key")
     assert re.fullmatch(r"base URL http://127\.0\.0\.1:\d+/api, key gw_\S+\n", printed)
+
+
+def test_the_limits_alone(tmp_path: Path) -> None:
+    printed = run([sys.executable, "-W", "error", "-c", block(LIMITS_ALONE)], cwd=tmp_path)
+    sent = "request 1: sent, 1 left\nrequest 2: sent, 0 left\n"
+    assert re.fullmatch(rf"{sent}request 3: none left for 6[01] s\n", printed)
 
 
 def test_the_health_check(gateway: str, tmp_path: Path) -> None:
