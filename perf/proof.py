@@ -1,11 +1,12 @@
 """`python -m perf.proof`: four gateways on one Redis on this machine, and `gateway verify` against them.
 
-Whatever options it gets go to `gateway verify`: `python -m perf.proof --pause-redis --kill-redis`. All that it starts
-has ended when it ends.
+`--instances N` starts N gateways; all other options go to `gateway verify`: `python -m perf.proof --pause-redis`. All that
+it starts has ended when it ends.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import secrets
@@ -26,12 +27,11 @@ TIMEOUT_S: Final = 600.0
 """For the run as a whole; `gateway verify` ends long before, by its own bounds."""
 
 
-def main(words: Sequence[str]) -> int:
-    """Run it; return the exit code of `gateway verify`.
-
-    Args:
-        words: Options for `gateway verify`.
-    """
+def main() -> int:
+    """Run it; return the exit code of `gateway verify`."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--instances", type=int, default=INSTANCES, help=f"how many gateways (default: {INSTANCES})")
+    options, words = parser.parse_known_args()
     with Lab() as lab:
         try:
             with _redis(lab) as (redis_url, restart):
@@ -46,7 +46,7 @@ def main(words: Sequence[str]) -> int:
                 command = [sys.executable, "-m", "gateway"]
                 urls = [
                     f"http://127.0.0.1:{lab.start('gateway', command, environ=environ, cwd=ROOT).port}"
-                    for _ in range(INSTANCES)
+                    for _ in range(options.instances)
                 ]
                 return _verify(urls, settings, restart, words)
         except Refused as refused:
@@ -103,4 +103,4 @@ def _wait(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
