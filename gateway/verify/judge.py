@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DRIFT: Final = 0.001
 """What two machines' clocks may disagree on a window's length: NTP slews each by at most 500 ppm."""
 
-_POLICY: Final = re.compile(r'"([^"]+)";q=([0-9]{1,10});w=([0-9]{1,7})(?=\s*(?:,|\Z))')
+_POLICY: Final = re.compile(r'"([^"]+)";q=([0-9]{1,10});w=([1-9][0-9]{0,6})(?=\s*(?:,|\Z))')
 
 
 class Limit(NamedTuple):

@@ -7,7 +7,7 @@ import http.client
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
 from gateway.config import SETTINGS
@@ -17,11 +17,13 @@ from gateway.verify.tally import Tally
 from gateway.verify.worker import GRACE_S, READY, TELL_S, now_us
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from gateway.verify.faults import Outage
     from gateway.verify.plan import Load, Plan
     from gateway.verify.report import Result
+
+_T = TypeVar("_T")
 
 TOKEN_VARIABLE: Final = "GATEWAY_TOKEN"  # noqa: S105 (its name)
 REGISTER_S: Final = 10.0
@@ -72,10 +74,9 @@ class _Run:
 
     async def carry_out(self, workers: list[asyncio.subprocess.Process], pid: int) -> Result:
         """Let the workers send, and conclude."""
-        async with asyncio.timeout(READY_S):
-            for worker in workers:
-                if (await _line(worker)).strip() != READY.encode():
-                    raise VerifyError("A worker process did not start.")
+        for worker in workers:
+            if (await _in_time(_line(worker), READY_S)).strip() != READY.encode():
+                raise VerifyError("A worker process did not start.")
         self._begin_us = now_us() + 100_000
         until_us = self._begin_us + int(self._plan.seconds * 1e6)
         for worker in workers:
@@ -84,8 +85,7 @@ class _Run:
         hitting = asyncio.ensure_future(self._hit_redis(pid))
         telling = asyncio.ensure_future(self._tell_progress())
         try:
-            async with asyncio.timeout(self._plan.seconds + GRACE_S + READY_S):
-                await asyncio.gather(*map(self._gather, workers))
+            await _in_time(asyncio.gather(*map(self._gather, workers)), self._plan.seconds + GRACE_S + READY_S)
             took_s = min(now_us(), until_us) / 1e6 - self._begin_us / 1e6
             # It may take longer than the load does, and has to be over before anybody goes.
             outages = await hitting
@@ -130,6 +130,14 @@ class _Run:
             await asyncio.sleep(1)
             if (passed_us := now_us() - self._begin_us) > TELL_S * 1e6:
                 self._say(report.progress(self._sum, passed_us / 1e6))
+
+
+async def _in_time(awaited: Awaitable[_T], within_s: float) -> _T:
+    try:
+        async with asyncio.timeout(within_s):
+            return await awaited
+    except TimeoutError:
+        raise VerifyError("The worker processes do not keep up: this machine is too busy.") from None
 
 
 async def _line(worker: asyncio.subprocess.Process) -> bytes:

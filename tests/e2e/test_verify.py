@@ -207,6 +207,22 @@ async def test_a_process_that_is_no_redis_is_not_killed(upstream: Upstream, redi
         await soon(bystander.wait())
 
 
+async def test_an_interrupted_run_starts_redis_again(upstream: Upstream, redis: RedisServer) -> None:
+    upstream.paths = {b"/register": REGISTERED}
+    upstream.default = GENEROUS
+    words = ("--kill-redis", "--restart-redis", shlex.join(redis.command), "--outage", "1h", "--yes", *SMALL)
+    program = await start("verify", upstream.url.removesuffix("/v1"), *words, "--seconds", "1s", REDIS_URL=redis.url)
+    try:
+        await asyncio.to_thread(redis.until_gone)
+        program.signal(signal.SIGINT)
+        assert await program.ended() == 130, program.printed
+        await asyncio.to_thread(redis.until_there)
+    finally:
+        await program.kill()
+        os.kill(redis.pid, signal.SIGKILL)
+    assert "Traceback" not in program.printed
+
+
 async def test_a_redis_that_comes_back_empty_is_told_of(upstream: Upstream) -> None:
     with running_redis() as redis:
         settings = {"TARGET_API_URL": upstream.url, "REDIS_URL": redis.url, "RATE_LIMIT": f"{LIMIT}/minute"}

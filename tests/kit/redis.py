@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import hiredis
 
 from gateway.stores.address import RedisAddress
 from tests.kit.programs import program
+from tests.kit.upstream import TIMEOUT_S
 
 if TYPE_CHECKING:
     import signal
@@ -55,6 +57,20 @@ class RedisServer:
             self._process.kill()
             self._process.wait()
 
+    def until_gone(self) -> None:
+        """Wait until somebody else has ended it."""
+        assert self._process is not None
+        self._process.wait(TIMEOUT_S)
+
+    def until_there(self) -> None:
+        """Wait until it answers, whoever started it."""
+        for _ in range(int(TIMEOUT_S / _LOOK_S)):
+            with contextlib.suppress(FileNotFoundError, ConnectionError):
+                self.call("PING")
+                return
+            time.sleep(_LOOK_S)
+        raise TimeoutError("redis-server does not answer")
+
     @property
     def pid(self) -> int:
         """Its process, whoever started it."""
@@ -79,6 +95,7 @@ class RedisServer:
 
 
 _NOTHING = object()
+_LOOK_S = 0.02
 
 
 @contextlib.contextmanager

@@ -100,5 +100,6 @@ def test_policies_are_read_as_the_gateway_writes_them() -> None:
     field = '"second";q=10;w=1, "global-day";q=5000;w=86400'
     assert read_policies(field) == (Limit("second", 10, 1), Limit("global-day", 5000, 86_400))
     assert read_policies("") == ()
+    assert read_policies('"concurrency";q=10, "global-concurrency";q=10;w=0') == ()
     # One whose further parameters say something that is not known here is not judged by what is.
     assert read_policies('"minute";q=60;w=60;pk=1, "10s";q=1;w=10') == (Limit("10s", 1, 10),)
