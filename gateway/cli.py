@@ -227,6 +227,9 @@ def _verify(options: argparse.Namespace) -> int:
     plan = read_plan(options, os.environ, TOKEN_VARIABLE)
     for line in plan.announce():
         say(line)
-    result = asyncio.run(verify(plan, say))
+    try:
+        result = asyncio.run(verify(plan, say))
+    except asyncio.CancelledError:
+        return INTERRUPTED
     print(as_json(result) if options.json else as_text(result), end="\n" if options.json else "")
     return FAILURE if result.over else FINE

@@ -24,6 +24,8 @@ class GatewayError(Exception):
     def __init__(self, detail: str = "") -> None:
         super().__init__(detail or self.title)
         self.detail = detail or self.title
+        self.limit_fields: list[tuple[str, str]] = []
+        """`RateLimit-Policy` and `RateLimit`, where whoever raised this knows them."""
 
 
 class BadRequest(GatewayError):
@@ -137,8 +139,6 @@ class RateLimited(GatewayError):
         self.quota = quota
         self.window_s = window_s
         self.retry_after_us = retry_after_us
-        self.limit_fields: list[tuple[str, str]] = []
-        """`RateLimit-Policy` and `RateLimit`, where whoever raised this knows them."""
 
     @property
     def retry_after_s(self) -> float:

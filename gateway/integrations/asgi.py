@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway.errors import GatewayError, RateLimited
+from gateway.errors import GatewayError
 from gateway.http1.writer import error_fields, problem
 
 if TYPE_CHECKING:
@@ -59,8 +59,7 @@ class LimitMiddleware:
 
 async def _refuse(error: GatewayError, scope: Scope, receive: Receive, send: Send) -> None:
     content = problem(error)
-    limit_fields = error.limit_fields if isinstance(error, RateLimited) else []
-    fields = [*error_fields(error), ("Content-Length", str(len(content))), *limit_fields]
+    fields = [*error_fields(error), ("Content-Length", str(len(content))), *error.limit_fields]
     kind = "http.response"
     if scope["type"] == "websocket":
         await receive()  # the client's `websocket.connect`, which comes before any answer to it

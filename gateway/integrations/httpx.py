@@ -1,8 +1,10 @@
 """Limits for `httpx.AsyncClient`: what is refused is not sent, and gets the answer that the gateway would give.
 
-So whatever obeys `Retry-After`, the OpenAI and Anthropic SDKs among them, waits here as it would for the gateway:
+So whatever obeys `Retry-After` waits here as it would for the gateway, the OpenAI SDK for example:
 
 openai.AsyncOpenAI(http_client=httpx.AsyncClient(transport=LimitTransport(admission, "worker-7")))
+
+(An SDK that takes clients of another library only, as the Anthropic SDK takes httpx2's, can use a gateway.)
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import httpx
 
-from gateway.errors import GatewayError, RateLimited
+from gateway.errors import GatewayError
 from gateway.http1.writer import error_fields, problem
 
 if TYPE_CHECKING:
@@ -48,8 +50,8 @@ class LimitTransport(httpx.AsyncBaseTransport):
         try:
             grant = await self._admission.admit(subject)
         except GatewayError as error:
-            limit_fields = error.limit_fields if isinstance(error, RateLimited) else []
-            return httpx.Response(error.status, headers=[*error_fields(error), *limit_fields], content=problem(error))
+            fields = [*error_fields(error), *error.limit_fields]
+            return httpx.Response(error.status, headers=fields, content=problem(error))
         try:
             response = await self._transport.handle_async_request(request)
         except BaseException as error:

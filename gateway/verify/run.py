@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
@@ -50,7 +51,13 @@ async def verify(plan: Plan, say: Callable[[str], None]) -> Result:
     Raises:
         VerifyError: No token, no worker, or not one answer that tells of a limit.
         ConfigError, StoreUnavailable: Redis cannot be hit as planned.
+        CancelledError: SIGINT or SIGTERM came. What it had stopped has been started again.
     """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine runs in one
+    # Handlers of its own, and for both: a shell's background jobs ignore SIGINT, and a killed Redis has to come back.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
     pid = await faults.pid_to_kill(plan.faults) if plan.faults and plan.faults.kill else 0
     token = await asyncio.to_thread(_register, plan) if plan.token is None else plan.token
     run = _Run(plan, say)

@@ -17,10 +17,13 @@ import pytest
 
 from tests.kit.process import Program, gateway_process, start
 from tests.kit.redis import RedisServer, running_redis
+from tests.kit.tls import server_side
 from tests.kit.upstream import Call, Upstream, answering, head, soon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    import trustme
 
 ADMIN_KEY = "an-admin-key-of-32-characters-or-more"
 LIMIT = 30
@@ -145,6 +148,19 @@ async def test_it_asks_what_it_was_told_to_and_no_more_often(upstream: Upstream)
     assert len(asked) == 50
 
 
+async def test_an_instance_behind_tls(ca: trustme.CA, ca_file: str) -> None:
+    async with Upstream(server_side(ca, "localhost"), "localhost") as upstream:
+        upstream.default = GENEROUS
+        url = upstream.url.removesuffix("/v1")
+        program = await verify(url, "--most", "20", code=0, GATEWAY_TOKEN="gw_mine", SSL_CERT_FILE=ca_file)
+        assert "admitted        20\n" in program.printed
+        assert len(upstream.requests) == 20
+        # Without the right roots nothing is sent, and nothing is shown.
+        program = await verify(url, "--seconds", "1s", "--most", "20", code=1, GATEWAY_TOKEN="gw_mine")
+        assert "unreachable" in program.printed
+        assert len(upstream.requests) == 20
+
+
 async def test_nobody_can_read_the_token_in_the_process_list(upstream: Upstream) -> None:
     seen = asyncio.Event()
     lines: list[bytes] = []
@@ -162,7 +178,7 @@ async def test_nobody_can_read_the_token_in_the_process_list(upstream: Upstream)
 
     upstream.default = looking
     url = upstream.url.removesuffix("/v1")
-    await verify(url, "--seconds", "200ms", *SMALL, code=0, GATEWAY_TOKEN="gw_canary", ADMIN_KEY=ADMIN_KEY)
+    await verify(url, "--seconds", "1s", *SMALL, code=0, GATEWAY_TOKEN="gw_canary", ADMIN_KEY=ADMIN_KEY)
     assert any(b"gateway.verify.worker" in line for line in lines)
     assert not any(b"gw_canary" in line or ADMIN_KEY.encode() in line for line in lines)
     assert upstream.requests[0].field(b"authorization") == b"Bearer gw_canary"
@@ -207,14 +223,17 @@ async def test_a_process_that_is_no_redis_is_not_killed(upstream: Upstream, redi
         await soon(bystander.wait())
 
 
-async def test_an_interrupted_run_starts_redis_again(upstream: Upstream, redis: RedisServer) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_an_interrupted_run_starts_redis_again(
+    upstream: Upstream, redis: RedisServer, number: signal.Signals
+) -> None:
     upstream.paths = {b"/register": REGISTERED}
     upstream.default = GENEROUS
     words = ("--kill-redis", "--restart-redis", shlex.join(redis.command), "--outage", "1h", "--yes", *SMALL)
     program = await start("verify", upstream.url.removesuffix("/v1"), *words, "--seconds", "1s", REDIS_URL=redis.url)
     try:
         await asyncio.to_thread(redis.until_gone)
-        program.signal(signal.SIGINT)
+        program.signal(number)
         assert await program.ended() == 130, program.printed
         await asyncio.to_thread(redis.until_there)
     finally:
@@ -230,7 +249,7 @@ async def test_a_redis_that_comes_back_empty_is_told_of(upstream: Upstream) -> N
             words = ("--kill-redis", "--restart-redis", shlex.join(redis.command), "--outage", "200ms", "--yes")
             try:
                 found = await verify(
-                    program.url, *words, "--seconds", "4s", "--json", *SMALL, code=1, REDIS_URL=redis.url
+                    program.url, *words, "--seconds", "6s", "--json", *SMALL, code=1, REDIS_URL=redis.url
                 )
             finally:
                 os.kill(redis.pid, signal.SIGKILL)
