@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from gateway.config import SETTINGS, describe, listen_address, load
 from gateway.errors import ConfigError, GatewayError
+from gateway.verify.options import EPILOG, add_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,7 +82,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
         raise ConfigError(
             words[0],
             "this command is not available yet",
-            "serve, check-config, healthcheck or demo",
+            "serve, check-config, healthcheck, demo or verify",
             "gateway demo",
         )
     parser = _parser()
@@ -116,6 +117,10 @@ def _parser() -> _Parser:
     check.add_argument("--url", help="its address (default: from GATEWAY_LISTEN)")
     _add_file(check)
     command("demo", _demo, "send 8 requests through a gateway with RATE_LIMIT=5 to a mock API; needs nothing")
+    proof = command(
+        "verify", _verify, "send all that a running deployment takes, and prove that its limits hold", EPILOG
+    )
+    add_options(proof)
     return parser
 
 
@@ -207,3 +212,24 @@ def _demo(_: argparse.Namespace) -> int:
     from gateway.demo import run_demo  # loads the server
 
     return run_demo()
+
+
+def _verify(options: argparse.Namespace) -> int:
+    import asyncio  # as the rest of these: loaded where there is something to prove
+
+    from gateway.verify.options import read_plan
+    from gateway.verify.report import as_json, as_text
+    from gateway.verify.run import TOKEN_VARIABLE, verify
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    plan = read_plan(options, os.environ, TOKEN_VARIABLE)
+    for line in plan.announce():
+        say(line)
+    try:
+        result = asyncio.run(verify(plan, say))
+    except asyncio.CancelledError:
+        return INTERRUPTED
+    print(as_json(result) if options.json else as_text(result), end="\n" if options.json else "")
+    return FAILURE if result.over else FINE

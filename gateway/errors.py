@@ -26,6 +26,8 @@ class GatewayError(Exception):
     def __init__(self, detail: str = "") -> None:
         super().__init__(detail or self.title)
         self.detail = detail or self.title
+        self.limit_fields: list[tuple[str, str]] = []
+        """`RateLimit-Policy` and `RateLimit`, where whoever raised this knows them."""
 
 
 class BadRequest(GatewayError):

@@ -23,7 +23,7 @@ from gateway.proxy.context import ProxyContext
 from gateway.proxy.dial import Dialer
 from gateway.proxy.pool import UpstreamPool
 from gateway.proxy.target import TargetRoute
-from gateway.stores.memory import MemoryStore
+from gateway.stores.choice import make_store
 from gateway.tokens import TokenSigner
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from gateway.config import Config, Settings
     from gateway.stores import Store
-    from gateway.stores.fallback import LossPolicy
 
 _SECRET_BYTES: Final = 32
 
@@ -61,7 +60,7 @@ class Gateway:
         """
         settings = self._settings
         loop = asyncio.get_running_loop()
-        self._store = store = _make_store(settings)
+        self._store = store = make_store(settings)
         try:
             await store.start()
             signer = TokenSigner(settings.token_secrets or [await store.agree_secret(os.urandom(_SECRET_BYTES))])
@@ -177,25 +176,3 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _make_store(settings: Settings) -> Store:
-    if settings.redis is None:
-        return MemoryStore()
-    # hiredis is loaded only where it is used: the embedded store should not pay for it.
-    from gateway.stores.address import ClusterAddress
-    from gateway.stores.cluster import ClusterStore
-    from gateway.stores.fallback import Allow, Deny, Local
-    from gateway.stores.instances import Instances
-    from gateway.stores.redis import RedisStore
-
-    instances = Instances() if settings.on_store_loss == "local" else None
-    loss: LossPolicy
-    if instances is not None:
-        loss = Local(instances, (*settings.limits, *settings.common_limits))
-    else:
-        loss = Allow() if settings.on_store_loss == "allow" else Deny()
-    timeout_s = settings.store_timeout_s
-    if isinstance(settings.redis, ClusterAddress):
-        return ClusterStore(settings.redis, timeout_s=timeout_s, loss=loss, instances=instances)
-    return RedisStore(settings.redis, timeout_s=timeout_s, loss=loss, instances=instances)

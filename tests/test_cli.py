@@ -140,6 +140,11 @@ def test_commands_of_later_versions_say_so() -> None:
     assert "not available yet" in refused(run("token", "issue"), 2)
 
 
+def test_what_verify_is_not_told_it_asks_for() -> None:
+    assert "URL" in refused(run("verify"), 2)
+    assert refused(run("verify", "http://10.0.0.1:3000"), 2).startswith("gateway: --yes: is missing. Admitted requests")
+
+
 def test_every_setting_is_an_option_and_help_warns_of_secrets() -> None:
     result = run("serve", "--help")
     assert result.returncode == 0

@@ -15,6 +15,7 @@ import hiredis
 
 from gateway.stores.address import RedisAddress
 from tests.kit.programs import program
+from tests.kit.upstream import TIMEOUT_S
 
 if TYPE_CHECKING:
     import signal
@@ -42,17 +43,17 @@ class RedisServer:
     ) -> None:
         self.port = port
         self._path = str(directory / "redis.sock")
-        self._command = [binary, "--port", str(port), "--unixsocket", self._path, "--save", "", "--appendonly", "no"]
-        self._command += ["--bind", "127.0.0.1", "--dir", str(directory), "--loglevel", "warning", *options]
+        self.command = [binary, "--port", str(port), "--unixsocket", self._path, "--save", "", "--appendonly", "no"]
+        self.command += ["--bind", "127.0.0.1", "--dir", str(directory), "--loglevel", "warning", *options]
         if command is not None:
-            self._command = list(command)
+            self.command = list(command)
         self.address = RedisAddress(host="", unix_path=self._path)
         self.url = f"unix://{self._path}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start and wait until it answers; `redis-server` says nothing on stdout that could be waited for."""
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
         while True:
             if self._process.poll() is not None:
                 raise RuntimeError(f"redis-server ended with {self._process.returncode}")
@@ -74,6 +75,27 @@ class RedisServer:
             self._process.kill()
             self._process.wait()
 
+    def until_gone(self) -> None:
+        """Wait until somebody else has ended it."""
+        assert self._process is not None
+        self._process.wait(TIMEOUT_S)
+
+    def until_there(self) -> None:
+        """Wait until it answers, whoever started it."""
+        for _ in range(int(TIMEOUT_S / _LOOK_S)):
+            with contextlib.suppress(FileNotFoundError, ConnectionError):
+                self.call("PING")
+                return
+            time.sleep(_LOOK_S)
+        raise TimeoutError("redis-server does not answer")
+
+    @property
+    def pid(self) -> int:
+        """Its process, whoever started it."""
+        info = self.call("INFO", "server")
+        assert isinstance(info, bytes)
+        return int(info.partition(b"process_id:")[2].split()[0])
+
     def call(self, *command: str | bytes | int) -> object:
         """Send one command over a connection of its own and return the reply; error replies are returned too."""
         with socket.socket(socket.AF_UNIX) as connection:
@@ -91,6 +113,7 @@ class RedisServer:
 
 
 _NOTHING = object()
+_LOOK_S = 0.02
 
 
 def free_ports(count: int) -> list[int]:

@@ -293,6 +293,10 @@ def test_peers_that_are_not_installed_are_named_with_their_packages(monkeypatch:
 
 def test_processes_are_measured_with_their_children(lab: Lab) -> None:
     upstream: Server = peers.start_upstream(lab)
+    with upstream.connect() as connection:
+        # The kernel accepts for nginx before its worker is there; an answer says that it is.
+        connection.send(request("/", upstream.token))
+        connection.read()
     pids = upstream.pids
     assert len(pids) == (2 if which("nginx") else 1)
     assert upstream.rss_bytes() > 1_000_000

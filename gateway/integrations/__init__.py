@@ -1,0 +1,1 @@
+"""The limits inside other people's frameworks: `asgi` and `httpx`. Each module imports only what it is named after."""

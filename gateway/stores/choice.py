@@ -1,0 +1,35 @@
+"""Which store a configuration asks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from gateway.config import Settings
+    from gateway.stores import Store
+    from gateway.stores.fallback import LossPolicy
+
+
+def make_store(settings: Settings) -> Store:
+    """Make the store, not started: in Redis where `REDIS_URL` is set, else in this process."""
+    if settings.redis is None:
+        return MemoryStore()
+    # hiredis is loaded only where it is used: the embedded store should not pay for it.
+    from gateway.stores.address import ClusterAddress
+    from gateway.stores.cluster import ClusterStore
+    from gateway.stores.fallback import Allow, Deny, Local
+    from gateway.stores.instances import Instances
+    from gateway.stores.redis import RedisStore
+
+    instances = Instances() if settings.on_store_loss == "local" else None
+    loss: LossPolicy
+    if instances is not None:
+        loss = Local(instances, (*settings.limits, *settings.common_limits))
+    else:
+        loss = Allow() if settings.on_store_loss == "allow" else Deny()
+    timeout_s = settings.store_timeout_s
+    if isinstance(settings.redis, ClusterAddress):
+        return ClusterStore(settings.redis, timeout_s=timeout_s, loss=loss, instances=instances)
+    return RedisStore(settings.redis, timeout_s=timeout_s, loss=loss, instances=instances)
