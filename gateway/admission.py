@@ -89,7 +89,9 @@ class Subject:
 def _quota_of(policy: Policy) -> str:
     """Spell a limit as an item of `RateLimit-Policy`; §3.1.2 has the unit for requests in flight."""
     unit = 'qu="concurrent-requests"' if policy.kind is Kind.LEASE else f"w={policy.window_s}"
-    return f'"{policy.label}";q={policy.quota};{unit}{_shadow_of(policy)}'
+    # Who holds us to a window must not take a bucket for one: it may let nearly twice as many through.
+    bucket = ";bucket" if policy.kind is Kind.BUCKET else ""
+    return f'"{policy.label}";q={policy.quota};{unit}{bucket}{_shadow_of(policy)}'
 
 
 def _shadow_of(policy: Policy) -> str:

@@ -50,6 +50,7 @@ class Gateway:
         self._listener: Listener | None = None
         self._store: Store | None = None
         self._context: ProxyContext | None = None
+        self._dialer: Dialer | None = None
 
     async def start(self) -> None:
         """Connect to the store and listen.
@@ -69,7 +70,8 @@ class Gateway:
             )
             metrics = Metrics()
             clock = Clock(loop)
-            pool = UpstreamPool(Dialer(settings.target), settings, AnswerParser(), clock)
+            self._dialer = Dialer(settings.target)
+            pool = UpstreamPool(self._dialer, settings, AnswerParser(), clock)
             context = ProxyContext(
                 loop=loop,
                 settings=settings,
@@ -165,6 +167,10 @@ class Gateway:
             await self._store.close()
         if listener is not None:
             await listener.close()
+        if context is not None:
+            await context.pool.closed()
+        if self._dialer is not None:
+            await self._dialer.closed()
         # Transports tell their protocols of the end in the next turn of the loop.
         await asyncio.sleep(0)
 

@@ -72,19 +72,26 @@ class Template(Generic[Head]):
         lines: The field lines of one such head.
         kinds: What each of them means, of `fields`.
         changing: Which of them change: their indices.
-        head: That head, as it was read.
+        head: That head, as it was read; only looked at.
 
     Attributes:
+        minor, keep_alive, fixed_length: What all such heads say, but for a length that changes.
         match: Takes a head and the end of its first line; None if the head does not fit, else its values.
         length: The group of a match that is the value of `Content-Length`, or 0 if the shape has none.
         token: The group of a match that is the client's token, or 0.
     """
 
-    __slots__ = ("_cut", "_form", "_kept", "_passed_on", "changing", "ending", "head", "length", "match", "token")
+    # fmt: off
+    __slots__ = (
+        "minor", "keep_alive", "fixed_length", "changing", "match", "length", "token", "_form", "_passed_on",
+        "_cut", "ending",
+    )
+    # fmt: on
 
     def __init__(self, lines: list[bytes], kinds: list[int], changing: frozenset[int], head: Head) -> None:
         self.changing = changing
-        self.head = head
+        # Its exchange may still change the head.
+        self.minor, self.keep_alive, self.fixed_length = head.minor, head.keep_alive, head.length
         pieces = [
             _piece(line, kind, changes=index in changing)
             for index, (line, kind) in enumerate(zip(lines, kinds, strict=True))
@@ -103,17 +110,14 @@ class Template(Generic[Head]):
         if after:
             before.append(after[0]._replace(gap=None))
             after[0] = after[0]._replace(text=b"")
-        self._kept = _form(before)[2:] % ()
+        kept = _form(before)[2:] % ()
         self.ending: Ending | None = None
-        if self._kept and not _group(after, _CREDENTIALS):
+        """What follows the openings of such heads; None where they have none."""
+        if kept and not _group(after, _CREDENTIALS):
             form = None if all(piece.passed_on for piece in after) else _form(after)
             match = re.compile(_pattern(after) + re.escape(HEAD_END)).match
-            self.ending = Ending(match, form, _group(after, (CONTENT_LENGTH,)))
-
-    def open(self, block: bytes, match: re.Match[bytes], make: Callable[[], Head]) -> Opening[Head]:
-        """Make the opening of a head that this template took; only where there is an `ending`."""
-        assert self.ending is not None  # noqa: S101 - see above
-        return Opening(self.begins(block, match), make, self.head, self._kept, self.ending)
+            length = _group(after, (CONTENT_LENGTH,))
+            self.ending = Ending(kept, match, form, length, self.fixed_length, self.keep_alive)
 
     def begins(self, block: bytes, match: re.Match[bytes]) -> bytes:
         """Return the bytes that an opening of this head would have."""
@@ -149,7 +153,8 @@ class TemplateMemory(Generic[Head]):
     def __init__(self) -> None:
         self._shapes: dict[tuple[bytes, ...], _Shape[Head]] = {}
         self.ready: list[Template[Head]] = []
-        self._openings: dict[bytes, Opening[Head]] = {}
+        # None where something began so once: what never comes again, as a path with an id in it, is not worth more.
+        self._openings: dict[bytes, Opening[Head] | None] = {}
         self._rest = 0
 
     def read(self, head: Head, block: bytes, end: int) -> re.Match[bytes] | None:
@@ -165,20 +170,20 @@ class TemplateMemory(Generic[Head]):
         ready = self.ready
         for template in ready:
             match = template.match(block, end)
-            if match is not None and template.head.minor == head.minor:
+            if match is not None and template.minor == head.minor:
                 if template is not ready[0]:
                     ready.remove(template)
                     ready.insert(0, template)
-                head.keep_alive = template.head.keep_alive
+                head.keep_alive = template.keep_alive
                 head.lines = template.lines(match)
-                head.length = int(match[template.length]) if template.length else template.head.length
+                head.length = int(match[template.length]) if template.length else template.fixed_length
                 return match
         return None
 
     def opening(
         self, block: bytes, match: re.Match[bytes], make: Callable[..., Head], *said: object
     ) -> Opening[Head] | None:
-        """Return how a head that `read` took begins, for the next one on its connection.
+        """Return how a head that `read` took begins, for the next one on its connection, if it is not the first such.
 
         Args:
             block: All of it, without the empty line that ends it.
@@ -192,11 +197,14 @@ class TemplateMemory(Generic[Head]):
         begins = template.begins(block, match)
         if len(begins) > MAX_OPENING_BYTES:
             return None
-        opening = self._openings.get(begins)
-        if opening is None or opening.ending is not template.ending:
-            if len(self._openings) >= MAX_OPENINGS:
-                self._openings.clear()
-            opening = self._openings[begins] = template.open(block, match, partial(make, *said))
+        known = self._openings
+        opening = known.get(begins)
+        if opening is None and begins not in known:
+            if len(known) >= MAX_OPENINGS:
+                known.clear()
+            known[begins] = None
+        elif opening is None or opening.ending is not template.ending:
+            opening = known[begins] = Opening(begins, partial(make, *said), template.ending)
         return opening
 
     def learn(self, lines: list[bytes], memory: LineMemory, head: Head) -> None:

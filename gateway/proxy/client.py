@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from gateway.errors import Draining, GatewayError, RateLimited, RequestTimeout
 from gateway.http1 import writer
-from gateway.http1.message import CRLF, HEAD_END, MAX_HEAD_BYTES
+from gateway.http1.message import CHUNKED, CRLF, HEAD_END, MAX_HEAD_BYTES
 from gateway.http1.partial import PartialHead
 from gateway.proxy.clock import NEVER
 from gateway.proxy.exchange import Exchange
@@ -111,7 +111,7 @@ class ClientConnection(asyncio.Protocol):
         self._watch = HangupWatch(
             self._context.loop, self.transport, self.abort, self._missing_bytes, self._takes_interim
         )
-        if exchange is not None and exchange.on_client_ended():
+        if exchange is not None and not self._buffer and exchange.on_client_ended():
             self._watch.expect_the_end()
         return True
 
@@ -230,6 +230,8 @@ class ClientConnection(asyncio.Protocol):
             self.close()
             return None
         context = self._context
+        if context.draining:  # nobody tells a client of that who was waiting for its turn
+            raise Draining("This instance is stopping.")
         self.deadline_s = context.clock.soon_s + context.settings.header_timeout_s
         return None
 
@@ -238,7 +240,9 @@ class ClientConnection(asyncio.Protocol):
         kind = Exchange if context.route.matches(head.target) else LocalExchange
         self._exchange = exchange = kind(context, self, head)
         self._buffer = exchange.take_first(self._buffer)
-        if self._half_closed and not exchange.request_done:  # nor can the rest of its body
+        # Nor can the rest of its body, unless it is refused without a look at that.
+        is_unread = kind is LocalExchange and head.length == CHUNKED
+        if self._half_closed and not exchange.request_done and not is_unread:
             self._exchange = None
             self.close()
             return

@@ -68,6 +68,11 @@ class Dialer:
         if transport.is_closing():  # nobody would hear of its end a second time
             raise ConnectionResetError(errno.ECONNRESET, "it ended as it was made")
 
+    async def closed(self) -> None:
+        """Wait until the connections that were given up while they were made have ended."""
+        if self._making:
+            await asyncio.wait(self._making)
+
     def _on_made(self, sock: socket.socket, making: _Making) -> None:
         self._making.discard(making)
         if not making.cancelled() and making.exception() is not None:

@@ -107,6 +107,11 @@ class UpstreamPool:
         for connection in tuple(self._open):
             connection.close()
 
+    async def closed(self) -> None:
+        """Wait until the attempts that `close` ended are over."""
+        if self._connecting:
+            await asyncio.wait(self._connecting)
+
     def _forget(self, connection: UpstreamConnection) -> None:
         self._open.discard(connection)
         if connection in self._idle:

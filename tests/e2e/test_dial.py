@@ -180,11 +180,18 @@ async def test_the_log_says_why_there_is_no_connection_even_if_the_upstream_did_
     assert mishaps == []
 
 
-async def test_a_gateway_that_stops_while_tls_is_set_up_leaves_nothing(silent: Silent, mishaps: list[object]) -> None:
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 20])
+async def test_a_gateway_that_stops_while_tls_is_set_up_leaves_nothing(
+    silent: Silent, mishaps: list[object], turns: int
+) -> None:
+    before = asyncio.all_tasks()
     async with Gateway(Config(target_api_url=silent.url)) as gateway, connected(gateway.url) as client:
         client.write(request("/api/x", gateway.issue_token()))
         accepted = await silent.connection()
+        for _ in range(turns):
+            await asyncio.sleep(0)
         await gateway.close()
+        assert asyncio.all_tasks() == before
         await end_of(accepted)
     assert mishaps == []
 

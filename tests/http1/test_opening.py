@@ -39,14 +39,14 @@ def changed(block: bytes, number: int) -> bytes:
 
 
 def learn_request(parser: RequestParser, block: bytes) -> Opening[RequestHead]:
-    for number in range(3):
+    for number in range(4):
         head = parser.parse(changed(block, number))
     assert head.opening is not None
     return head.opening
 
 
 def learn_answer(parser: AnswerParser, block: bytes) -> Opening[AnswerHead]:
-    for number in range(3):
+    for number in range(4):
         head = parser.parse(changed(block, number))
     assert head.opening is not None
     return head.opening
@@ -124,6 +124,13 @@ def test_connections_of_one_token_share_an_opening_and_those_of_many_are_bounded
 def test_an_opening_longer_than_is_remembered_is_not_made() -> None:
     block = REQUEST_BLOCK.replace(b"*/*", b"a" * opening.MAX_OPENING_BYTES)
     parser = RequestParser()
-    for number in range(4):
+    for number in range(5):
         head = parser.parse(changed(block, number))
     assert head.opening is None
+
+
+def test_what_begins_so_only_once_gets_no_opening() -> None:
+    parser = RequestParser()
+    learn_request(parser, REQUEST_BLOCK)
+    for number in range(5):
+        assert parser.parse(REQUEST_BLOCK.replace(b"/chat", b"/chat/%d" % number)).opening is None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway.proxy.client import REQUESTS_A_TURN
+
 if TYPE_CHECKING:
     from tests.kit.playbook import Playbook
 
@@ -123,3 +125,19 @@ def test_a_late_connection_does_not_say_that_the_last_has_ended(play: Playbook) 
     assert play.client.answer().body == b"hi"
     play.loop.settle()
     assert not play.context.connections
+
+
+def test_who_waits_for_his_turn_with_half_a_head_is_refused_in_so_many_words(play: Playbook) -> None:
+    stranger = b"GET /api/x HTTP/1.1\r\nHost: h\r\n\r\n"
+
+    def send_and_stop() -> None:
+        play.client.transport.peer_sends(stranger * REQUESTS_A_TURN + b"GET /api/x HTTP/1.1\r\nHo")
+        play.context.draining = True
+        for connection in tuple(play.context.connections):
+            connection.drain()
+
+    play.loop.act(send_and_stop)
+    for _ in range(REQUESTS_A_TURN):
+        assert play.client.answer().status == 401
+    play.client.problem(503, "draining")
+    assert play.client.is_ended

@@ -427,3 +427,28 @@ def test_a_malformed_chunk_behind_a_begun_answer_cuts_it(play: Playbook) -> None
     play.upstream.sends(CHUNKED + b"2\r\nhi\r\n")
     play.client.sends(b"nonsense\r\n")
     assert play.client.state == play.upstream.state == "aborted"
+
+
+def test_a_whole_request_with_chunks_for_an_endpoint_is_answered_to_a_half_closed_client(play: Playbook) -> None:
+    chunked = b"POST /register HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
+    play.client.sends(play.request(b"GET", b"/api/1") + chunked)
+    play.client.ends()
+    play.upstream.answers()
+    assert play.client.answer().status == 200
+    assert play.client.answer().status in range(400, 500)
+    assert play.client.state == "closed"
+
+
+def test_a_client_that_ends_within_one_answer_waits_for_the_next(play: Playbook) -> None:
+    play.client.sends(play.request(b"GET", b"/api/1") + play.request(b"GET", b"/api/2"))
+    play.upstream.request()
+    play.upstream.sends(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab")
+    play.client.ends()
+    play.upstream.sends(b"cd")
+    assert play.client.answer().body == b"abcd"
+    play.upstream.request()
+    play.pass_time(1)
+    play.upstream.answers()
+    assert play.client.answer().body == b"hi"
+    assert play.client.state == "closed"
+    assert play.upstream.state == "open"

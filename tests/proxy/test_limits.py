@@ -196,7 +196,7 @@ def test_pipelined_requests_take_one_place_after_the_other(make_play: Callable[.
 
 def test_the_limit_nearest_its_end_is_told_and_the_one_that_refused(make_play: Callable[..., Playbook]) -> None:
     play = make_play(rate_limit="2/second;bucket,60/minute,3/day", global_rate_limit="1000/hour")
-    policies = b'"second";q=2;w=1, "minute";q=60;w=60, "day";q=3;w=86400, "global-hour";q=1000;w=3600'
+    policies = b'"second";q=2;w=1;bucket, "minute";q=60;w=60, "day";q=3;w=86400, "global-hour";q=1000;w=3600'
     assert passes(play) == {b"ratelimit": b'"second";r=1;t=1', b"ratelimit-policy": policies}
     play.pass_time(1)
     assert passes(play)[b"ratelimit"] == b'"second";r=1;t=1'

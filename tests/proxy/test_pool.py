@@ -256,3 +256,19 @@ def test_an_answer_relayed_to_a_slow_client_does_not_leave_its_connection_deaf(p
     assert len(play.client.answer().body) == 200_000
     first.ends()
     assert first.transport.lost
+
+
+def test_an_answer_that_ends_its_connection_takes_it_from_no_other(play: Playbook) -> None:
+    def get(answer: bytes) -> None:
+        play.client.sends(play.request(b"GET", b"/api/x"))
+        play.upstream.request()
+        play.upstream.sends(answer)
+        play.client.answer()
+
+    # A 204 with a length is not trusted with another request; heads like it are, where the length is true.
+    for number in range(3):
+        get(b"HTTP/1.1 204 No Content\r\nX-Id: %d\r\nContent-Length: 2\r\n\r\n" % number)
+    dials = play.dials
+    for number in range(10):
+        get(b"HTTP/1.1 200 OK\r\nX-Id: %d\r\nContent-Length: 2\r\n\r\nhi" % number)
+    assert play.dials == dials + 1
