@@ -63,6 +63,7 @@ CASES: Final = (
     Case("redis-check-1", "send a check, read its reply; 1 in flight", _exchanges("redis_check_1"), EXCHANGES),
     Case("redis-check-64", "the same, 64 in flight", _exchanges("redis_check_64"), EXCHANGES),
     Case("exchange-memory", "a whole exchange, embedded store", _exchanges("memory"), EXCHANGES),
+    Case("exchange-memory-4", "the same with four limits", _exchanges("memory_4"), EXCHANGES),
     Case("exchange-redis", "a whole exchange, Redis store, 1 in flight", _exchanges("redis"), EXCHANGES),
     Case("exchange-redis-32", "the same, 32 in flight", _exchanges("redis_32"), EXCHANGES),
     Case("exchange-refused", "a request refused with 429, embedded store", _exchanges("refused"), EXCHANGES),

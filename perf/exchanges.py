@@ -27,11 +27,18 @@ if TYPE_CHECKING:
 _TURNS_TO_CONNECT: Final = 1000
 _ADDED: Final = re.compile(rb"(?i)(RateLimit|RateLimit-Policy|Server-Timing): .*")
 _MOST: Final = "1000000000/minute"
+_FOUR: Final = "1000000000/second,1000000000/minute,1000000000/hour,1000000000/day"
+_USED_UP: Final = "1/hour"
 
 
 def memory() -> Bench:
     """Set up: the embedded store, one client, one upstream connection."""
     return _Exchanges(1).bench()
+
+
+def memory_4() -> Bench:
+    """Set up: the same with four limits."""
+    return _Exchanges(1, rate_limit=_FOUR).bench()
 
 
 def redis() -> Bench:
@@ -46,7 +53,7 @@ def redis_32() -> Bench:
 
 def refused() -> Bench:
     """Set up: the embedded store, and a limit that is used up."""
-    return _Exchanges(1, rate_limit="1/hour").bench()
+    return _Exchanges(1, rate_limit=_USED_UP).bench()
 
 
 class _Exchanges:
@@ -59,7 +66,7 @@ class _Exchanges:
     def __init__(self, connections: int, *, redis: bool = False, rate_limit: str = _MOST) -> None:
         self._connections = connections
         self._uses_redis = redis
-        self._refuses = rate_limit != _MOST
+        self._refuses = rate_limit == _USED_UP
         self._numbers = messages.numbers()
         self._round: list[int] = []
         self._loop = loop = InMemoryLoop()

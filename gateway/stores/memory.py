@@ -188,16 +188,16 @@ class MemoryStore:
     def _charge_windows(self, windows: _Windows, now_us: int) -> Verdict | None:
         """Charge windows that are all there, and surely have room; None if one is not, or may not."""
         counters = self._counters
-        found: list[WindowCounter] = []
+        found: list[tuple[WindowCounter, int, int]] = []
         for key, quota, segment_us in windows:
             counter: WindowCounter | None = counters.get(key)  # type: ignore[assignment]  # as the plan has it
-            # The total may count what has left meanwhile; then the long way finds out.
-            if counter is None or counter.total >= quota or counter.newest > now_us // segment_us:
-                return None
-            found.append(counter)
-        nearest, least = 0, MAX_QUOTA
-        for index, (counter, (_, quota, segment_us)) in enumerate(zip(found, windows, strict=True)):
             segment = now_us // segment_us
+            # The total may count what has left meanwhile; then the long way finds out.
+            if counter is None or counter.total >= quota or counter.newest > segment:
+                return None
+            found.append((counter, quota, segment))
+        nearest, least = 0, MAX_QUOTA
+        for index, (counter, quota, segment) in enumerate(found):
             if counter.newest != segment:
                 counter.advance(segment)
                 self._purge(now_us)
@@ -205,9 +205,9 @@ class MemoryStore:
             counter.total = total = counter.total + 1
             if quota - total < least:
                 nearest, least = index, quota - total
-        counter = found[nearest]
-        past, segment_us = counter.past, windows[nearest][2]
-        frees_us = ((past[0][0] if past else counter.newest) + SEGMENTS + 1) * segment_us
+        counter = found[nearest][0]
+        past = counter.past
+        frees_us = ((past[0][0] if past else counter.newest) + SEGMENTS + 1) * windows[nearest][2]
         return _verdict(Verdict, (True, nearest, least, frees_us - now_us, now_us, 0, b""))
 
     def _decide(self, plan: _Plan, now_us: int) -> Verdict:
