@@ -60,7 +60,7 @@ class Gateway:
         """
         settings = self._settings
         loop = asyncio.get_running_loop()
-        self._store = store = _make_store(settings)
+        self._store = store = make_store(settings)
         try:
             await store.start()
             signer = TokenSigner(settings.token_secrets or [await store.agree_secret(os.urandom(_SECRET_BYTES))])
@@ -172,7 +172,8 @@ class Gateway:
         await self.close()
 
 
-def _make_store(settings: Settings) -> Store:
+def make_store(settings: Settings) -> Store:
+    """Return the store that the settings name, not started yet."""
     if settings.redis is None:
         return MemoryStore()
     # hiredis is loaded only where it is used: the embedded store should not pay for it.

@@ -41,13 +41,14 @@ class RedisServer:
         command: Sequence[str] | None = None,
     ) -> None:
         self.port = port
-        self._path = str(directory / "redis.sock")
-        self._command = [binary, "--port", str(port), "--unixsocket", self._path, "--save", "", "--appendonly", "no"]
+        self._directory = directory
+        self.path = str(directory / "redis.sock")
+        self._command = [binary, "--port", str(port), "--unixsocket", self.path, "--save", "", "--appendonly", "no"]
         self._command += ["--bind", "127.0.0.1", "--dir", str(directory), "--loglevel", "warning", *options]
         if command is not None:
             self._command = list(command)
-        self.address = RedisAddress(host="", unix_path=self._path)
-        self.url = f"unix://{self._path}"
+        self.address = RedisAddress(host="", unix_path=self.path)
+        self.url = f"unix://{self.path}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -74,11 +75,20 @@ class RedisServer:
             self._process.kill()
             self._process.wait()
 
+    def info(self, section: str) -> bytes:
+        """Return what the server says of itself."""
+        reply = self.call("INFO", section)
+        return reply if isinstance(reply, bytes) else b""
+
+    def break_directory(self) -> None:
+        """Have a directory where the server wants to save a file."""
+        (self._directory / "dump.rdb" / "in-the-way").mkdir(parents=True)
+
     def call(self, *command: str | bytes | int) -> object:
         """Send one command over a connection of its own and return the reply; error replies are returned too."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(10)
-            connection.connect(self._path)
+            connection.connect(self.path)
             packed: Any = hiredis.pack_command
             connection.sendall(packed(command))
             reader = hiredis.Reader(notEnoughData=_NOTHING)
