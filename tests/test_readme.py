@@ -364,7 +364,7 @@ def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
             "GLOBAL_RATE_LIMIT": "100,100/hour;bucket",
             "ON_STORE_LOSS": "local",
         }
-        with serving(script, tmp_path, instances=2, **limits) as ((first, second), _):
+        with serving(script, tmp_path, instances=2, ON_STORE_LOSS="local", **limits) as ((first, second), _):
             token = register(first)
             assert request(first, "GET", "/api/models", token["token"])[0] == 200
             assert request(second, "GET", "/api/models", token["token"])[0] == 429

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import ssl
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -248,7 +249,8 @@ class Link:
 
     async def _recover(self) -> None:
         for delay_s in chain(BACK_OFF_S, repeat(BACK_OFF_S[-1])):
-            await asyncio.sleep(delay_s)
+            # Instances that lost Redis in the same moment do not all come back in the same.
+            await asyncio.sleep(delay_s * random.uniform(0.75, 1))  # noqa: S311 - no secret
             try:
                 self.live = await self._connect(max(CONNECT_S, self._timeout_s))
             except StoreUnavailable as error:

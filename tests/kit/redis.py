@@ -42,13 +42,14 @@ class RedisServer:
         command: Sequence[str] | None = None,
     ) -> None:
         self.port = port
-        self._path = str(directory / "redis.sock")
-        self.command = [binary, "--port", str(port), "--unixsocket", self._path, "--save", "", "--appendonly", "no"]
+        self._directory = directory
+        self.path = str(directory / "redis.sock")
+        self.command = [binary, "--port", str(port), "--unixsocket", self.path, "--save", "", "--appendonly", "no"]
         self.command += ["--bind", "127.0.0.1", "--dir", str(directory), "--loglevel", "warning", *options]
         if command is not None:
             self.command = list(command)
-        self.address = RedisAddress(host="", unix_path=self._path)
-        self.url = f"unix://{self._path}"
+        self.address = RedisAddress(host="", unix_path=self.path)
+        self.url = f"unix://{self.path}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -92,15 +93,22 @@ class RedisServer:
     @property
     def pid(self) -> int:
         """Its process, whoever started it."""
-        info = self.call("INFO", "server")
-        assert isinstance(info, bytes)
-        return int(info.partition(b"process_id:")[2].split()[0])
+        return int(self.info("server").partition(b"process_id:")[2].split()[0])
+
+    def info(self, section: str) -> bytes:
+        """Return what the server says of itself."""
+        reply = self.call("INFO", section)
+        return reply if isinstance(reply, bytes) else b""
+
+    def break_directory(self) -> None:
+        """Have a directory where the server wants to save a file."""
+        (self._directory / "dump.rdb" / "in-the-way").mkdir(parents=True)
 
     def call(self, *command: str | bytes | int) -> object:
         """Send one command over a connection of its own and return the reply; error replies are returned too."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(10)
-            connection.connect(self._path)
+            connection.connect(self.path)
             packed: Any = hiredis.pack_command
             connection.sendall(packed(command))
             reader = hiredis.Reader(notEnoughData=_NOTHING)

@@ -68,7 +68,7 @@ def running_sentinels() -> Iterator[Sentinels]:
         ports = free_ports(5)
         servers = [_server(stack, binary, ports[0], *_AT_ONCE)]
         servers.append(_server(stack, binary, ports[1], *_AT_ONCE, "--replicaof", f"127.0.0.1 {ports[0]}"))
-        until(lambda: b"master_link_status:up" in _info(servers[1], "replication"), "a replica in step")
+        until(lambda: b"master_link_status:up" in servers[1].info("replication"), "a replica in step")
         sentinels = [_sentinel(stack, binary, port, ports[0]) for port in ports[2:]]
 
         def knows_all(sentinel: RedisServer) -> bool:
@@ -77,11 +77,6 @@ def running_sentinels() -> Iterator[Sentinels]:
 
         until(lambda: all(map(knows_all, sentinels)), "sentinels that know each other")
         yield Sentinels(servers, sentinels)
-
-
-def _info(server: RedisServer, section: str) -> bytes:
-    reply = server.call("INFO", section)
-    return reply if isinstance(reply, bytes) else b""
 
 
 def _directory(stack: contextlib.ExitStack) -> Path:
@@ -189,18 +184,18 @@ def running_cluster() -> Iterator[Cluster]:
                 assert server.call("CLUSTER", "ADDSLOTSRANGE", first, last) == b"OK"
             for port, bus_port in zip(ports[:number], ports[4 : 4 + number], strict=True):
                 server.call("CLUSTER", "MEET", "127.0.0.1", port, bus_port)
-        until(lambda: all(b"cluster_known_nodes:4" in _cluster_info(one) for one in servers), "nodes that met")
+        until(lambda: all(b"cluster_known_nodes:4" in cluster_info(one) for one in servers), "nodes that met")
         cluster = Cluster(servers)
         first_id = cluster.node_id(servers[0])
         until(lambda: servers[3].call("CLUSTER", "REPLICATE", first_id) == b"OK", "a replica")
-        until(lambda: b"master_link_status:up" in _info(servers[3], "replication"), "a replica in step")
-        until(lambda: all(b"cluster_state:ok" in _cluster_info(one) for one in servers), "a cluster that is up")
+        until(lambda: b"master_link_status:up" in servers[3].info("replication"), "a replica in step")
+        until(lambda: all(b"cluster_state:ok" in cluster_info(one) for one in servers), "a cluster that is up")
         # Each has to have heard that the fourth is a replica, or it would be counted as a master without slots.
         until(lambda: all(b"slave" in _nodes(one) for one in servers), "nodes that know the replica")
         yield cluster
 
 
-def _cluster_info(server: RedisServer) -> bytes:
+def cluster_info(server: RedisServer) -> bytes:
     reply = server.call("CLUSTER", "INFO")
     return reply if isinstance(reply, bytes) else b""
 

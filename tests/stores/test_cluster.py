@@ -20,7 +20,7 @@ from gateway.stores.instances import Instances
 from gateway.stores.slots import key_slot
 from tests.kit.redis import until
 from tests.kit.stores import TIMEOUT_S, Waiting, ask
-from tests.kit.topologies import Cluster, running_cluster
+from tests.kit.topologies import Cluster, cluster_info, running_cluster
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -257,6 +257,22 @@ async def test_a_replica_that_takes_over_is_found(cluster: Cluster, how: str) ->
         assert [(await ask(store, plan)).admitted for _ in range(2)] == [True, False]
         await back(store)
         assert RedisAddress("127.0.0.1", replica.port) in store._links
+
+
+async def test_a_cluster_that_is_down_is_lost_until_its_node_is_back(cluster: Cluster) -> None:
+    gone, lives = cluster.masters[1], cluster.masters[2]
+    async with started(cluster) as store:
+        plan = store.plan(subject_of(cluster, lives), parse_limits("5/day"))
+        assert (await ask(store, plan)).remaining == 4
+        gone.kill()
+        # Its slots are covered by nobody, so the others do nothing any more either.
+        until(lambda: b"cluster_state:fail" in cluster_info(lives), "a cluster that is down")
+        with pytest.raises(StoreUnavailable, match="CLUSTERDOWN"):
+            await ask(store, plan)
+        gone.start()
+        until(lambda: all(b"cluster_state:ok" in cluster_info(one) for one in cluster.masters), "a cluster that is up")
+        await back(store)
+        assert (await ask(store, plan)).remaining == 3
 
 
 async def test_a_lost_second_step_gives_the_first_back(cluster: Cluster) -> None:
