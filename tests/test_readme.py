@@ -362,7 +362,6 @@ def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
         limits = {
             "RATE_LIMIT": "1/30s,60/hour;bucket",
             "GLOBAL_RATE_LIMIT": "100,100/hour;bucket",
-            "ON_STORE_LOSS": "local",
         }
         with serving(script, tmp_path, instances=2, ON_STORE_LOSS="local", **limits) as ((first, second), _):
             token = register(first)
@@ -465,7 +464,7 @@ def test_the_settings_table_has_the_settings_that_the_program_takes() -> None:
     order = [setting.environment for setting in SETTINGS.values()]
     assert listed == [name for name in order if name in taken()]
     later = {setting.environment for setting in SETTINGS.values()} - taken()
-    (sentence,) = re.findall(r"^(`ON_STORE_LOSS`.*?)\n\n", README, re.MULTILINE | re.DOTALL)
+    (sentence,) = re.findall(r"^(`GATEWAY_WORKERS`.*?)\n\n", README, re.MULTILINE | re.DOTALL)
     assert later <= set(names(sentence))
 
 

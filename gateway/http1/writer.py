@@ -245,14 +245,13 @@ def _is_storm(error: RateLimited) -> bool:
 def _waits(error: RateLimited, jitter: float) -> tuple[int, int, int]:
     """Return what to wait in seconds and in milliseconds, and the seconds until a place is free, exactly.
 
-    Never less than exactly; more by `JITTER` at most, or by rounding up. What an SDK would obey stays so.
+    Never less than exactly; more by `JITTER` at most, and then rounded up. What an SDK would obey stays so.
     """
     exact_us = error.retry_after_us
     told_us = int(exact_us * (1 + JITTER * jitter))
     if not _is_storm(error):
         told_us = min(told_us, STORM_AFTER_S * 1_000_000)
-    exact_s = _ceil(exact_us, 1_000_000)
-    return max(exact_s, told_us // 1_000_000), _ceil(told_us, 1000), exact_s
+    return _ceil(told_us, 1_000_000), _ceil(told_us, 1000), _ceil(exact_us, 1_000_000)
 
 
 def _challenge(error: TokenError) -> str:
