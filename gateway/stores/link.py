@@ -11,6 +11,7 @@ import logging
 import os
 import random
 import ssl
+from functools import lru_cache
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -304,7 +305,10 @@ class Link:
             *self._rehearsal,
         )
         for command, reply in zip(self._rehearsal, rehearsed, strict=True):
-            if error_code(reply) not in self._accepts:
+            code = error_code(reply)
+            if code == "MOVED" and code not in self._accepts:
+                raise StoreUnavailable("It is a node of a cluster, which takes redis+cluster:// in place of redis://.")
+            if code not in self._accepts:
                 expect(reply, "the script" if command[0] == "EVALSHA" else " ".join(map(str, command[:2])))
         if isinstance(eviction, list) and len(eviction) == 2 and eviction[1] != b"noeviction":
             log.warning(
@@ -329,9 +333,15 @@ async def dial(address: RedisAddress, timeout_s: float, on_end: Callable[[Connec
     if address.unix_path is not None:
         _, connection = await loop.create_unix_connection(make, address.unix_path)
     else:
-        tls = ssl.create_default_context(cafile=address.ca_file) if address.tls else None
+        tls = _tls_context(address.ca_file) if address.tls else None
         _, connection = await loop.create_connection(make, address.host, address.port, ssl=tls)
     return connection
+
+
+@lru_cache(maxsize=1)
+def _tls_context(ca_file: str | None) -> ssl.SSLContext:
+    # The system's roots take 10 ms to load: too long to do it for each connection, beside requests.
+    return ssl.create_default_context(cafile=ca_file)
 
 
 async def log_in(connection: Connection, address: RedisAddress) -> object:

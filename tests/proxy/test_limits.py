@@ -226,7 +226,7 @@ def test_waits_are_spread(make_play: Callable[..., Playbook]) -> None:
         refusal = play.client.problem(429, "rate_limited")
         assert refusal.value(b"ratelimit") == b'"30s";r=0;t=31'
         told.append((refusal.value(b"retry-after"), refusal.value(b"retry-after-ms")))
-    assert told == [(b"31", b"30500"), (b"31", b"31263"), (b"32", b"32025")]
+    assert told == [(b"31", b"30500"), (b"32", b"31263"), (b"33", b"32025")]
 
 
 # --- shadow ----------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from gateway.stores.address import ClusterAddress, RedisAddress
 from gateway.stores.cluster import ClusterStore
 from gateway.stores.fallback import Allow, Local
 from gateway.stores.instances import Instances
+from gateway.stores.redis import RedisStore
 from gateway.stores.slots import key_slot
 from tests.kit.redis import until
 from tests.kit.stores import TIMEOUT_S, Waiting, ask
@@ -327,6 +328,12 @@ async def test_a_server_that_is_no_cluster_is_told(server: RedisServer) -> None:
     address = ClusterAddress((server.address,))
     with pytest.raises(StoreUnavailable, match="Redis answered ERR to CLUSTER SLOTS"):
         await ClusterStore(address, timeout_s=TIMEOUT_S).start()
+
+
+async def test_a_node_that_is_taken_for_a_single_server_is_told(cluster: Cluster) -> None:
+    (node, *_) = [one for one in cluster.masters if one is not cluster.of_key("gateway:{global}:")]
+    with pytest.raises(StoreUnavailable, match=r"redis\+cluster:// in place of"):
+        await RedisStore(RedisAddress("127.0.0.1", node.port), timeout_s=TIMEOUT_S).start()
 
 
 async def test_users_of_the_cluster_log_in_to_each_node(cluster: Cluster) -> None:
