@@ -13,13 +13,16 @@ from gateway.errors import StoreUnavailable
 from gateway.limits import parse_limits
 from gateway.stores import Verdict
 from gateway.stores.address import RedisAddress, SentinelAddress
+from gateway.stores.link import Link
 from gateway.stores.redis import RedisStore
-from tests.kit.redis import until
+from tests.kit.redis import running_redis, until
 from tests.kit.stores import TIMEOUT_S, Waiting, ask
 from tests.kit.topologies import Sentinels, running_sentinels
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+    from tests.kit.redis import RedisServer
 
 FEW = parse_limits("5/day")
 PLENTY = parse_limits("1000000/day")
@@ -96,6 +99,29 @@ async def test_a_failover_under_load_loses_some_checks_and_no_count(
     assert isinstance(outcomes[0], Verdict)
     assert [(await ask(store, few)).admitted for _ in range(3)] == [True, True, False]
     assert new.call("EXISTS", "gateway:{few}:limit:day") == 1
+
+
+def named(server: RedisServer) -> bool:
+    """Whether a gateway is connected."""
+    listed = server.call("CLIENT", "LIST", "TYPE", "normal")
+    return isinstance(listed, bytes) and b"rate-limiting-gateway" in listed
+
+
+async def test_a_master_that_was_replaced_is_left_though_it_still_answers() -> None:
+    with running_redis() as old, running_redis() as new:
+        master = [old.address]
+
+        async def locate(_within_s: float) -> RedisAddress:
+            return master[0]
+
+        link = Link("limits", locate, timeout_s=TIMEOUT_S, rehearsal=(), consequence=str, moves=True)
+        await link.start()
+        master[0] = new.address
+        async with asyncio.timeout(30):
+            while named(old) or not named(new):  # noqa: ASYNC110 - the servers tell nobody
+                await asyncio.sleep(0.01)
+        await link.ask(("PING",))
+        await link.close()
 
 
 async def test_a_sentinel_that_is_down_or_hangs_does_not_matter(sentinels: Sentinels) -> None:
