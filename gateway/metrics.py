@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.errors import RateLimited
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from gateway.errors import GatewayError
 
@@ -51,9 +51,10 @@ class Metrics:
         denials.reasons[error.policy if isinstance(error, RateLimited) else error.code] += 1
         denials.retries += is_retry
 
-    def on_shadowed(self, token_id: str, limits: Iterable[str]) -> None:
-        """Count a request that passed, and that these limits would have refused if they were not shadows."""
-        self._counted(token_id).shadowed.update(limits)
+    def on_shadowed(self, token_id: str, limits: Sequence[str]) -> None:
+        """Count a request that passed, and that these limits, if any, would have refused were they not shadows."""
+        if limits:
+            self._counted(token_id).shadowed.update(limits)
 
     def _counted(self, token_id: str) -> Denials:
         denials = self._denials.get(token_id)

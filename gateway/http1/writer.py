@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gateway.http1.message import AnswerHead
 
 
+TIMING: Final = b"Server-Timing: gateway;dur=%.3f, upstream;dur=%.3f"
+"""The line with places for the milliseconds of each share."""
 STORM_AFTER_S: Final = 60
 """A wait longer than this tells the official SDKs not to retry. They obey a `Retry-After` of 60 s at most; told a
 longer one, they would come back within seconds, and again."""

@@ -1,15 +1,14 @@
 """One proxied request's life: authenticate → admit → acquire → send → relay → finish.
 
-Read it top to bottom. Each phase is one short method, called by the phase before it or, where something must be
-waited for, called back by the connection or the store that has it. Whatever happens, every exchange ends in
-`_end`, which gives up the upstream connection; `_finish` then lets the client connection go on. Only one whose
-upstream switches protocols ends in `on_switch`, and leaves both connections to a `Tunnel`.
+Read it top to bottom. Each phase is one short method, called by the phase before it or called back by what it waits
+for. Every exchange ends in `_finish`, which gives the upstream back and lets the client connection go on, or in `_end`.
+One whose upstream switches protocols ends in `on_switch`, and leaves both connections to a `Tunnel`.
 """
 
 from __future__ import annotations
 
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from gateway.errors import (
     BadRequest,
@@ -22,8 +21,7 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.http1 import framing, writer
-from gateway.http1.fields import is_retry
+from gateway.http1 import fields, framing, writer
 from gateway.http1.message import CHUNKED, IDEMPOTENT, REFUSED_METHODS, RELAYED_METHODS, UNTIL_CLOSE
 from gateway.proxy.clock import NEVER
 from gateway.proxy.relay import MAX_STRANGERS_BYTES, Relay
@@ -39,8 +37,6 @@ if TYPE_CHECKING:
     from gateway.proxy.context import ProxyContext
     from gateway.proxy.upstream import UpstreamConnection
     from gateway.stores import Verdict
-
-_TIMING: Final = b"Server-Timing: gateway;dur=%.3f, upstream;dur=%.3f"
 
 
 class Exchange:
@@ -69,19 +65,16 @@ class Exchange:
         self._client = client
         self._head = head
         self._keep_alive = head.keep_alive
-        self._over = False
+        self._over = self._sent = self._leased = False
         self._subject: Subject | None = None
         self._verdict: Verdict | None = None
-        self._sent = False
-        self._leased = False
         self._connecting: asyncio.Task[None] | None = None
         self._upstream: UpstreamConnection | None = None
         self.request_done = False
         self._request = b""  # what to send, and then, as long as it is all of the request, to send again
         self._content = b""
         self._upload: Relay | None = None
-        self.answer_started = False
-        self._answered_early = False
+        self.answer_started = self._answered_early = False
         self._answer: Relay | None = None
 
     def take_first(self, data: bytes) -> bytes:
@@ -128,8 +121,7 @@ class Exchange:
         self._verdict = verdict
         if subject.is_special:
             self._leased = verdict.lease != b""
-            if verdict.shadowed:
-                self._context.metrics.on_shadowed(subject.id, subject.shadowed(verdict))
+            self._context.metrics.on_shadowed(subject.id, subject.shadowed(verdict))
         if self._over:  # the client has left
             self._end()
         elif verdict.admitted:
@@ -233,7 +225,7 @@ class Exchange:
             self._refuse(UpstreamProtocolError("The upstream switched protocols unasked."))
             return
         # Of the gateway's own share, what follows is not worth a second look at the time.
-        timing = _TIMING % (self._own_s * 1e3, (perf_counter() - self._lap_began_s) * 1e3)
+        timing = writer.TIMING % (self._own_s * 1e3, (perf_counter() - self._lap_began_s) * 1e3)
         self._context.route.hide_key(head)
         first = writer.switch_head(head, subject.limit_lines(verdict), timing) + rest
         Tunnel(self._context, self._client, upstream, self._release).begin(first)
@@ -241,14 +233,14 @@ class Exchange:
     def _answer_head(self, head: AnswerHead, length: int, upstream_s: float) -> bytes:
         assert self._subject is not None and self._verdict is not None  # noqa: S101, PT018 - set before it was sent
         minor = self._head.minor
-        if length == UNTIL_CLOSE or (length == CHUNKED and minor == 0):
-            self._keep_alive = False  # the connection's end is the body's
-        elif not self.request_done or self._context.draining:
+        ends_body = length == UNTIL_CLOSE or (length == CHUNKED and minor == 0)  # the connection's end is the body's
+        if ends_body or not self.request_done or self._context.draining:
             self._keep_alive = False
         limits = self._subject.limit_lines(self._verdict)
-        own_ms, upstream_ms = (self._own_s + perf_counter() - self._lap_began_s) * 1e3, upstream_s * 1e3
+        own_s = self._own_s + perf_counter() - self._lap_began_s
+        timing = writer.TIMING % (own_s * 1e3, upstream_s * 1e3)
         self._context.route.hide_key(head)
-        return writer.answer_head(head, minor, limits, _TIMING % (own_ms, upstream_ms), keep_alive=self._keep_alive)
+        return writer.answer_head(head, minor, limits, timing, keep_alive=self._keep_alive)
 
     def on_answer_bytes(self, data: bytes) -> None:
         """Pass on what came of the answer's body."""
@@ -363,7 +355,7 @@ class Exchange:
         subject, verdict = self._subject, self._verdict
         limit_lines = subject.limit_lines(verdict) if subject is not None and verdict is not None else b""
         if subject is not None and error.denies:
-            self._context.metrics.on_denied(subject.id, error, is_retry=is_retry(self._head))
+            self._context.metrics.on_denied(subject.id, error, is_retry=fields.is_retry(self._head))
         keep_alive = self._keep_alive and self.request_done
         self._end()
         self._client.refuse(error, self._head, limit_lines=limit_lines, keep_alive=keep_alive)
@@ -399,10 +391,9 @@ class Exchange:
         self._release()
         if self._connecting is not None:
             self._connecting.cancel()
-            self._connecting = None
         if self._upstream is not None:
             self._upstream.close()
-            self._upstream = None
+        self._connecting = self._upstream = None
 
     def _release(self) -> None:
         """Give the places in flight back, once, if there are any."""

@@ -622,6 +622,7 @@ async def test_60_lets_exactly_60_of_100_through(upstream: Upstream) -> None:
             assert (free_s - 1) * 1000 < wait_ms <= free_s * 1050
             assert 0 <= int(answer["retry-after"]) * 1000 - wait_ms < 1000
             assert free_s <= 61
+    assert len({answer["retry-after-ms"] for answer in answers if answer.status == 429}) > 20
 
 
 async def test_a_global_limit_counts_all_tokens_together(upstream: Upstream) -> None:
