@@ -13,9 +13,13 @@ import resource
 import socket
 from typing import TYPE_CHECKING, Final
 
+from gateway.config import UnixAddress
+from gateway.unix_sockets import SocketFile, listen_on
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sized
 
+    from gateway.config import Address
     from gateway.proxy.clock import Clock
 
 BACKLOG: Final = 2048
@@ -84,6 +88,7 @@ class Listener:
         "_calm_from_s",
         "_clock",
         "_descriptors",
+        "_files",
         "_loop",
         "_make",
         "_paused",
@@ -99,6 +104,7 @@ class Listener:
         self._make = make
         self._descriptors = descriptors
         self._sockets: list[socket.socket] = []
+        self._files: list[SocketFile] = []
         self._starting: dict[socket.socket, asyncio.Task[None]] = {}
         self.clients = 0
         self._paused = True
@@ -106,21 +112,29 @@ class Listener:
         self.deadline_s = 0.0  # looks at each tick, as long as it is watched
 
     @property
-    def names(self) -> list[tuple[str, int]]:
-        """Where it listens: addresses and ports."""
-        return [sock.getsockname()[:2] for sock in self._sockets]
+    def urls(self) -> list[str]:
+        """Where it listens: a base URL for each address, `unix:/path` for each unix socket."""
+        return [_url(sock) for sock in self._sockets]
 
-    async def bind(self, host: str, port: int) -> None:
-        """Listen on all addresses of a host, from which nothing is accepted before `start`.
+    async def bind(self, address: Address | UnixAddress) -> None:
+        """Listen on a unix socket, or on all addresses of a host; nothing is accepted there before `start`.
 
         Raises:
-            OSError: The name is not known, or one of its addresses cannot be listened on.
+            OSError: The name is not known, or there is something that cannot be listened on.
         """
+        if isinstance(address, UnixAddress):
+            sock, file = listen_on(address, BACKLOG)
+            self._files.append(file)
+            self._add(sock)
+            return
+        host, port = address
         found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, _, _, _, address in dict.fromkeys(found):
-            sock = socket.create_server(address, family=family, backlog=BACKLOG)
-            sock.setblocking(False)
-            self._sockets.append(sock)
+        for family, _, _, _, name in dict.fromkeys(found):
+            self._add(socket.create_server(name, family=family, backlog=BACKLOG))
+
+    def _add(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sockets.append(sock)
 
     def start(self) -> None:
         """Accept, until `stop`."""
@@ -133,6 +147,9 @@ class Listener:
         if not self._paused:
             self._rest()
         self._clock.watched.discard(self)
+        for file in self._files:
+            file.remove()
+        self._files.clear()
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
@@ -202,3 +219,10 @@ class Listener:
     def _go_on(self) -> None:
         if self._sockets and self._descriptors.room(self.clients + 1) >= self._descriptors.enough:
             self.start()
+
+
+def _url(sock: socket.socket) -> str:
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -82,8 +82,8 @@ class Gateway:
             descriptors = Descriptors(soft_limit(), pool)
             self._listener = listener = Listener(clock, lambda: ClientConnection(context), descriptors)
             context.on_client_gone = listener.on_client_gone
-            for host, port in settings.listen:
-                await listener.bind(host, port)
+            for address in settings.listen:
+                await listener.bind(address)
             listener.start()
         except BaseException:
             await self.close()
@@ -94,9 +94,8 @@ class Gateway:
 
     @property
     def urls(self) -> list[str]:
-        """Where it listens, a base URL for each address."""
-        names = [] if self._listener is None else self._listener.names
-        return [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port in names]
+        """Where it listens: a base URL for each address, `unix:/path` for each unix socket."""
+        return [] if self._listener is None else self._listener.urls
 
     @property
     def url(self) -> str:

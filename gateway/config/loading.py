@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from gateway.config.values import Address
+    from gateway.config.values import Address, UnixAddress
 
 DEFAULT_LISTEN = "127.0.0.1:3000"
 
@@ -48,7 +48,7 @@ def load(*, arguments: Mapping[str, str], environ: Mapping[str, str], file: Path
     return Config(**{"gateway_listen": DEFAULT_LISTEN, **given.values}, spelled=given.spelled)  # type: ignore[arg-type]
 
 
-def listen_address(*, environ: Mapping[str, str], file: Path | None) -> Address:
+def listen_address(*, environ: Mapping[str, str], file: Path | None) -> Address | UnixAddress:
     """Return where a gateway with these settings listens, the first if at several, whatever else they say.
 
     Raises:

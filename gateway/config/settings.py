@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from gateway.config import values
 from gateway.config.table import SETTINGS
 from gateway.config.target import Target, parse_key_style, parse_url, with_key
+from gateway.config.values import Address
 from gateway.errors import ConfigError
 from gateway.limits import parse_limits
 from gateway.stores.address import parse_redis_url
@@ -18,7 +19,7 @@ from gateway.stores.address import parse_redis_url
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from gateway.config.values import Address
+    from gateway.config.values import UnixAddress
     from gateway.limits import Policy
     from gateway.stores.address import RedisAddress
 
@@ -59,7 +60,7 @@ class Settings:
         global_limits: All tokens together; all must allow. May be empty.
         redis: Where the shared store is; None for the embedded one.
         store_timeout_s: The longest a request waits for the shared store.
-        listen: One or more addresses; a port of 0 is chosen by the kernel.
+        listen: One or more addresses, and paths of unix sockets; a port of 0 is chosen by the kernel.
         token_secrets: The first signs, all verify; empty when none is configured.
         token_ttl_s: How long an issued token is good; None for no end.
         admin_key: Guards `/register` and `/admin/…`; None: loopback peers only.
@@ -80,7 +81,7 @@ class Settings:
     global_limits: tuple[Policy, ...]
     redis: RedisAddress | None = field(repr=False)
     store_timeout_s: float
-    listen: tuple[Address, ...]
+    listen: tuple[Address | UnixAddress, ...]
     token_secrets: tuple[bytes, ...] = field(repr=False)
     token_ttl_s: int | None
     admin_key: bytes | None = field(repr=False)
@@ -206,9 +207,9 @@ def _compile(read: _Reader) -> Settings:
     )
 
 
-def _target(read: _Reader, listen: tuple[Address, ...]) -> Target:
+def _target(read: _Reader, listen: tuple[Address | UnixAddress, ...]) -> Target:
     target = read("target_api_url", parse_url)
-    for address in listen:
+    for address in (one for one in listen if isinstance(one, Address)):
         if address.port == target.port and target.host in {address.host, *_LOOPBACK.get(address.host, ())}:
             raise read.error("target_api_url", f"{target.url} is this gateway itself, which listens on {address}")
     style = read("target_api_auth", parse_key_style)

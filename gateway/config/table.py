@@ -74,7 +74,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("store_timeout", _DURATION, "100ms", "the longest a request waits for Redis (default: 100ms)"),
         Setting(
             "gateway_listen",
-            "host:port or [v6]:port, several joined by commas",
+            "host:port, [v6]:port or unix:/path, several joined by commas",
             "127.0.0.1:3000",
             "where to listen (default: 127.0.0.1:3000)",
         ),

@@ -138,9 +138,17 @@ class Client:
 
 @contextlib.asynccontextmanager
 async def connected(url: str) -> AsyncIterator[Client]:
-    """Connect to a gateway, until the block ends."""
+    """Connect to a gateway, until the block ends.
+
+    Args:
+        url: As the gateway spells it: `http://host:port` or `unix:/path`.
+    """
     address = urlsplit(url)
-    client = Client(*await soon(asyncio.open_connection(address.hostname, address.port)))
+    if address.scheme == "unix":
+        opening = asyncio.open_unix_connection(address.path)
+    else:
+        opening = asyncio.open_connection(address.hostname, address.port)
+    client = Client(*await soon(opening))
     try:
         yield client
     finally:

@@ -25,6 +25,7 @@ ON_BOTH = {
     "test_bounds",
     "test_dial",
     "test_listening",
+    "test_listening_unix",
     "test_nginx_upstream",
     "test_secrets",
     "test_sockets",
