@@ -125,14 +125,15 @@ class Listener:
         if isinstance(address, UnixAddress):
             sock, file = listen_on(address, BACKLOG)
             self._files.append(file)
-            self._add(sock)
+            self.adopt(sock)
             return
         host, port = address
         found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, _, _, _, name in dict.fromkeys(found):
-            self._add(socket.create_server(name, family=family, backlog=BACKLOG))
+            self.adopt(socket.create_server(name, family=family, backlog=BACKLOG))
 
-    def _add(self, sock: socket.socket) -> None:
+    def adopt(self, sock: socket.socket) -> None:
+        """Accept from a socket that listens already, from `start` on, and close it at the end."""
         sock.setblocking(False)
         self._sockets.append(sock)
 
@@ -223,6 +224,8 @@ class Listener:
 
 def _url(sock: socket.socket) -> str:
     if sock.family == socket.AF_UNIX:
-        return f"unix:{sock.getsockname()}"
+        name = sock.getsockname()
+        # Bytes: an abstract one, which has no file (unix(7)).
+        return f"unix:{name}" if isinstance(name, str) else f"unix:@{name[1:].decode('utf-8', 'backslashreplace')}"
     host, port = sock.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

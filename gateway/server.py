@@ -26,6 +26,7 @@ from gateway.stores.memory import MemoryStore
 from gateway.tokens import TokenSigner
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
     from types import TracebackType
 
@@ -42,10 +43,12 @@ class Gateway:
 
     Args:
         config: What it does. `gateway_listen` is a free port of 127.0.0.1 unless it says otherwise.
+        sockets: Listening stream sockets to accept from in place of `gateway_listen`; the gateway closes them.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, sockets: Sequence[socket.socket] = ()) -> None:
         self._settings: Settings = config.settings
+        self._sockets = sockets
         self._listener: Listener | None = None
         self._store: Store | None = None
         self._context: ProxyContext | None = None
@@ -82,7 +85,9 @@ class Gateway:
             descriptors = Descriptors(soft_limit(), pool)
             self._listener = listener = Listener(clock, lambda: ClientConnection(context), descriptors)
             context.on_client_gone = listener.on_client_gone
-            for address in settings.listen:
+            for sock in self._sockets:
+                listener.adopt(sock)
+            for address in () if self._sockets else settings.listen:
                 await listener.bind(address)
             listener.start()
         except BaseException:
@@ -157,6 +162,8 @@ class Gateway:
             await self._store.close()
         if listener is not None:
             await listener.close()
+        for sock in self._sockets:  # where it did not come to listening
+            sock.close()
         # Transports tell their protocols of the end in the next turn of the loop.
         await asyncio.sleep(0)
 
