@@ -181,10 +181,10 @@ def _healthcheck(options: argparse.Namespace) -> int:
 
 
 def _local_url(options: argparse.Namespace) -> str:
-    address = listen_address(environ=os.environ, file=_file(options))
+    address, tls = listen_address(environ=os.environ, file=_file(options))
     if isinstance(address, UnixAddress):
         return str(address)
-    return f"http://{address._replace(host=_WILDCARDS.get(address.host, address.host))}"
+    return f"{'https' if tls else 'http'}://{address._replace(host=_WILDCARDS.get(address.host, address.host))}"
 
 
 def _demo(_: argparse.Namespace) -> int:

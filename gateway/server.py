@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
+    from gateway.certificates import ReloadedTls
     from gateway.config import Config, Settings
     from gateway.stores import Store
 
@@ -52,6 +53,7 @@ class Gateway:
         self._listener: Listener | None = None
         self._store: Store | None = None
         self._context: ProxyContext | None = None
+        self._reloaded: list[ReloadedTls] = []
 
     async def start(self) -> None:
         """Connect to the store and listen.
@@ -68,7 +70,8 @@ class Gateway:
             signer = TokenSigner(settings.token_secrets or [await store.agree_secret(os.urandom(_SECRET_BYTES))])
             admission = Admission(store, signer, settings.limits, settings.global_limits, settings.token_ttl_s)
             clock = Clock(loop)
-            pool = UpstreamPool(Dialer(settings.target), settings, AnswerParser(), clock)
+            tls, upstream_tls = self._read_certificates(clock)
+            pool = UpstreamPool(Dialer(settings.target, upstream_tls), settings, AnswerParser(), clock)
             context = ProxyContext(
                 loop=loop,
                 settings=settings,
@@ -83,7 +86,9 @@ class Gateway:
             clock.watched.add(pool)
             clock.start()
             descriptors = Descriptors(soft_limit(), pool)
-            self._listener = listener = Listener(clock, lambda: ClientConnection(context), descriptors)
+            self._listener = listener = Listener(
+                clock, lambda: ClientConnection(context), descriptors, tls, settings.header_timeout_s
+            )
             context.on_client_gone = listener.on_client_gone
             for sock in self._sockets:
                 listener.adopt(sock)
@@ -96,6 +101,36 @@ class Gateway:
         if settings.redis is None and not settings.token_secrets:
             _log.info("tokens end with this process: neither TOKEN_SECRET nor REDIS_URL is set")
         _log.info("listening on %s, sending to %s", ", ".join(self.urls), settings.target.url)
+
+    def _read_certificates(self, clock: Clock) -> tuple[ReloadedTls | None, ReloadedTls | None]:
+        """Return what is spoken with clients and with the upstream."""
+        own, target = self._settings.tls, self._settings.target
+        made = []
+        if own is not None or target.tls:
+            from gateway.certificates import ReloadedTls, client_context, is_open_to_others, server_context
+        if own is not None:
+            made.append(ReloadedTls("the certificate", own.files, lambda: server_context(*own), clock))
+        if target.tls:
+            shown = target.client or (None, None)
+            files = [file for file in (target.ca_file, *shown) if file is not None]
+            what = "the TLS of the upstream"
+            made.append(ReloadedTls(what, files, lambda: client_context(target.ca_file, *shown), clock))
+        self._reloaded = made
+        clock.watched.update(made)
+        for pair in (own, target.client):
+            if pair is not None and is_open_to_others(pair.key_file):
+                _log.warning("%s, a private key, is open to other users of this machine: chmod 600", pair.key_file)
+        return made[0] if own is not None else None, made[-1] if target.tls else None
+
+    @property
+    def has_certificates(self) -> bool:
+        """Whether there is anything for `reload_certificates` to read."""
+        return bool(self._reloaded)
+
+    def reload_certificates(self) -> None:
+        """Read the PEM files now, as is done by itself within seconds of a change."""
+        for tls in self._reloaded:
+            tls.reload()
 
     @property
     def urls(self) -> list[str]:

@@ -65,6 +65,8 @@ async def _serve(config: Config, sockets: Sequence[socket.socket]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     async with Gateway(config, sockets=sockets) as gateway:
+        if gateway.has_certificates:
+            loop.add_signal_handler(signal.SIGHUP, gateway.reload_certificates)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gateway.config import values
 from gateway.config.table import SETTINGS
-from gateway.config.target import Target, parse_key_style, parse_url, with_key
+from gateway.config.target import KeyPair, Target, parse_key_style, parse_url, with_key
 from gateway.config.values import Address
 from gateway.errors import ConfigError
 from gateway.limits import parse_limits
@@ -61,6 +61,7 @@ class Settings:
         redis: Where the shared store is; None for the embedded one.
         store_timeout_s: The longest a request waits for the shared store.
         listen: One or more addresses, and paths of unix sockets; a port of 0 is chosen by the kernel.
+        tls: The certificate to show to clients on TCP; None for plain HTTP.
         token_secrets: The first signs, all verify; empty when none is configured.
         token_ttl_s: How long an issued token is good; None for no end.
         admin_key: Guards `/register` and `/admin/…`; None: loopback peers only.
@@ -82,6 +83,7 @@ class Settings:
     redis: RedisAddress | None = field(repr=False)
     store_timeout_s: float
     listen: tuple[Address | UnixAddress, ...]
+    tls: KeyPair | None
     token_secrets: tuple[bytes, ...] = field(repr=False)
     token_ttl_s: int | None
     admin_key: bytes | None = field(repr=False)
@@ -122,6 +124,8 @@ class Config:
     on_store_loss: str = "deny"
     store_timeout: str | float = "100ms"
     gateway_listen: str = "127.0.0.1:0"
+    gateway_tls_cert: str | None = None
+    gateway_tls_key: str | None = None
     gateway_workers: str | int = 1
     token_secret: str | None = field(default=None, repr=False)
     token_ttl: str | float = "30d"  # noqa: S105 (a duration)
@@ -138,6 +142,8 @@ class Config:
     upstream_pool: str | int = 256
     upstream_idle: str | float = "10s"
     target_ca_file: str | None = None
+    target_client_cert: str | None = None
+    target_client_key: str | None = None
     spelled: InitVar[Mapping[str, Spelling] | None] = None
     settings: Settings = field(init=False, repr=False, compare=False)
 
@@ -191,6 +197,7 @@ def _compile(read: _Reader) -> Settings:
         redis=read.optional("redis_url", parse_redis_url),
         store_timeout_s=read("store_timeout", values.duration_s),
         listen=listen,
+        tls=_key_pair(read, "gateway_tls"),
         token_secrets=read.optional("token_secret", values.secrets) or (),
         token_ttl_s=read("token_ttl", values.lifetime_s),
         admin_key=read.optional("admin_key", values.secret),
@@ -214,12 +221,33 @@ def _target(read: _Reader, listen: tuple[Address | UnixAddress, ...]) -> Target:
             raise read.error("target_api_url", f"{target.url} is this gateway itself, which listens on {address}")
     style = read("target_api_auth", parse_key_style)
     keyed = read.optional("target_api_key", lambda key: with_key(target, key, style))
-    return replace(keyed or target, ca_file=read.optional("target_ca_file", _ca_file))
+    client = _key_pair(read, "target_client")
+    if client is not None and not target.tls:
+        raise read.error("target_client_cert", "is of no use where TARGET_API_URL is http://")
+    return replace(keyed or target, ca_file=read.optional("target_ca_file", _ca_file), client=client)
+
+
+def _key_pair(read: _Reader, name: str) -> KeyPair | None:
+    """Read `…_cert` and `…_key`, and see whether they belong together."""
+    cert, key = read.optional(f"{name}_cert", _readable), read.optional(f"{name}_key", _readable)
+    if cert is None:
+        if key is not None:
+            raise read.error(f"{name}_key", f"is set, but {name}_cert is not")
+        return None
+    from gateway.certificates import server_context  # only here: ssl takes 10 ms to load
+
+    read(f"{name}_cert" if key is None else f"{name}_key", lambda _: server_context(cert, key))
+    return KeyPair(cert, key)
+
+
+def _readable(text: str) -> str:
+    if not Path(text).is_file() or not os.access(text, os.R_OK):
+        raise ValueError(f"{text!r} is not a readable file")
+    return text
 
 
 def _ca_file(text: str) -> str:
-    if not Path(text).is_file() or not os.access(text, os.R_OK):
-        raise ValueError(f"{text!r} is not a readable file")
+    _readable(text)
     import ssl  # only here: it takes 10 ms to load
 
     try:

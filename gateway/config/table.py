@@ -35,6 +35,7 @@ class Setting(NamedTuple):
 
 _DURATION = "a duration in ms, s, m, h or d"
 _LIMITS = "N/second, N/minute, N/hour, N/day or N/30s, several joined by commas"
+_PEM = "the path of a readable PEM file"
 _UNAVAILABLE = "nothing in this version; leave it unset"
 
 SETTINGS: dict[str, Setting] = {
@@ -78,6 +79,8 @@ SETTINGS: dict[str, Setting] = {
             "127.0.0.1:3000",
             "where to listen (default: 127.0.0.1:3000)",
         ),
+        Setting("gateway_tls_cert", _PEM, "/etc/gateway/cert.pem", "certificate for clients (default: none, no TLS)"),
+        Setting("gateway_tls_key", _PEM, "/etc/gateway/key.pem", "its key (default: in the certificate's file)"),
         Setting("gateway_workers", "1", "1", "processes sharing the port (only 1 yet)"),
         Setting(
             "token_secret",
@@ -117,9 +120,11 @@ SETTINGS: dict[str, Setting] = {
         Setting("upstream_idle", _DURATION, "10s", "how long one of them may idle (default: 10s)"),
         Setting(
             "target_ca_file",
-            "the path of a readable PEM file",
+            _PEM,
             "/etc/ssl/certs/ca-certificates.crt",
             "trusted roots for the upstream (default: the system's)",
         ),
+        Setting("target_client_cert", _PEM, "/etc/gateway/client.pem", "certificate for the upstream (default: none)"),
+        Setting("target_client_key", _PEM, "/etc/gateway/client.key", "its key (default: in the certificate's file)"),
     )
 }

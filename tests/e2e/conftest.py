@@ -26,6 +26,7 @@ ON_BOTH = {
     "test_dial",
     "test_listening",
     "test_listening_unix",
+    "test_listening_tls",
     "test_nginx_upstream",
     "test_secrets",
     "test_sockets",

@@ -37,8 +37,8 @@ os.environ["LISTEN_FDS"] = str(len(descriptors))
 os.environ["LISTEN_FDNAMES"] = ":".join("gateway.socket" for _ in descriptors)
 os.execv(sys.executable, [sys.executable, "-m", "gateway"])
 """
-"""Puts descriptors where sd_listen_fds(3) has them, and becomes the gateway. They come with high numbers, so that none is
-overwritten."""
+"""Puts descriptors where sd_listen_fds(3) has them, and becomes the gateway. They come with high numbers, so that
+none is overwritten."""
 
 
 class HasDescriptor(Protocol):
