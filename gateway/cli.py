@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from gateway.config import SETTINGS, describe, listen_address, load
+from gateway.config import SETTINGS, UnixAddress, describe, listen_address, load
 from gateway.errors import ConfigError, GatewayError
 from gateway.verify.options import EPILOG, add_options
 
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 FINE, FAILURE, USAGE = 0, 1, 2
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it; `serve` handles the signal itself and ends with 0."""
-
-HEALTHCHECK_TIMEOUT_S = 3.0
-"""Well under the 30 s after which container runtimes give up by themselves."""
 
 _LATER = frozenset({"token", "usage", "run", "ledger", "reconcile", "simulate"})
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (where a check connects, not a listener)
@@ -182,30 +179,17 @@ def _check_config(options: argparse.Namespace) -> int:
 
 
 def _healthcheck(options: argparse.Namespace) -> int:
-    import http.client  # 12 ms of start-up
-    from urllib.parse import urlsplit  # comes with http.client
+    from gateway.healthcheck import ask  # loads an HTTP client
 
-    try:
-        url = urlsplit(options.url or _local_url(options))
-        host, port = url.hostname, url.port
-    except ValueError:
-        host = port = None
-    if not host or url.scheme != "http":
-        raise ConfigError("--url", "is not an http:// address", "a gateway's address", "--url http://127.0.0.1:3000")
-    connection = http.client.HTTPConnection(host, port, timeout=HEALTHCHECK_TIMEOUT_S)
-    try:
-        connection.request("GET", "/healthz")
-        status = connection.getresponse().status
-    except (OSError, http.client.HTTPException) as error:
-        return _fail(f"no answer from {url.netloc}: {error or type(error).__name__}", FAILURE)
-    finally:
-        connection.close()
-    return FINE if status == 200 else _fail(f"{url.netloc} answered {status}", FAILURE)
+    problem = ask(options.url or _local_url(options))
+    return _fail(problem, FAILURE) if problem else FINE
 
 
 def _local_url(options: argparse.Namespace) -> str:
-    address = listen_address(environ=os.environ, file=_file(options))
-    return f"http://{address._replace(host=_WILDCARDS.get(address.host, address.host))}"
+    address, tls = listen_address(environ=os.environ, file=_file(options))
+    if isinstance(address, UnixAddress):
+        return str(address)
+    return f"{'https' if tls else 'http'}://{address._replace(host=_WILDCARDS.get(address.host, address.host))}"
 
 
 def _demo(_: argparse.Namespace) -> int:

@@ -8,19 +8,28 @@ queue. A listener knows nothing of HTTP, and reaches the rest of the gateway onl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import resource
 import socket
 from typing import TYPE_CHECKING, Final
 
+from gateway.config import UnixAddress
+from gateway.unix_sockets import SocketFile, listen_on
+
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Sized
 
+    from gateway.certificates import ReloadedTls
+    from gateway.config import Address
     from gateway.proxy.clock import Clock
 
 BACKLOG: Final = 2048
 ACCEPTS_A_TURN: Final = 64
 """How many are accepted before everybody else gets a turn."""
+SHUTDOWN_S: Final = 2.0
+"""How long a client may take over the end of TLS, which some never answer; the loops' own 30 s would hold a place."""
 CALM_S: Final = 1.0
 """So long after the last pause, an overload is over: under one, a place is free now and then."""
 
@@ -75,6 +84,8 @@ class Listener:
         clock: The process's coarse time.
         make: Makes the protocol of a new connection.
         descriptors: Says whether there is room for one more.
+        tls: What is spoken on TCP; None for plain HTTP. On a unix socket it is plain in any case.
+        handshake_timeout_s: How long a client may take over the handshake of TLS.
 
     Attributes:
         clients: How many connections were accepted and have not ended.
@@ -84,43 +95,67 @@ class Listener:
         "_calm_from_s",
         "_clock",
         "_descriptors",
+        "_files",
+        "_handshake_timeout_s",
         "_loop",
         "_make",
         "_paused",
+        "_shaking_hands",
         "_sockets",
         "_starting",
+        "_tls",
         "clients",
         "deadline_s",
     )
 
-    def __init__(self, clock: Clock, make: Callable[[], asyncio.Protocol], descriptors: Descriptors) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        make: Callable[[], asyncio.Protocol],
+        descriptors: Descriptors,
+        tls: ReloadedTls | None = None,
+        handshake_timeout_s: float = 10.0,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._clock = clock
         self._make = make
         self._descriptors = descriptors
+        self._tls = tls
+        self._handshake_timeout_s = handshake_timeout_s
         self._sockets: list[socket.socket] = []
+        self._files: list[SocketFile] = []
         self._starting: dict[socket.socket, asyncio.Task[None]] = {}
+        self._shaking_hands: set[socket.socket] = set()
         self.clients = 0
         self._paused = True
         self._calm_from_s = 0.0
         self.deadline_s = 0.0  # looks at each tick, as long as it is watched
 
     @property
-    def names(self) -> list[tuple[str, int]]:
-        """Where it listens: addresses and ports."""
-        return [sock.getsockname()[:2] for sock in self._sockets]
+    def urls(self) -> list[str]:
+        """Where it listens: a base URL for each address, `unix:/path` for each unix socket."""
+        return [_url(sock, "http" if self._tls is None else "https") for sock in self._sockets]
 
-    async def bind(self, host: str, port: int) -> None:
-        """Listen on all addresses of a host, from which nothing is accepted before `start`.
+    async def bind(self, address: Address | UnixAddress) -> None:
+        """Listen on a unix socket, or on all addresses of a host; nothing is accepted there before `start`.
 
         Raises:
-            OSError: The name is not known, or one of its addresses cannot be listened on.
+            OSError: The name is not known, or there is something that cannot be listened on.
         """
+        if isinstance(address, UnixAddress):
+            sock, file = listen_on(address, BACKLOG)
+            self._files.append(file)
+            self.adopt(sock)
+            return
+        host, port = address
         found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, _, _, _, address in dict.fromkeys(found):
-            sock = socket.create_server(address, family=family, backlog=BACKLOG)
-            sock.setblocking(False)
-            self._sockets.append(sock)
+        for family, _, _, _, name in dict.fromkeys(found):
+            self.adopt(socket.create_server(name, family=family, backlog=BACKLOG))
+
+    def adopt(self, sock: socket.socket) -> None:
+        """Accept from a socket that listens already, from `start` on, and close it at the end."""
+        sock.setblocking(False)
+        self._sockets.append(sock)
 
     def start(self) -> None:
         """Accept, until `stop`."""
@@ -133,6 +168,9 @@ class Listener:
         if not self._paused:
             self._rest()
         self._clock.watched.discard(self)
+        for file in self._files:
+            file.remove()
+        self._files.clear()
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
@@ -140,7 +178,11 @@ class Listener:
     async def close(self) -> None:
         """Stop, and see those that were just being accepted handed over to their protocols."""
         self.stop()
-        # Each is through in two turns of the loop.
+        for sock in self._shaking_hands:
+            # To cancel what makes it could leave a transport behind that still watches the descriptor (see `Dialer`).
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        # Each is through in a few turns of the loop.
         await asyncio.gather(*self._starting.values(), return_exceptions=True)
 
     def on_client_gone(self) -> None:
@@ -171,7 +213,11 @@ class Listener:
                 return
             sock.setblocking(False)
             self.clients += 1
-            self._starting[sock] = self._loop.create_task(self._begin(sock))
+            if self._tls is None or sock.family == socket.AF_UNIX:
+                self._starting[sock] = self._loop.create_task(self._begin(sock))
+            else:
+                self._shaking_hands.add(sock)
+                self._starting[sock] = self._loop.create_task(self._begin_tls(sock, self._tls.context))
 
     async def _begin(self, sock: socket.socket) -> None:
         try:
@@ -183,6 +229,26 @@ class Listener:
                 raise
         finally:
             del self._starting[sock]
+
+    async def _begin_tls(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        try:
+            await self._loop.connect_accepted_socket(
+                self._make,
+                sock,
+                ssl=context,
+                ssl_handshake_timeout=self._handshake_timeout_s,
+                ssl_shutdown_timeout=SHUTDOWN_S,
+            )
+        except BaseException as error:
+            # The loop has closed the descriptor, but uvloop does not always tell the socket so (see `Dialer`).
+            sock.detach()
+            self.on_client_gone()
+            if not isinstance(error, OSError):
+                raise
+            _log.debug("a client and the gateway did not agree on TLS: %s", error or type(error).__name__)
+        finally:
+            del self._starting[sock]
+            self._shaking_hands.discard(sock)
 
     def _pause(self, reason: str) -> None:
         self._rest()
@@ -202,3 +268,12 @@ class Listener:
     def _go_on(self) -> None:
         if self._sockets and self._descriptors.room(self.clients + 1) >= self._descriptors.enough:
             self.start()
+
+
+def _url(sock: socket.socket, scheme: str) -> str:
+    if sock.family == socket.AF_UNIX:
+        name = sock.getsockname()
+        # Bytes: an abstract one, which has no file (unix(7)).
+        return f"unix:{name}" if isinstance(name, str) else f"unix:@{name[1:].decode('utf-8', 'backslashreplace')}"
+    host, port = sock.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

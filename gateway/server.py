@@ -27,9 +27,11 @@ from gateway.stores.choice import make_store
 from gateway.tokens import TokenSigner
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Sequence
     from types import TracebackType
 
+    from gateway.certificates import ReloadedTls
     from gateway.config import Config, Settings
     from gateway.stores import Store
 
@@ -43,14 +45,17 @@ class Gateway:
 
     Args:
         config: What it does. `gateway_listen` is a free port of 127.0.0.1 unless it says otherwise.
+        sockets: Listening stream sockets to accept from in place of `gateway_listen`; the gateway closes them.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, sockets: Sequence[socket.socket] = ()) -> None:
         self._settings: Settings = config.settings
+        self._sockets = sockets
         self._listener: Listener | None = None
         self._store: Store | None = None
         self._context: ProxyContext | None = None
         self._dialer: Dialer | None = None
+        self._reloaded: list[ReloadedTls] = []
 
     async def start(self) -> None:
         """Connect to the store and listen.
@@ -70,7 +75,8 @@ class Gateway:
             )
             metrics = Metrics()
             clock = Clock(loop)
-            self._dialer = Dialer(settings.target)
+            tls, upstream_tls = self._read_certificates(clock)
+            self._dialer = Dialer(settings.target, upstream_tls)
             pool = UpstreamPool(self._dialer, settings, AnswerParser(), clock)
             context = ProxyContext(
                 loop=loop,
@@ -87,10 +93,14 @@ class Gateway:
             clock.watched.add(pool)
             clock.start()
             descriptors = Descriptors(soft_limit(), pool)
-            self._listener = listener = Listener(clock, lambda: ClientConnection(context), descriptors)
+            self._listener = listener = Listener(
+                clock, lambda: ClientConnection(context), descriptors, tls, settings.header_timeout_s
+            )
             context.on_client_gone = listener.on_client_gone
-            for host, port in settings.listen:
-                await listener.bind(host, port)
+            for sock in self._sockets:
+                listener.adopt(sock)
+            for address in () if self._sockets else settings.listen:
+                await listener.bind(address)
             listener.start()
         except BaseException:
             await self.close()
@@ -99,11 +109,40 @@ class Gateway:
             _log.info("tokens end with this process: neither TOKEN_SECRET nor REDIS_URL is set")
         _log.info("listening on %s, sending to %s", ", ".join(self.urls), settings.target.url)
 
+    def _read_certificates(self, clock: Clock) -> tuple[ReloadedTls | None, ReloadedTls | None]:
+        """Return what is spoken with clients and with the upstream."""
+        own, target = self._settings.tls, self._settings.target
+        made = []
+        if own is not None or target.tls:
+            from gateway.certificates import ReloadedTls, client_context, is_open_to_others, server_context
+        if own is not None:
+            made.append(ReloadedTls("the certificate", own.files, lambda: server_context(*own), clock))
+        if target.tls:
+            shown = target.client or (None, None)
+            files = [file for file in (target.ca_file, *shown) if file is not None]
+            what = "the TLS of the upstream"
+            made.append(ReloadedTls(what, files, lambda: client_context(target.ca_file, *shown), clock))
+        self._reloaded = made
+        clock.watched.update(made)
+        for pair in (own, target.client):
+            if pair is not None and is_open_to_others(pair.key_file):
+                _log.warning("%s, a private key, is open to other users of this machine: chmod 600", pair.key_file)
+        return made[0] if own is not None else None, made[-1] if target.tls else None
+
+    @property
+    def has_certificates(self) -> bool:
+        """Whether there is anything for `reload_certificates` to read."""
+        return bool(self._reloaded)
+
+    def reload_certificates(self) -> None:
+        """Read the PEM files now, as is done by itself within seconds of a change."""
+        for tls in self._reloaded:
+            tls.reload()
+
     @property
     def urls(self) -> list[str]:
-        """Where it listens, a base URL for each address."""
-        names = [] if self._listener is None else self._listener.names
-        return [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port in names]
+        """Where it listens: a base URL for each address, `unix:/path` for each unix socket."""
+        return [] if self._listener is None else self._listener.urls
 
     @property
     def url(self) -> str:
@@ -171,6 +210,8 @@ class Gateway:
             await context.pool.closed()
         if self._dialer is not None:
             await self._dialer.closed()
+        for sock in self._sockets:  # where it did not come to listening
+            sock.close()
         # Transports tell their protocols of the end in the next turn of the loop.
         await asyncio.sleep(0)
 

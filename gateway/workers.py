@@ -6,15 +6,20 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import resource
 import signal
 from typing import TYPE_CHECKING, Final
 
 import uvloop
 
+from gateway.activation import inherited_sockets
 from gateway.server import Gateway
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Sequence
+
     from gateway.config import Config
 
 GC_THRESHOLDS: Final = (50_000, 20, 50)
@@ -30,6 +35,7 @@ def serve(config: Config) -> int:
         0: everything in flight ended within `DRAIN_TIMEOUT`, or had to be cut off then.
 
     Raises:
+        ConfigError: It was started with sockets that are not for listening.
         GatewayError, OSError: It could not start.
     """
     logging.basicConfig(
@@ -38,8 +44,11 @@ def serve(config: Config) -> int:
     # A core dump would hold the real key.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _allow_all_descriptors()
+    sockets = inherited_sockets(os.environ)
+    if sockets:
+        _log.info("listening on %d sockets that this process was started with, not on GATEWAY_LISTEN", len(sockets))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(config))
+        return runner.run(_serve(config, sockets))
 
 
 def _allow_all_descriptors() -> None:
@@ -50,12 +59,14 @@ def _allow_all_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _serve(config: Config) -> int:
+async def _serve(config: Config, sockets: Sequence[socket.socket]) -> int:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    async with Gateway(config) as gateway:
+    async with Gateway(config, sockets=sockets) as gateway:
+        if gateway.has_certificates:
+            loop.add_signal_handler(signal.SIGHUP, gateway.reload_certificates)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)

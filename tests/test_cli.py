@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -127,7 +128,8 @@ def test_with_nothing_set_it_says_what_to_set_and_what_needs_nothing() -> None:
         ["serve", "--config", "/nonexistent/gateway.toml"],
         ["token", "issue"],
         ["usage"],
-        ["healthcheck", "--url", "https://127.0.0.1"],
+        ["healthcheck", "--url", "ftp://127.0.0.1"],
+        ["healthcheck", "--url", "unix:gateway.sock"],
         ["healthcheck", "--url", "localhost"],
         ["healthcheck", "--url", "http://h:sk-canary"],
     ],
@@ -212,6 +214,32 @@ def test_healthcheck_finds_the_address_itself(monkeypatch: pytest.MonkeyPatch, t
         file = tmp_path / "gateway.toml"
         file.write_text(f'gateway_listen = "{address}"\n', encoding="utf-8")
         assert cli.main(["healthcheck", "--config", str(file)]) == 0
+
+
+def test_healthcheck_over_a_unix_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "gateway.sock"
+    monkeypatch.setenv("GATEWAY_LISTEN", f"unix:{path};mode=660,127.0.0.1:1")
+    assert str(path) in refused(run("healthcheck", GATEWAY_LISTEN=f"unix:{path}"), 1)
+    with socketserver.UnixStreamServer(str(path), OverUnix) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            assert cli.main(["healthcheck"]) == 0
+            assert cli.main(["healthcheck", "--url", f"unix:{path}"]) == 0
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class OverUnix(socketserver.StreamRequestHandler):
+    """Answers 200 to whoever asks for /healthz."""
+
+    def handle(self) -> None:
+        line = self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
+        status = b"200 OK" if line == b"GET /healthz HTTP/1.1\r\n" else b"404 Not Found"
+        self.wfile.write(b"HTTP/1.1 %b\r\nContent-Length: 0\r\n\r\n" % status)
 
 
 def test_healthcheck_of_nobody_is_a_failure() -> None:

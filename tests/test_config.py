@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
-from gateway.config import Address, Config, load
+from gateway.config import Address, Config, UnixAddress, load
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -122,10 +122,36 @@ def test_addresses(text: str, addresses: list[tuple[str, int]]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "addresses"),
+    [
+        ("unix:/run/gateway.sock", [UnixAddress("/run/gateway.sock", 0o600)]),
+        ("unix:/run/a.sock;mode=0660,[::1]:1", [UnixAddress("/run/a.sock", 0o660), Address("::1", 1)]),
+        ("unix:/a b;mode=777", [UnixAddress("/a b", 0o777)]),
+    ],
+)
+def test_unix_sockets(text: str, addresses: list[Address | UnixAddress]) -> None:
+    assert config(gateway_listen=text).settings.listen == tuple(addresses)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",
         *[
+            "unix:",
+            "unix:gateway.sock",
+            "unix:@abstract",
+            "unix://run/",
+            "unix:/",
+            "unix:/a\nb",
+            "unix:/" + "a" * 107,
+            "unix:/" + "é" * 54,
+            "unix:/a;",
+            "unix:/a;mode=",
+            "unix:/a;mode=888",
+            "unix:/a;mode=1777",
+            "unix:/a;user=www",
+            "unix:/a,unix:/a;mode=660",
             "3000",
             ":3000",
             "*:3000",
@@ -196,8 +222,6 @@ def test_other_choices() -> None:
         ("gateway_workers", "auto"),
         ("access_log", "json"),
         ("access_log", "common"),
-        ("gateway_listen", "unix:/run/gateway.sock"),
-        ("gateway_listen", "127.0.0.1:3000,unix:/run/gateway.sock"),
     ],
 )
 def test_what_a_later_version_brings_is_refused_by_name(setting: str, text: object) -> None:

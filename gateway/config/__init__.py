@@ -10,7 +10,19 @@ from gateway.config.describing import describe
 from gateway.config.loading import listen_address, load
 from gateway.config.settings import Config, Settings
 from gateway.config.table import SETTINGS, Setting
-from gateway.config.target import Target
-from gateway.config.values import Address
+from gateway.config.target import KeyPair, Target
+from gateway.config.values import Address, UnixAddress
 
-__all__ = ["SETTINGS", "Address", "Config", "Setting", "Settings", "Target", "describe", "listen_address", "load"]
+__all__ = [
+    "SETTINGS",
+    "Address",
+    "Config",
+    "KeyPair",
+    "Setting",
+    "Settings",
+    "Target",
+    "UnixAddress",
+    "describe",
+    "listen_address",
+    "load",
+]

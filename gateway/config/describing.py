@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gateway.config.settings import Config
+    from gateway.config.target import KeyPair
     from gateway.limits import Policy
     from gateway.stores.address import StoreAddress
 
@@ -45,8 +46,21 @@ def _resolved(config: Config) -> dict[str, str]:
         "admin_key": _length(config.admin_key) or "not set: /register and /admin/ answer loopback peers only",
         "max_body": "no limit" if settings.max_body is None else f"{settings.max_body} bytes",
         "target_ca_file": config.target_ca_file or "the system's roots",
+        "gateway_tls_cert": config.gateway_tls_cert or "not set: clients speak plain HTTP",
+        "gateway_tls_key": _key_file(settings.tls),
+        "target_client_cert": config.target_client_cert or "not set: none is shown to the API",
+        "target_client_key": _key_file(settings.target.client),
     }
     return words
+
+
+def _key_file(pair: KeyPair | None) -> str:
+    if pair is None:
+        return "not set"
+    from gateway.certificates import is_open_to_others  # only here: ssl takes 10 ms to load
+
+    path = pair.key_file
+    return f"{path} (too open: chmod 600 {path})" if is_open_to_others(path) else path
 
 
 def _redis(address: StoreAddress | None) -> str:

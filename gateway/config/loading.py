@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.config.settings import Config, Spelling
 from gateway.config.table import SETTINGS
-from gateway.config.values import addresses
+from gateway.config.values import Address, addresses
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from gateway.config.values import Address
+    from gateway.config.values import UnixAddress
 
 DEFAULT_LISTEN = "127.0.0.1:3000"
 
@@ -48,18 +48,21 @@ def load(*, arguments: Mapping[str, str], environ: Mapping[str, str], file: Path
     return Config(**{"gateway_listen": DEFAULT_LISTEN, **given.values}, spelled=given.spelled)  # type: ignore[arg-type]
 
 
-def listen_address(*, environ: Mapping[str, str], file: Path | None) -> Address:
-    """Return where a gateway with these settings listens, the first if at several, whatever else they say.
+def listen_address(*, environ: Mapping[str, str], file: Path | None) -> tuple[Address | UnixAddress, bool]:
+    """Return where a gateway with these settings listens, the first if at several, and whether it speaks TLS there.
+
+    Whatever else they say.
 
     Raises:
         ConfigError: The file cannot be read or has an unknown key, or `gateway_listen` has no address in it.
     """
     given = _gather(arguments={}, environ=environ, file=file)
     try:
-        return addresses(str(given.values.get("gateway_listen", DEFAULT_LISTEN)))[0]
+        first = addresses(str(given.values.get("gateway_listen", DEFAULT_LISTEN)))[0]
     except ValueError as error:
         setting, spelling = SETTINGS["gateway_listen"], given.spelled["gateway_listen"]
         raise ConfigError(spelling.name, str(error), setting.takes, spelling.line.format(setting.example)) from None
+    return first, isinstance(first, Address) and "gateway_tls_cert" in given.values
 
 
 def _gather(*, arguments: Mapping[str, str], environ: Mapping[str, str], file: Path | None) -> _Given:

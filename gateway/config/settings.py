@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gateway.config import values
 from gateway.config.table import SETTINGS
-from gateway.config.target import Target, parse_key_style, parse_url, with_key
+from gateway.config.target import KeyPair, Target, parse_key_style, parse_url, with_key
+from gateway.config.values import Address
 from gateway.errors import ConfigError
 from gateway.limits import parse_concurrency, parse_limits
 from gateway.stores.address import parse_redis_url
@@ -18,7 +19,7 @@ from gateway.stores.address import parse_redis_url
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from gateway.config.values import Address
+    from gateway.config.values import UnixAddress
     from gateway.limits import Policy
     from gateway.stores.address import StoreAddress
 
@@ -63,7 +64,8 @@ class Settings:
         redis: Where the shared store is; None for the embedded one.
         on_store_loss: Who decides when the shared store cannot: `deny`, `local` or `allow`.
         store_timeout_s: The longest a request waits for the shared store.
-        listen: One or more addresses; a port of 0 is chosen by the kernel.
+        listen: One or more addresses, and paths of unix sockets; a port of 0 is chosen by the kernel.
+        tls: The certificate to show to clients on TCP; None for plain HTTP.
         token_secrets: The first signs, all verify; empty when none is configured.
         token_ttl_s: How long an issued token is good; None for no end.
         admin_key: Guards `/register` and `/admin/…`; None: loopback peers only.
@@ -88,7 +90,8 @@ class Settings:
     redis: StoreAddress | None = field(repr=False)
     on_store_loss: str
     store_timeout_s: float
-    listen: tuple[Address, ...]
+    listen: tuple[Address | UnixAddress, ...]
+    tls: KeyPair | None
     token_secrets: tuple[bytes, ...] = field(repr=False)
     token_ttl_s: int | None
     admin_key: bytes | None = field(repr=False)
@@ -136,6 +139,8 @@ class Config:
     on_store_loss: str = "deny"
     store_timeout: str | float = "100ms"
     gateway_listen: str = "127.0.0.1:0"
+    gateway_tls_cert: str | None = None
+    gateway_tls_key: str | None = None
     gateway_workers: str | int = 1
     token_secret: str | None = field(default=None, repr=False)
     token_ttl: str | float = "30d"  # noqa: S105 (a duration)
@@ -152,6 +157,8 @@ class Config:
     upstream_pool: str | int = 256
     upstream_idle: str | float = "10s"
     target_ca_file: str | None = None
+    target_client_cert: str | None = None
+    target_client_key: str | None = None
     spelled: InitVar[Mapping[str, Spelling] | None] = None
     settings: Settings = field(init=False, repr=False, compare=False)
 
@@ -208,6 +215,7 @@ def _compile(read: _Reader) -> Settings:
         on_store_loss=read("on_store_loss", values.one_of("deny", "local", "allow")),
         store_timeout_s=read("store_timeout", values.duration_s),
         listen=listen,
+        tls=_key_pair(read, "gateway_tls"),
         token_secrets=read.optional("token_secret", values.secrets) or (),
         token_ttl_s=read("token_ttl", values.lifetime_s),
         admin_key=read.optional("admin_key", values.secret),
@@ -224,14 +232,36 @@ def _compile(read: _Reader) -> Settings:
     )
 
 
-def _target(read: _Reader, listen: tuple[Address, ...]) -> Target:
+def _target(read: _Reader, listen: tuple[Address | UnixAddress, ...]) -> Target:
     target = read("target_api_url", parse_url)
-    for address in listen:
+    for address in (one for one in listen if isinstance(one, Address)):
         if address.port == target.port and target.host in {address.host, *_LOOPBACK.get(address.host, ())}:
             raise read.error("target_api_url", f"{target.url} is this gateway itself, which listens on {address}")
     style = read("target_api_auth", parse_key_style)
     keyed = read.optional("target_api_key", lambda key: with_key(target, key, style))
-    return replace(keyed or target, ca_file=read.optional("target_ca_file", _ca_file))
+    client = _key_pair(read, "target_client")
+    if client is not None and not target.tls:
+        raise read.error("target_client_cert", "is of no use where TARGET_API_URL is http://")
+    return replace(keyed or target, ca_file=read.optional("target_ca_file", _ca_file), client=client)
+
+
+def _key_pair(read: _Reader, name: str) -> KeyPair | None:
+    """Read `…_cert` and `…_key`, and see whether they belong together."""
+    cert, key = read.optional(f"{name}_cert", _readable), read.optional(f"{name}_key", _readable)
+    if cert is None:
+        if key is not None:
+            raise read.error(f"{name}_key", f"is set, but {name}_cert is not")
+        return None
+    from gateway.certificates import server_context  # only here: ssl takes 10 ms to load
+
+    read(f"{name}_cert" if key is None else f"{name}_key", lambda _: server_context(cert, key))
+    return KeyPair(cert, key)
+
+
+def _readable(text: str) -> str:
+    if not Path(text).is_file() or not os.access(text, os.R_OK):
+        raise ValueError(f"{text!r} is not a readable file")
+    return text
 
 
 def _redis(text: str) -> StoreAddress:
@@ -242,8 +272,7 @@ def _redis(text: str) -> StoreAddress:
 
 
 def _ca_file(text: str) -> str:
-    if not Path(text).is_file() or not os.access(text, os.R_OK):
-        raise ValueError(f"{text!r} is not a readable file")
+    _readable(text)
     import ssl  # only here: it takes 10 ms to load
 
     try:

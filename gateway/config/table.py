@@ -36,6 +36,7 @@ class Setting(NamedTuple):
 _DURATION = "a duration in ms, s, m, h or d"
 _LIMITS = "N/second, N/minute, N/hour, N/day or N/30s, each perhaps with ;bucket or ;shadow, several joined by commas"
 _IN_FLIGHT = "a whole number from 1 to 1000000, perhaps with ;shadow"
+_PEM = "the path of a readable PEM file"
 
 SETTINGS: dict[str, Setting] = {
     setting.name: setting
@@ -85,10 +86,12 @@ SETTINGS: dict[str, Setting] = {
         Setting("store_timeout", _DURATION, "100ms", "the longest a request waits for Redis (default: 100ms)"),
         Setting(
             "gateway_listen",
-            "host:port or [v6]:port, several joined by commas",
+            "host:port, [v6]:port or unix:/path, several joined by commas",
             "127.0.0.1:3000",
             "where to listen (default: 127.0.0.1:3000)",
         ),
+        Setting("gateway_tls_cert", _PEM, "/etc/gateway/cert.pem", "certificate for clients (default: none, no TLS)"),
+        Setting("gateway_tls_key", _PEM, "/etc/gateway/key.pem", "its key (default: in the certificate's file)"),
         Setting("gateway_workers", "1", "1", "processes sharing the port (only 1 yet)"),
         Setting(
             "token_secret",
@@ -128,9 +131,11 @@ SETTINGS: dict[str, Setting] = {
         Setting("upstream_idle", _DURATION, "10s", "how long one of them may idle (default: 10s)"),
         Setting(
             "target_ca_file",
-            "the path of a readable PEM file",
+            _PEM,
             "/etc/ssl/certs/ca-certificates.crt",
             "trusted roots for the upstream (default: the system's)",
         ),
+        Setting("target_client_cert", _PEM, "/etc/gateway/client.pem", "certificate for the upstream (default: none)"),
+        Setting("target_client_key", _PEM, "/etc/gateway/client.key", "its key (default: in the certificate's file)"),
     )
 }

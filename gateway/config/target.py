@@ -37,6 +37,28 @@ _NOT_FOR_KEYS = frozenset(
 """Fields that frame or route a message: the gateway writes or removes them itself."""
 
 
+class KeyPair(NamedTuple):
+    """A certificate and its key, as paths of PEM files.
+
+    Args:
+        cert: The certificate's, with those that signed it behind it.
+        key: The key's; None: it is in the same file.
+    """
+
+    cert: str
+    key: str | None
+
+    @property
+    def key_file(self) -> str:
+        """Where the key is."""
+        return self.key or self.cert
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All that there are."""
+        return (self.cert,) if self.key is None else (self.cert, self.key)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """One upstream API.
@@ -53,6 +75,7 @@ class Target:
         key_query: The `name=key` pair to add to the query, percent-encoded; None if none is.
         key_field: The name in `key_line`, in lower case: a client's field of this name is not passed on.
         ca_file: Path of the trusted roots in PEM form; None for the system's.
+        client: The certificate to show to an upstream that asks for one; None for none.
     """
 
     prefix: bytes = b"/api"
@@ -66,6 +89,7 @@ class Target:
     key_query: bytes | None = field(default=None, repr=False)
     key_field: bytes | None = None
     ca_file: str | None = None
+    client: KeyPair | None = None
 
 
 class KeyStyle(NamedTuple):

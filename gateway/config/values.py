@@ -5,6 +5,7 @@ The half-sentence follows the setting's name in a ConfigError, so it carries no 
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,6 +24,10 @@ _LABEL = "[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<host>[^:\[\]]*)):(?P<port>[0-9]{1,5})")
 
+_SOCKET_PATH = re.compile(r"/[^\x00-\x1f\x7f]*[^\x00-\x1f\x7f/]")
+_SOCKET_PATH_BYTES = 107  # sockaddr_un has 108, with a zero byte behind the path (unix(7))
+_MODE = re.compile(r"mode=0?([0-7]{3})")
+
 SECRET_MIN_CHARACTERS = 32
 
 
@@ -39,6 +44,21 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class UnixAddress(NamedTuple):
+    """A unix socket that the gateway listens on.
+
+    Args:
+        path: Absolute, without control characters; at most 107 bytes.
+        mode: Its file's permission bits. Who may write to it may connect.
+    """
+
+    path: str
+    mode: int = 0o600
+
+    def __str__(self) -> str:
+        return f"unix:{self.path};mode={self.mode:03o}"
 
 
 def duration_s(text: str) -> float:
@@ -112,18 +132,18 @@ def limit_mode(text: str) -> str:
     return text
 
 
-def addresses(text: str) -> tuple[Address, ...]:
-    """Read `host:port` and `[v6]:port`, several joined by commas, none of them twice."""
+def addresses(text: str) -> tuple[Address | UnixAddress, ...]:
+    """Read `host:port`, `[v6]:port` and `unix:/path`, several joined by commas, none of them twice."""
     found = tuple(_address(part.strip()) for part in text.split(","))
-    fixed = [address for address in found if address.port]
+    fixed = [address[0] if isinstance(address, UnixAddress) else address for address in found if address[1]]
     if len(set(fixed)) != len(fixed):
         raise ValueError("the same address is there twice")
     return found
 
 
-def _address(text: str) -> Address:
+def _address(text: str) -> Address | UnixAddress:
     if text.startswith("unix:"):
-        raise ValueError("'unix:' is not available yet")
+        return _unix_address(text.removeprefix("unix:"))
     match = _ADDRESS.fullmatch(text)
     if match is None:
         raise ValueError(f"{quoted(text)} is not host:port")
@@ -135,6 +155,20 @@ def _address(text: str) -> Address:
     if port > 65535:
         raise ValueError(f"{quoted(text)} has a port over 65535")
     return Address(host, port)
+
+
+def _unix_address(text: str) -> UnixAddress:
+    path, semicolon, option = text.partition(";")
+    if not _SOCKET_PATH.fullmatch(path):
+        raise ValueError(f"{quoted('unix:' + path)} has no absolute path of a file behind 'unix:'")
+    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
+        raise ValueError(f"{quoted(path)} is longer than the {_SOCKET_PATH_BYTES} bytes that a socket's path may have")
+    if not semicolon:
+        return UnixAddress(path)
+    match = _MODE.fullmatch(option)
+    if match is None:
+        raise ValueError(f"{quoted(option)} is not a mode like mode=660")
+    return UnixAddress(path, int(match[1], 8))
 
 
 def secrets(text: str) -> tuple[bytes, ...]:

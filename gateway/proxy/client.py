@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, cast
 
 from gateway.errors import Draining, GatewayError, RateLimited, RequestTimeout
@@ -15,7 +14,7 @@ from gateway.proxy.clock import NEVER
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.hangup import HangupWatch
 from gateway.proxy.local import LocalExchange
-from gateway.proxy.sockets import end_writing, reset, still_takes, untaken
+from gateway.proxy.sockets import end_writing, is_local, reset, still_takes, untaken
 
 if TYPE_CHECKING:
     from gateway.http1.message import RequestHead
@@ -103,6 +102,10 @@ class ClientConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """See `asyncio.Protocol`. A client may end its side and still wait for its answer (RFC 9112 §9.6)."""
         exchange = self._exchange
+        if not self.transport.can_write_eof():  # TLS, whose end is that of both sides
+            if exchange is not None:
+                exchange.on_client_ended()
+            return False
         # Without an exchange, what is in the buffer are requests that wait for their turn.
         if not (self._buffer if exchange is None else exchange.request_done):
             return False
@@ -320,7 +323,7 @@ class ClientConnection(asyncio.Protocol):
     def on_tunnel_done(self) -> None:
         """The other side has ended in good order: let the client read what was sent, and close."""
         self._exchange = None
-        if self._half_closed:
+        if self._half_closed or not self.transport.can_write_eof():
             self.close()
         elif not self.transport.is_closing():
             self._linger()
@@ -406,11 +409,4 @@ class ClientConnection(asyncio.Protocol):
     @property
     def is_local(self) -> bool:
         """Whether the peer is on this machine: loopback, or a unix socket."""
-        peer = self.transport.get_extra_info("peername")
-        if isinstance(peer, str | bytes):  # the name of a unix socket
-            return True
-        if peer is None:  # it has gone already
-            return False
-        address = ip_address(peer[0].partition("%")[0])
-        mapped = getattr(address, "ipv4_mapped", None)
-        return (mapped or address).is_loopback
+        return is_local(self.transport)

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import errno
 import socket
-import ssl
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from aiohappyeyeballs import start_connection
 
 if TYPE_CHECKING:
+    from gateway.certificates import ReloadedTls
     from gateway.config import Target
     from gateway.proxy.upstream import UpstreamConnection
 
@@ -25,16 +25,14 @@ class Dialer:
     """Connects to one target.
 
     Args:
-        target: Host, port, and the trusted roots.
-
-    Raises:
-        OSError: The CA file cannot be read, or has no certificate in it (an SSLError).
+        target: Host and port.
+        tls: The trusted roots, and the certificate that an upstream may ask for; None for plain HTTP.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, tls: ReloadedTls | None) -> None:
         self._host = target.host
         self._port = target.port
-        self._tls = _tls_context(target.ca_file) if target.tls else None
+        self._tls = tls
         # A loop keeps no task alive, and some of these outlive the wait for them.
         self._making: set[_Making] = set()
 
@@ -48,10 +46,9 @@ class Dialer:
         # Looked up for each connection, so that a change of DNS is followed.
         addresses = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         sock = await start_connection(addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY_S)
-        host = self._host if self._tls is not None else None
-        making = loop.create_task(
-            loop.create_connection(lambda: connection, sock=sock, ssl=self._tls, server_hostname=host)
-        )
+        tls = None if self._tls is None else self._tls.context
+        host = None if tls is None else self._host
+        making = loop.create_task(loop.create_connection(lambda: connection, sock=sock, ssl=tls, server_hostname=host))
         self._making.add(making)
         making.add_done_callback(partial(self._on_made, sock))
         try:
@@ -85,10 +82,3 @@ def _discard(making: _Making) -> None:
     """Take what nobody waits for any longer, be it a connection or why there is none."""
     if not making.cancelled() and making.exception() is None:
         making.result()[0].abort()
-
-
-def _tls_context(ca_file: str | None) -> ssl.SSLContext:
-    """Verify the upstream against the system's roots, or against `TARGET_CA_FILE` alone."""
-    context = ssl.create_default_context(cafile=ca_file)
-    context.set_alpn_protocols(["http/1.1"])
-    return context

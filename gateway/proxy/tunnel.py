@@ -115,7 +115,14 @@ class Tunnel:
     def on_client_lost(self) -> None:
         """The client's connection broke, or has been closed behind the upstream's."""
         self._on_end()
-        self._upstream.close()
+        upstream = self._upstream
+        over_tls = not self._client.transport.can_write_eof()
+        if over_tls and self._client_ended and not upstream.transport.get_write_buffer_size():
+            # It ended in good order: the kernel sends what came before, and the end. Nobody takes what comes back.
+            upstream.reader = None
+            upstream.transport.close()
+        else:
+            upstream.close()
 
     # --- from the upstream ---------------------------------------------------------------------------------------
 
@@ -132,8 +139,8 @@ class Tunnel:
         self._upstream_ended = True
         self._on_bytes()
         end_writing(self._client.transport)
-        # TLS knows no half-closed connection: it is closed in return.
-        return transport.can_write_eof() and not self._client_ended
+        # TLS knows no half-closed connection: it is closed in return, on either side.
+        return transport.can_write_eof() and self._client.transport.can_write_eof() and not self._client_ended
 
     def on_upstream_full(self) -> None:
         """The upstream reads slower than the client sends."""

@@ -12,6 +12,7 @@ from tests.kit.printed import printed
 from tests.kit.upstream import PIECE_BYTES, pattern, reset, soon
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator
 
 KEY = "sk-7Vx2Wb9Lm4Rz"
@@ -137,19 +138,28 @@ class Client:
 
 
 @contextlib.asynccontextmanager
-async def connected(url: str) -> AsyncIterator[Client]:
-    """Connect to a gateway, until the block ends."""
+async def connected(url: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[Client]:
+    """Connect to a gateway, until the block ends.
+
+    Args:
+        url: As the gateway spells it: `http://host:port`, `https://host:port` or `unix:/path`.
+        tls: For `https`.
+    """
     address = urlsplit(url)
-    client = Client(*await soon(asyncio.open_connection(address.hostname, address.port)))
+    if address.scheme == "unix":
+        opening = asyncio.open_unix_connection(address.path)
+    else:
+        opening = asyncio.open_connection(address.hostname, address.port, ssl=tls)
+    client = Client(*await soon(opening))
     try:
         yield client
     finally:
         await client.close()
 
 
-async def fetch(url: str, data: bytes) -> Answer:
+async def fetch(url: str, data: bytes, tls: ssl.SSLContext | None = None) -> Answer:
     """Send one request on a connection of its own and read its answer."""
-    async with connected(url) as client:
+    async with connected(url, tls) as client:
         return await client.ask(data)
 
 

@@ -25,6 +25,8 @@ ON_BOTH = {
     "test_bounds",
     "test_dial",
     "test_listening",
+    "test_listening_unix",
+    "test_listening_tls",
     "test_nginx_upstream",
     "test_secrets",
     "test_sockets",

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway import Config, Gateway
+from gateway.certificates import ReloadedTls, client_context
 from gateway.http1.parser import AnswerParser
+from gateway.proxy.clock import Clock
 from gateway.proxy.dial import Dialer
 from gateway.proxy.upstream import UpstreamConnection
 from tests.e2e import connected, request
@@ -98,7 +100,8 @@ async def give_up(dial: asyncio.Task[None]) -> None:
 
 
 def dialler(url: str, ca_file: str | None = None) -> Dialer:
-    return Dialer(Config(target_api_url=url, target_ca_file=ca_file).settings.target)
+    tls = ReloadedTls("", [], lambda: client_context(ca_file, None, None), Clock(asyncio.get_running_loop()))
+    return Dialer(Config(target_api_url=url).settings.target, tls)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 4, 5, 6, 20])

@@ -10,9 +10,11 @@ import os
 import resource
 import socket
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 import pytest
 
+from gateway.config import Address
 from gateway.listening import ACCEPTS_A_TURN, Descriptors, Listener
 from gateway.proxy.clock import Clock
 from tests.e2e.test_process import until
@@ -47,8 +49,8 @@ class Door:
         self.listener = Listener(self.clock, self._make, Descriptors(limit, self.upstreams))
 
     @property
-    def address(self) -> tuple[str, int]:
-        return self.listener.names[0]
+    def address(self) -> Address:
+        return addresses(self.listener)[0]
 
     def _make(self) -> Greeter:
         client = Greeter(self._lose)
@@ -60,10 +62,15 @@ class Door:
         self.listener.on_client_gone()
 
 
+def addresses(listener: Listener) -> list[Address]:
+    parts = map(urlsplit, listener.urls)
+    return [Address(str(part.hostname), part.port or 0) for part in parts]
+
+
 @contextlib.asynccontextmanager
 async def door(limit: int, *, ticking: bool = False) -> AsyncIterator[Door]:
     made = Door(limit)
-    await made.listener.bind("127.0.0.1", 0)
+    await made.listener.bind(Address("127.0.0.1", 0))
     made.listener.start()
     if ticking:
         made.clock.start()
@@ -271,10 +278,10 @@ async def test_who_has_left_before_being_accepted_is_none(sockets: list[socket.s
 
 async def test_a_name_is_listened_on_at_all_its_addresses(sockets: list[socket.socket]) -> None:
     async with door(1024) as opened:
-        await opened.listener.bind("localhost", 0)
+        await opened.listener.bind(Address("localhost", 0))
         opened.listener.start()
-        for name in opened.listener.names:
-            connect(sockets, name, 1)
+        for address in addresses(opened.listener):
+            connect(sockets, address, 1)
             assert await greeted(sockets[-1]) == b"hello"
         with pytest.raises(OSError, match=str(opened.address[1])):
-            await opened.listener.bind(*opened.address)
+            await opened.listener.bind(opened.address)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).parents[2]
 _KEPT = ("PATH", "HOME", "LANG", "PYTHONPATH", "VIRTUAL_ENV")
-_LISTENING = re.compile(r"listening on (http://127\.0\.0\.1:\d+), ")
+_LISTENING = re.compile(r"listening on (?:\S+, )*?(https?://127\.0\.0\.1:\d+), ")
 
 
 class Program:

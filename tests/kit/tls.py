@@ -1,11 +1,11 @@
-"""Upstreams that speak TLS, with certificates that nobody else trusts."""
+"""Peers that speak TLS, with certificates that nobody else trusts."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -70,3 +70,32 @@ async def deaf_server(ca: trustme.CA, says: bytes = b"") -> AsyncIterator[DeafSe
     async with await asyncio.start_server(deaf.serve, "127.0.0.1", 0) as server:
         deaf.url = f"https://localhost:{server.sockets[0].getsockname()[1]}"
         yield deaf
+
+
+def client_side(ca: trustme.CA) -> ssl.SSLContext:
+    """Trust this authority alone."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    ca.configure_trust(context)
+    return context
+
+
+class Pem(NamedTuple):
+    """The paths of a certificate and of its key."""
+
+    cert: Path
+    key: Path
+
+    def write(self, ca: trustme.CA, *names: str, key_of: trustme.CA | None = None) -> None:
+        """Issue a certificate for these names and write it down, in place of what is there.
+
+        Args:
+            ca: Who issues it.
+            names: Whom it is for.
+            key_of: Whose key to write, if not its own.
+        """
+        made = ca.issue_cert(*names)
+        keys = made if key_of is None else key_of.issue_cert(*names)
+        self.cert.write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
+        self.key.write_bytes(keys.private_key_pem.bytes())
+        self.key.chmod(0o600)
