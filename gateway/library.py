@@ -30,10 +30,10 @@ _NO_TARGET: Final = "http://target.invalid"
 class Grant:
     """A place that was given; `async with` settles it at the end, as used."""
 
-    __slots__ = ("_admission", "_of", "_settled", "_verdict")
+    __slots__ = ("_of", "_settled", "_store", "_verdict")
 
-    def __init__(self, admission: Admission, of: Subject, verdict: Verdict) -> None:
-        self._admission = admission
+    def __init__(self, store: Store, of: Subject, verdict: Verdict) -> None:
+        self._store = store
         self._of = of
         self._verdict = verdict
         self._settled = False
@@ -68,7 +68,7 @@ class Grant:
         """See `Admission.settle`."""
         if not self._settled:
             self._settled = True
-            self._admission.end(self._of, self._verdict, used=used)
+            _end(self._store, self._of, self._verdict, used=used)
 
     async def __aenter__(self) -> Self:
         return self
@@ -149,18 +149,19 @@ class Admission:
             ValueError: The subject is not made of such characters.
             RuntimeError: It is not started.
         """
-        if self._store is None:
+        store = self._store
+        if store is None:
             raise RuntimeError("not started: use 'async with Admission(...) as admission'")
-        known = self._subjects.get(subject) or self._remember(subject, self._store)
-        waiter = _Waiter(self, known)
-        self._store.check(known.plan, waiter)
+        known = self._subjects.get(subject) or self._remember(subject, store)
+        waiter = _Waiter(store, known)
+        store.check(known.plan, waiter)
         verdict = await waiter.verdict()
         if not verdict.admitted:
             refusal = known.refusal(verdict)
             if isinstance(refusal, RateLimited):
                 refusal.limit_fields = _fields(known, verdict)
             raise refusal
-        return Grant(self, known, verdict)
+        return Grant(store, known, verdict)
 
     def settle(self, grant: Grant, *, used: bool = True) -> None:
         """Say that a request is over; only the first time counts.
@@ -170,15 +171,6 @@ class Admission:
             used: Whether something was sent. If not, the place is given back at once, as if never taken.
         """
         grant.settle(used=used)
-
-    def end(self, subject: Subject, verdict: Verdict, *, used: bool) -> None:
-        """Give back what is to be given back of a place; for grants and waiters."""
-        if self._store is None:
-            return
-        if not used:
-            self._store.refund(subject.plan, verdict)
-        elif verdict.lease:
-            self._store.release(subject.plan, verdict)
 
     def _remember(self, subject: str, store: Store) -> Subject:
         settings = self._settings
@@ -195,10 +187,10 @@ class Admission:
 class _Waiter:
     """Turns a store's call into something to await."""
 
-    __slots__ = ("_admission", "_future", "_subject")
+    __slots__ = ("_future", "_store", "_subject")
 
-    def __init__(self, admission: Admission, subject: Subject) -> None:
-        self._admission = admission
+    def __init__(self, store: Store, subject: Subject) -> None:
+        self._store = store
         self._subject = subject
         self._future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
 
@@ -207,7 +199,7 @@ class _Waiter:
         if not self._future.done():
             self._future.set_result(verdict)
         elif verdict.admitted:
-            self._admission.end(self._subject, verdict, used=False)
+            _end(self._store, self._subject, verdict, used=False)
 
     def on_store_loss(self, error: StoreUnavailable) -> None:
         """See `stores.Waiter`."""
@@ -222,8 +214,16 @@ class _Waiter:
         except asyncio.CancelledError:
             # The verdict and the cancellation may come in the same turn of the loop.
             if not future.cancelled() and future.exception() is None and future.result().admitted:
-                self._admission.end(self._subject, future.result(), used=False)
+                _end(self._store, self._subject, future.result(), used=False)
             raise
+
+
+def _end(store: Store, subject: Subject, verdict: Verdict, *, used: bool) -> None:
+    """Give back what is to be given back of a place, where it was taken: its store may be closed by now."""
+    if not used:
+        store.refund(subject.plan, verdict)
+    elif verdict.lease:
+        store.release(subject.plan, verdict)
 
 
 def _fields(subject: Subject, verdict: Verdict) -> list[tuple[str, str]]:

@@ -242,3 +242,15 @@ async def test_a_place_in_flight_is_taken_until_the_grant_is_settled(redis_url: 
 async def test_a_shadow_refuses_nothing(redis_url: str | None) -> None:
     async with Admission(rate_limit="2/hour", rate_limit_mode="shadow", redis_url=redis_url) as admission:
         assert [(await admission.admit("worker-7")).remaining for _ in range(4)] == [1, 0, 0, 0]
+
+
+async def test_a_grant_that_outlives_its_store_frees_nobody_elses_place() -> None:
+    admission = Admission(rate_limit="100/hour", concurrency_limit=1)
+    await admission.start()
+    old = await admission.admit("worker-7")
+    await admission.close()
+    async with admission:
+        await admission.admit("worker-7")
+        old.settle()
+        with pytest.raises(ConcurrencyLimited):
+            await admission.admit("worker-7")

@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import hiredis
 
 from gateway.errors import StoreUnavailable
-from gateway.stores import Verdict
 from gateway.stores.link import (
     BACK_OFF_S,
     CONNECT_S,
@@ -32,12 +31,13 @@ from gateway.stores.link import (
 )
 from gateway.stores.redis import RedisStore, _Plan
 from gateway.stores.slots import SLOTS, key_slot, probe_tag, read_redirect, read_shares
+from gateway.stores.two_steps import TwoPlans, TwoSteps, TwoVerdicts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.limits import Policy
-    from gateway.stores import Plan, Standing, Waiter
+    from gateway.stores import Plan, Standing, Verdict, Waiter
     from gateway.stores.address import ClusterAddress, RedisAddress
     from gateway.stores.link import Link
     from gateway.stores.pipeline import Connection
@@ -53,78 +53,24 @@ _REHEARSED: Final = frozenset({"MOVED", "ASK", "TRYAGAIN"})
 _ASKING: Final = pack("ASKING")
 
 
-class _TwoPlans:
-    """The plans of a subject whose limits are in two slots.
+class _Follower:
+    """The recipient of replies to commands that nobody waits for: a node that has their keys no more sends them on."""
 
-    Args:
-        own: For the limits of the subject's own, and its revocation.
-        shared: For those that count for all subjects.
-        policies: All of them, in the order that verdicts count.
-    """
+    __slots__ = ("_store",)
 
-    __slots__ = ("own", "own_at", "shared", "shared_at")
-
-    def __init__(self, own: _Plan, shared: _Plan, policies: Sequence[Policy]) -> None:
-        self.own = own
-        self.shared = shared
-        self.own_at = [index for index, policy in enumerate(policies) if not policy.shared]
-        self.shared_at = [index for index, policy in enumerate(policies) if policy.shared]
-
-
-class _TwoVerdicts(Verdict):
-    """What both steps together decided; `refund` and `release` need what each did.
-
-    Attributes:
-        own: The first step's verdict, as its plan counts.
-        shared: The second step's.
-    """
-
-    own: Verdict
-    shared: Verdict
-
-    @classmethod
-    def joined(cls, plans: _TwoPlans, own: Verdict, shared: Verdict) -> Self:
-        """Put two verdicts together that both admit."""
-        placed = _placed(own, plans.own_at), _placed(shared, plans.shared_at)
-        limited = [one for one in placed if one.policy >= 0]
-        nearest = min(limited, key=lambda one: (one.remaining, one.policy), default=placed[0])
-        shadowed = placed[0].shadowed | placed[1].shadowed
-        verdict = cls(*nearest._replace(shadowed=shadowed, lease=own.lease or shared.lease))
-        verdict.own, verdict.shared = own, shared
-        return verdict
-
-
-class _TwoSteps:
-    """One check on its way through both plans; the `Waiter` of either step."""
-
-    __slots__ = ("_own", "_plans", "_store", "_waiter")
-
-    def __init__(self, store: ClusterStore, plans: _TwoPlans, waiter: Waiter) -> None:
+    def __init__(self, store: ClusterStore) -> None:
         self._store = store
-        self._plans = plans
-        self._waiter = waiter
-        self._own: Verdict | None = None
 
-    def on_verdict(self, verdict: Verdict) -> None:
-        """Go on to the second step, or tell the outcome."""
-        plans, own = self._plans, self._own
-        if own is None:
-            if verdict.admitted:
-                self._own = verdict
-                self._store.check_one(plans.shared, self)
-            else:
-                self._waiter.on_verdict(_placed(verdict, plans.own_at))
-        elif verdict.admitted:
-            self._waiter.on_verdict(_TwoVerdicts.joined(plans, own, verdict))
-        else:
-            self._store.refund(plans.own, own)
-            self._waiter.on_verdict(_placed(verdict, plans.shared_at))
+    def on_reply(self, packed: bytes, reply: object) -> None:
+        """Send the command to the node that this one named."""
+        if isinstance(reply, hiredis.ReplyError) and error_code(reply) in {"MOVED", "ASK"}:
+            self._store.follow(packed, reply)
 
-    def on_store_loss(self, error: StoreUnavailable) -> None:
-        """Give back what the first step charged."""
-        if self._own is not None:
-            self._store.refund(self._plans.own, self._own)
-        self._waiter.on_store_loss(error)
+    def on_loss(self, connection: Connection, packed: bytes, reason: str) -> None:
+        """Do nothing: what was taken ends by itself."""
+
+    def on_late_reply(self, connection: Connection, reply: object) -> None:
+        """Do nothing."""
 
 
 class _SentOn:
@@ -161,9 +107,10 @@ class ClusterStore(RedisStore):
         more: As for `RedisStore`.
     """
 
-    __slots__ = ("_cluster", "_left", "_links", "_owners", "_refreshing")
+    __slots__ = ("_cluster", "_follower", "_left", "_links", "_owners", "_refreshing")
 
     def __init__(self, address: ClusterAddress, **more: Any) -> None:  # noqa: ANN401 - as RedisStore has them
+        self._follower = _Follower(self)
         super().__init__(address.seeds[0], **more)
         self._cluster = address
         self._links: dict[RedisAddress, Link] = {}
@@ -179,12 +126,12 @@ class ClusterStore(RedisStore):
         """
         shared = [policy for policy in policies if policy.shared]
         own = self._placed_plan(subject, [policy for policy in policies if not policy.shared], subject)
-        return _TwoPlans(own, self._placed_plan(subject, shared, _GLOBAL), policies) if shared else own
+        return TwoPlans(own, self._placed_plan(subject, shared, _GLOBAL), policies) if shared else own
 
     def check(self, plan: Plan, waiter: Waiter) -> None:
         """Check all policies and charge 1 to each, or charge none; see `Store.check`."""
-        if isinstance(plan, _TwoPlans):
-            self.check_one(plan.own, _TwoSteps(self, plan, waiter))
+        if isinstance(plan, TwoPlans):
+            self.check_one(plan.own, TwoSteps(self, plan, waiter))
         else:
             self.check_one(cast("_Plan", plan), waiter)
 
@@ -195,8 +142,8 @@ class ClusterStore(RedisStore):
 
     def refund(self, plan: Plan, verdict: Verdict) -> None:
         """Give back a charge and places; see `Store.refund`."""
-        if isinstance(plan, _TwoPlans):
-            assert isinstance(verdict, _TwoVerdicts)  # noqa: S101 - it came of this plan
+        if isinstance(plan, TwoPlans):
+            assert isinstance(verdict, TwoVerdicts)  # noqa: S101 - it came of this plan
             self.refund(plan.own, verdict.own)
             self.refund(plan.shared, verdict.shared)
         else:
@@ -205,8 +152,8 @@ class ClusterStore(RedisStore):
 
     def release(self, plan: Plan, verdict: Verdict) -> None:
         """Give back places in flight; see `Store.release`."""
-        if isinstance(plan, _TwoPlans):
-            assert isinstance(verdict, _TwoVerdicts)  # noqa: S101 - it came of this plan
+        if isinstance(plan, TwoPlans):
+            assert isinstance(verdict, TwoVerdicts)  # noqa: S101 - it came of this plan
             self.release(plan.own, verdict.own)
             self.release(plan.shared, verdict.shared)
         else:
@@ -219,7 +166,7 @@ class ClusterStore(RedisStore):
             StoreUnavailable: A node did not answer, or has the keys no more: then it is found out who has.
         """
         try:
-            if not isinstance(plan, _TwoPlans):
+            if not isinstance(plan, TwoPlans):
                 self._reroute(cast("_Plan", plan))
                 return await super().look(plan)
             own, shared = await self.look(plan.own), await self.look(plan.shared)
@@ -301,6 +248,25 @@ class ClusterStore(RedisStore):
             connection.send(_ASKING, NOBODY)
         connection.send(packed, _SentOn(self, plan, left - 1), waiter)
 
+    def send_away(self, connection: Connection, packed: bytes) -> None:
+        """Send a command whose reply nobody waits for, to wherever its keys are by now."""
+        connection.send(packed, self._follower, packed)
+
+    def follow(self, packed: bytes, reply: object) -> None:
+        """Send such a command to the node that another one named, once."""
+        self._refresh()
+        redirect = read_redirect(str(reply))
+        if redirect is None:
+            return
+        link = self._link_to(self._cluster.node(redirect.host or self._cluster.seeds[0].host, redirect.port))
+        if redirect.for_good:
+            self._owners[redirect.slot] = link
+        connection = link.live
+        if connection is not None and not connection.congested:
+            if not redirect.for_good:
+                connection.send(_ASKING, NOBODY)
+            connection.send(packed, NOBODY)
+
     # Who has which slots
 
     def _placed_plan(self, subject: str, policies: Sequence[Policy], tag: str) -> _Plan:
@@ -338,6 +304,7 @@ class ClusterStore(RedisStore):
                 self._new_link(place, share.first, share.last)
             owners[share.first : share.last + 1] = [self._links[place]] * (share.last + 1 - share.first)
         self._owners = owners
+        self.leases.tell_again()
         for place in self._links.keys() - set(places.values()):
             left = self._links.pop(place)
             left.leave("The node is no master of the cluster any more.")
@@ -398,10 +365,3 @@ class ClusterStore(RedisStore):
         finally:
             if connection is not None:
                 connection.end("The node was asked.")
-
-
-def _placed(verdict: Verdict, indexes: Sequence[int]) -> Verdict:
-    """Return a verdict of one plan with its policies counted as in both."""
-    shadowed = sum(1 << place for bit, place in enumerate(indexes) if verdict.shadowed >> bit & 1)
-    policy = verdict.policy if verdict.policy < 0 else indexes[verdict.policy]
-    return verdict._replace(policy=policy, shadowed=shadowed)

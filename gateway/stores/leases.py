@@ -12,7 +12,7 @@ import os
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from gateway.stores.link import NOBODY, pack
+from gateway.stores.link import pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -31,14 +31,26 @@ class Leases:
 
     Args:
         link_of: Says the way to whoever has a key. The keys of one lease are all in one place.
+        send: Sends a command whose reply nobody waits for.
         lease_us: How long a lease lasts, in microseconds.
         renew_script: What renews leases there.
     """
 
-    __slots__ = ("_held", "_instance", "_lease_us", "_link_of", "_numbers", "_owed", "_renew_script", "_timer", "_told")
+    # fmt: off
+    __slots__ = (
+        "_link_of", "_send", "_lease_us", "_renew_script", "_instance", "_numbers", "_held", "_owed", "_told", "_timer",
+    )
+    # fmt: on
 
-    def __init__(self, link_of: Callable[[str], Link], lease_us: int, renew_script: str) -> None:
+    def __init__(
+        self,
+        link_of: Callable[[str], Link],
+        send: Callable[[Connection, bytes], None],
+        lease_us: int,
+        renew_script: str,
+    ) -> None:
         self._link_of = link_of
+        self._send = send
         self._lease_us = lease_us
         self._renew_script = renew_script
         self._instance = os.urandom(6).hex().encode()
@@ -54,6 +66,8 @@ class Leases:
 
     def hold(self, lease: bytes, keys: tuple[str, ...]) -> None:
         """Keep a lease that was taken on the places of these keys, until `let_go`."""
+        if not keys:  # only shadows let it pass
+            return
         self._held[lease] = keys
         if self._timer is None:
             self._wait()
@@ -61,7 +75,7 @@ class Leases:
     def let_go(self, lease: bytes) -> None:
         """Give a lease back, if it is still held: it is given back once."""
         keys = self._held.pop(lease, None)
-        if not keys:
+        if keys is None:
             return
         connection = self._link_of(keys[0]).live
         if connection is None or connection.congested:
@@ -73,6 +87,10 @@ class Leases:
         """Renew what is held on a connection that has not heard of it yet, before anything else is asked there."""
         if connection is not self._told.get(link):
             self._renew(link, connection)
+
+    def tell_again(self) -> None:
+        """Have each connection told before its next check: who has which keys has changed."""
+        self._told.clear()
 
     def renew(self) -> None:
         """Renew all that is held, where Redis is there."""
@@ -88,6 +106,7 @@ class Leases:
             self._timer = None
         for lease in tuple(self._held):
             self.let_go(lease)
+        self.renew()
         # Commands leave at the end of the loop's turn.
         await asyncio.sleep(0)
 
@@ -97,7 +116,7 @@ class Leases:
 
     def _give_back(self, connection: Connection, lease: bytes, keys: Iterable[str]) -> None:
         for key in keys:
-            connection.send(pack("ZREM", key, lease), NOBODY)
+            self._send(connection, pack("ZREM", key, lease))
 
     def _wait(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._lease_us / 1e6 / RENEWALS, self._on_time)
@@ -117,10 +136,10 @@ class Leases:
                 self._give_back(connection, lease, keys)
         by_key: dict[str, list[bytes]] = {}
         for lease, keys in self._held.items():
-            if keys and self._link_of(keys[0]) is link:
+            if self._link_of(keys[0]) is link:
                 for key in keys:
                     by_key.setdefault(key, []).append(lease)
         for key, leases in by_key.items():
             for at in range(0, len(leases), _BATCH):
                 batch = leases[at : at + _BATCH]
-                connection.send(pack("EVAL", self._renew_script, 1, key, self._lease_us, *batch), NOBODY)
+                self._send(connection, pack("EVAL", self._renew_script, 1, key, self._lease_us, *batch))

@@ -100,6 +100,7 @@ class Link:
         moves: Whether `locate` may name another server while this one still answers.
         accepts: Error codes that a rehearsal may end with all the same.
         on_out: Called when Redis is out.
+        on_back: Called with the link when Redis is back; it has a live connection then.
     """
 
     __slots__ = (
@@ -110,6 +111,7 @@ class Link:
         "_locate",
         "_moves",
         "_name",
+        "_on_back",
         "_on_out",
         "_place",
         "_recovery",
@@ -132,6 +134,7 @@ class Link:
         moves: bool = False,
         accepts: frozenset[str] = frozenset(),
         on_out: Callable[[], None] | None = None,
+        on_back: Callable[[Link], None] | None = None,
     ) -> None:
         self._name = name
         self._locate = locate
@@ -141,6 +144,7 @@ class Link:
         self._moves = moves
         self._accepts = accepts
         self._on_out = on_out
+        self._on_back = on_back
         self._place: RedisAddress | None = None
         self._following: asyncio.Task[None] | None = None
         self._closed = False
@@ -259,6 +263,8 @@ class Link:
             else:
                 self.losses = 0
                 log.info("Redis at %s is back.", self._name)
+                if self._on_back is not None:
+                    self._on_back(self)
                 return
 
     async def _follow(self) -> None:

@@ -196,15 +196,18 @@ class MemoryStore:
             if counter is None or counter.total >= quota or counter.newest > segment:
                 return None
             found.append((counter, quota, segment))
-        nearest, least = 0, MAX_QUOTA
+        nearest, least, moved = 0, MAX_QUOTA, 0
         for index, (counter, quota, segment) in enumerate(found):
             if counter.newest != segment:
                 counter.advance(segment)
-                self._purge(now_us)
+                moved += 1
             counter.count += 1
             counter.total = total = counter.total + 1
             if quota - total < least:
                 nearest, least = index, quota - total
+        # Not before all are charged: one that had long been idle would be dropped, and its charge with it.
+        for _ in range(moved):
+            self._purge(now_us)
         counter = found[nearest][0]
         past = counter.past
         frees_us = ((past[0][0] if past else counter.newest) + SEGMENTS + 1) * windows[nearest][2]

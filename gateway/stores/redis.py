@@ -121,7 +121,8 @@ class _Plan:
         charged = [(key, letter, unit_us) for bit, key, letter, unit_us in self._charged if not bit & shadowed]
         if charged:
             keys, letters, units_us = zip(*charged, strict=True)
-            connection.send(pack("EVAL", REFUND_SCRIPT, len(keys), *keys, at_us, "".join(letters), *units_us), NOBODY)
+            packed = pack("EVAL", REFUND_SCRIPT, len(keys), *keys, at_us, "".join(letters), *units_us)
+            self._store.send_away(connection, packed)
 
     def places_taken(self, shadowed: int) -> tuple[str, ...]:
         """Return the keys of the places that a lease was taken on: those not in `shadowed`."""
@@ -205,7 +206,7 @@ class RedisStore:
         locate = partial(find_master, address) if isinstance(address, SentinelAddress) else at(address)
         self.link = self._link(str(address), locate, moves=isinstance(address, SentinelAddress))
         self.lease_us = lease_us
-        self.leases = Leases(self.link_of, lease_us, renew_script)
+        self.leases = Leases(self.link_of, self.send_away, lease_us, renew_script)
 
     def _link(self, name: str, locate: Locate, *, probe_tag: str = _PROBE_TAG, **more: Any) -> Link:  # noqa: ANN401
         """Return a link that is not started yet; see `Link`."""
@@ -214,7 +215,8 @@ class RedisStore:
         probe = ("EVALSHA", self.script_sha, len(keys), *keys, "w", "", 10**9, 16_667)
         rehearsal = (("SCRIPT", "LOAD", self.script), probe)
         consequence = self._loss.consequence
-        return Link(name, locate, timeout_s=self._timeout_s, rehearsal=rehearsal, consequence=consequence, **more)
+        more |= {"rehearsal": rehearsal, "consequence": consequence, "on_back": self._on_back}
+        return Link(name, locate, timeout_s=self._timeout_s, **more)
 
     def plan(self, subject: str, policies: Sequence[Policy]) -> _Plan:
         """Prepare the complete command of this subject's checks; see `Store.plan`.
@@ -287,6 +289,10 @@ class RedisStore:
         (reply,) = await self.link_of(key).ask(("SET", key, "1", "EX", lives_s))
         expect(reply, "SET")
 
+    def send_away(self, connection: Connection, packed: bytes) -> None:
+        """Send a command whose reply nobody waits for."""
+        connection.send(packed, NOBODY)
+
     def link_of(self, key: str) -> Link:
         """Return the way to whoever has a key."""
         del key
@@ -353,7 +359,17 @@ class RedisStore:
 
     def lose(self, plan: _Plan, waiter: Waiter, reason: str) -> None:
         """Have the loss policy decide on a check."""
-        self._loss.decide(plan, waiter, StoreUnavailable(reason))
+        try:
+            self._loss.decide(plan, waiter, StoreUnavailable(reason))
+        except Exception:
+            # A defect in one request must not take along all the others that are lost with it.
+            log.exception("a request failed when its limits could not be known")
+
+    def _on_back(self, link: Link) -> None:
+        # A Redis that has lost its data would give places away that are taken, and instances that ask nothing new
+        # would not tell it.
+        if link.live is not None:
+            self.leases.tell(link, link.live)
 
 
 def revocation_key(tag: str) -> str:

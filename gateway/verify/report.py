@@ -54,14 +54,15 @@ def conclude(
     """Judge what has been counted.
 
     Args:
-        tally: The sum.
+        tally: The sum; all that stated limits stated the same.
         outages: In their order.
         undecided_us: Instants at which requests were answered that could not be decided.
         took_s: How long requests were sent.
         is_cut: Whether all the requests allowed were sent before the time was over.
     """
     disturbed = [(outage.begin_us, outage.end_us + SETTLE_US) for outage in outages]
-    findings = tuple(judge(limit, tally.admissions, disturbed) for limit in read_policies(tally.policy))
+    limits = [limit for policy in tally.policies for limit in read_policies(policy)]
+    findings = tuple(judge(limit, tally.admissions, disturbed) for limit in limits)
     ends = [outage.begin_us for outage in outages[1:]]
     recovered_us = tuple(
         max((at for at in undecided_us if outage.end_us <= at and (next_us is None or at < next_us)), default=0)

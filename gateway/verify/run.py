@@ -100,6 +100,11 @@ class _Run:
             telling.cancel()
             hitting.cancel()
             await asyncio.gather(telling, hitting, return_exceptions=True)
+        if len(self._sum.policies) > 1:
+            raise VerifyError(
+                "the limits were not the same all the time, or on all instances, so nothing can be said: "
+                + " and ".join(sorted(self._sum.policies))
+            )
         is_cut = self._sum.asked >= self._plan.most
         result = report.conclude(self._sum, outages, self._undecided_us, took_s, is_cut=is_cut)
         if not result.findings:

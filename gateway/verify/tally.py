@@ -20,6 +20,10 @@ UNREACHABLE = "unreachable"
 """Connections that could not be made; nothing was asked on them."""
 
 
+MOST_POLICIES = 4
+"""More than one is wrong already."""
+
+
 @dataclass(slots=True)
 class Tally:
     """Counts since the last report. Instants are microseconds of the machine's monotonic clock.
@@ -30,7 +34,7 @@ class Tally:
         slowest_us: The slowest answer of each kind.
         admissions: Each request that was admitted.
         undecided_us: When the last request was answered that could not be decided; 0: none was.
-        policy: The last `RateLimit-Policy` that an answer had, or "".
+        policies: The values of `RateLimit-Policy` that answers had, `MOST_POLICIES` of them at most.
     """
 
     asked: int = 0
@@ -38,7 +42,7 @@ class Tally:
     slowest_us: dict[str, int] = field(default_factory=dict)
     admissions: list[Seen] = field(default_factory=list)
     undecided_us: int = 0
-    policy: str = ""
+    policies: set[str] = field(default_factory=set)
 
     def note(self, kind: str, sent_us: int, received_us: int) -> None:
         """Count one answer, or one that did not come in time."""
@@ -57,14 +61,15 @@ class Tally:
             self.slowest_us[kind] = max(self.slowest_us.get(kind, 0), slowest_us)
         self.admissions += other.admissions
         self.undecided_us = max(self.undecided_us, other.undecided_us)
-        self.policy = other.policy or self.policy
+        self.policies |= other.policies
 
     def to_json(self) -> str:
         """Write it on one line."""
-        return json.dumps([self.asked, self.kinds, self.slowest_us, self.admissions, self.undecided_us, self.policy])
+        policies = sorted(self.policies)
+        return json.dumps([self.asked, self.kinds, self.slowest_us, self.admissions, self.undecided_us, policies])
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
         """Read what `to_json` wrote."""
-        asked, kinds, slowest_us, admissions, undecided_us, policy = json.loads(text)
-        return cls(asked, Counter(kinds), slowest_us, [Seen(*seen) for seen in admissions], undecided_us, policy)
+        asked, kinds, slowest_us, admissions, undecided_us, policies = json.loads(text)
+        return cls(asked, Counter(kinds), slowest_us, [Seen(*seen) for seen in admissions], undecided_us, set(policies))

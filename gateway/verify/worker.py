@@ -21,7 +21,7 @@ from gateway.http1 import framing
 from gateway.http1.message import HEAD_END, MAX_HEAD_BYTES
 from gateway.http1.parser import AnswerParser
 from gateway.verify.plan import Load
-from gateway.verify.tally import ADMITTED, UNANSWERED, UNREACHABLE, Tally
+from gateway.verify.tally import ADMITTED, MOST_POLICIES, UNANSWERED, UNREACHABLE, Tally
 
 if TYPE_CHECKING:
     from gateway.http1.framing import Body
@@ -57,6 +57,7 @@ class Sender:
         self._left = load.most
         self.parser = AnswerParser()
         self.tally = Tally()
+        self.stated = HEAD_END  # the field line of the last answer that had another one; no head has this in it
         # One for all: reading the system's roots takes 30 ms.
         is_secure = any(url.startswith("https:") for url in load.urls)
         self.tls = ssl.create_default_context() if is_secure else None
@@ -94,6 +95,7 @@ class Sender:
     def _tell(self) -> None:
         _tell(self.tally.to_json())
         self.tally = Tally()
+        self.stated = HEAD_END  # the field line of the last answer that had another one; no head has this in it
 
 
 class Client(asyncio.Protocol):
@@ -216,8 +218,10 @@ class Client(asyncio.Protocol):
         tally = self._sender.tally
         refusal = _ERROR.search(block)
         tally.note(refusal[1].decode() if refusal else ADMITTED, self._sent_us, now_us())
-        if not tally.policy and (policy := _POLICY.search(block)):
-            tally.policy = policy[1].decode()
+        sender = self._sender
+        if sender.stated not in block and (stated := _POLICY.search(block)) and len(tally.policies) < MOST_POLICIES:
+            sender.stated = stated[0]
+            tally.policies.add(stated[1].decode())
 
 
 def _tell(line: str) -> None:

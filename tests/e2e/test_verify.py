@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import shlex
@@ -133,6 +134,18 @@ async def test_a_gateway_that_lets_one_too_many_through_is_found_out(
     upstream.default = Lying(kept)
     program = await verify(upstream.url.removesuffix("/v1"), "--seconds", "1500ms", *SMALL, code=code)
     assert f"verdict         {verdict}" in program.printed
+
+
+async def test_limits_that_change_are_not_judged(upstream: Upstream) -> None:
+    upstream.paths = {b"/register": REGISTERED}
+    quotas = itertools.cycle([5, 1000])
+
+    async def wavering(call: Call) -> None:
+        await answering(b"", "200 OK", f'RateLimit-Policy: "second";q={next(quotas)};w=1')(call)
+
+    upstream.default = wavering
+    program = await verify(upstream.url.removesuffix("/v1"), "--most", "50", code=1)
+    assert "the limits were not the same all the time" in program.printed
 
 
 async def test_it_asks_what_it_was_told_to_and_no_more_often(upstream: Upstream) -> None:

@@ -359,3 +359,80 @@ async def test_each_evicting_node_is_warned_of(cluster: Cluster, caplog: pytest.
     async with started(cluster):
         pass
     assert caplog.text.count("allkeys-lru") == 2
+
+
+async def test_leases_follow_their_slot_whether_anything_is_asked_or_not(cluster: Cluster) -> None:
+    source, target = cluster.masters[:2]
+    subject, slot_of = subject_of(cluster, source), f"gateway:{{{subject_of(cluster, source)}}}:"
+    key = f"{slot_of}inflight"
+    one = (parse_concurrency("1"),)
+
+    async def until_there(count: int) -> None:
+        async with asyncio.timeout(30):
+            while target.call("ZCARD", key) != count:  # noqa: ASYNC110 - an event would have to be the server's
+                await asyncio.sleep(0.01)
+
+    async with started(cluster) as busy, started(cluster) as quiet:
+        plan = quiet.plan(subject, one)
+        held = await ask(quiet, plan)
+        cluster.move_slot(key_slot(slot_of.encode()), source, target)
+        target.call("DEL", key)  # as if the lease had ended there
+        quiet.leases.renew()
+        await until_there(1)
+        assert not (await ask(busy, busy.plan(subject, one))).admitted
+        cluster.move_slot(key_slot(slot_of.encode()), target, source)
+        cluster.move_slot(key_slot(slot_of.encode()), source, target)
+        quiet.release(plan, held)
+        await until_there(0)
+        assert (await ask(busy, busy.plan(subject, one))).admitted
+
+
+async def test_a_defect_at_the_verdict_gives_back_what_was_charged_once(cluster: Cluster) -> None:
+    class Defective(Waiting):
+        """Fails when it is told that it may go on, and gives back what it holds, as an exchange does."""
+
+        verdict: Verdict | None = None
+
+        def on_verdict(self, verdict: Verdict) -> None:
+            self.verdict = verdict
+            raise RuntimeError("a defect")
+
+        def on_store_loss(self, error: StoreUnavailable) -> None:
+            assert self.verdict is not None
+            store.refund(plan, self.verdict)
+            super().on_store_loss(error)
+
+    async with started(cluster) as store:
+        plan = store.plan("abc", BOTH)
+        for _ in range(3):
+            assert (await ask(store, plan)).admitted
+        defective = Defective()
+        store.check(plan, defective)
+        with pytest.raises(StoreUnavailable):
+            await defective.future
+        await store.ping()
+        assert [standing.used for standing in await look(store, plan)] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("policy", ["allow", "local"])
+async def test_what_redis_did_not_decide_in_time_is_not_asked_a_second_time(cluster: Cluster, policy: str) -> None:
+    instances = Instances() if policy == "local" else None
+    loss = Allow() if instances is None else Local(instances, BOTH)
+    async with started(cluster, timeout_s=0.2, loss=loss, instances=instances) as store:
+        subject = subject_of(cluster, cluster.masters[0])
+        shared_link = store._owners[key_slot(b"{global}")]
+        assert shared_link is not None
+        asked = shared_link.live
+        assert asked is not None
+        for master in cluster.masters:
+            master.signal(signal.SIGSTOP)
+        try:
+            verdict = await ask(store, store.plan(subject, BOTH))
+            assert verdict.admitted
+            own_link = store._owners[key_slot(f"{{{subject}}}".encode())]
+            # The node of the shared limits was not waited for as well.
+            assert own_link is shared_link or not asked._waiting
+        finally:
+            for master in cluster.masters:
+                master.signal(signal.SIGCONT)
+        await back(store)

@@ -162,3 +162,37 @@ async def test_every_key_of_places_expires(server: RedisServer) -> None:
         for key, limit_ms in ((OWN, 25_010), (SHARED, 25_010), ("gateway:{abc}:revoked", 60_000)):
             expires: Any = server.call("PTTL", key)
             assert 0 < expires <= limit_ms
+
+
+async def test_an_instance_with_nothing_to_ask_tells_a_redis_that_lost_its_data_what_it_holds(
+    server: RedisServer,
+) -> None:
+    async with started(server) as busy, started(server) as quiet:
+        for _ in range(2):
+            assert (await ask(quiet, quiet.plan("abc", TWO))).admitted
+        server.kill()
+        for store in (busy, quiet):
+            with contextlib.suppress(StoreUnavailable):
+                await store.ping()
+        server.start()
+        for store in (busy, quiet):
+            assert store.link._recovery is not None
+            await store.link._recovery
+        await quiet.ping()
+        assert not (await ask(busy, busy.plan("abc", TWO))).admitted
+        assert (held(server), held(server, SHARED)) == (2, 2)
+
+
+async def test_what_only_a_shadow_let_pass_keeps_no_renewal_from_the_others(server: RedisServer) -> None:
+    async with started(server) as store:
+        shadowed = store.plan("abc", [parse_concurrency("1;shadow")])
+        one, other = await ask(store, shadowed), await ask(store, shadowed)
+        assert (one.shadowed, other.shadowed) == (0, 1)
+        server.call("DEL", OWN)
+        store.leases.renew()
+        await store.ping()
+        assert held(server) == 1
+        for verdict in (one, other):
+            store.release(shadowed, verdict)
+        await store.ping()
+        assert held(server) == 0

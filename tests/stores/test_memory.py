@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from gateway.limits import parse_limits
 from gateway.stores.memory import MemoryStore
 from tests.kit.rule import S, T
@@ -94,3 +96,23 @@ async def test_the_default_clock_counts_microseconds() -> None:
     assert first.at_us <= second.at_us <= third.at_us < first.at_us + 60 * S
     await store.start()
     await store.close()
+
+
+@pytest.mark.parametrize("text", ["60/minute,10/second", "10/second,60/minute", "3/second,5/minute"])
+def test_who_was_idle_is_charged_under_every_limit(text: str) -> None:
+    policies = parse_limits(text)
+    for idle_s in (3, 125, 4000):
+        clock, waiter = Clock(), Verdicts()
+        store = MemoryStore(clock)
+        plan = store.plan("abc", policies)
+        store.check(plan, waiter)
+        clock.now_us += idle_s * S
+        admitted_us: list[int] = []
+        for _ in range(600):
+            store.check(plan, waiter)
+            if waiter.all[-1].admitted:
+                admitted_us.append(clock.now_us)
+            clock.now_us += S // 50
+        for policy in policies:
+            ends = [moment_us + policy.window_us for moment_us in admitted_us]
+            assert max(sum(end - policy.window_us <= at < end for at in admitted_us) for end in ends) <= policy.quota

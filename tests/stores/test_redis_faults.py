@@ -276,3 +276,28 @@ async def test_a_redis_that_is_not_there_fails_the_start(server: RedisServer) ->
     server.kill()
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
         await RedisStore(server.address, timeout_s=TIMEOUT_S).start()
+
+
+@pytest.mark.parametrize("how", ["silence", "loss"])
+async def test_a_defect_in_one_request_takes_no_other_along_that_is_lost_with_it(server: RedisServer, how: str) -> None:
+    class Defective(Waiting):
+        def on_store_loss(self, error: StoreUnavailable) -> None:
+            super().on_store_loss(error)
+            raise RuntimeError("a defect")
+
+    store = RedisStore(server.address, timeout_s=0.05 if how == "silence" else TIMEOUT_S)
+    await store.start()
+    plan = store.plan("abc", PLENTY)
+    server.signal(signal.SIGSTOP)
+    waiting = [Defective(), Waiting(), Waiting()]
+    for waiter in waiting:
+        store.check(plan, waiter)
+    if how == "loss":
+        await asyncio.sleep(0)
+        server.kill()
+    for waiter in waiting:
+        with pytest.raises(StoreUnavailable):
+            await waiter.future
+    if how == "silence":
+        server.signal(signal.SIGCONT)
+    await store.close()

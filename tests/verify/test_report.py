@@ -13,7 +13,7 @@ SECOND_US = 1_000_000
 
 
 def tally(*bursts_us: int, each: int, refused: int = 7) -> Tally:
-    made = Tally(policy='"second";q=3;w=1')
+    made = Tally(policies={'"second";q=3;w=1'})
     for at_us in bursts_us:
         for _ in range(each):
             made.note("admitted", at_us, at_us + 2000)

@@ -1,0 +1,107 @@
+"""A check of limits in two slots of a cluster: one after the other, and what the first charged is given back.
+
+Until it is given back it counts, so no limit is ever exceeded; a request may be refused that would have passed
+otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from gateway.stores import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.errors import StoreUnavailable
+    from gateway.limits import Policy
+    from gateway.stores import Waiter
+    from gateway.stores.cluster import ClusterStore
+    from gateway.stores.redis import _Plan
+
+
+class TwoPlans:
+    """The plans of a subject whose limits are in two slots.
+
+    Args:
+        own: For the limits of the subject's own, and its revocation.
+        shared: For those that count for all subjects.
+        policies: All of them, in the order that verdicts count.
+    """
+
+    __slots__ = ("own", "own_at", "shared", "shared_at")
+
+    def __init__(self, own: _Plan, shared: _Plan, policies: Sequence[Policy]) -> None:
+        self.own = own
+        self.shared = shared
+        self.own_at = [index for index, policy in enumerate(policies) if not policy.shared]
+        self.shared_at = [index for index, policy in enumerate(policies) if policy.shared]
+
+
+class TwoVerdicts(Verdict):
+    """What both steps together decided; `refund` and `release` need what each did.
+
+    Attributes:
+        own: The first step's verdict, as its plan counts.
+        shared: The second step's.
+    """
+
+    own: Verdict
+    shared: Verdict
+
+    @classmethod
+    def joined(cls, plans: TwoPlans, own: Verdict, shared: Verdict) -> Self:
+        """Put two verdicts together that both admit."""
+        first, second = placed(own, plans.own_at), placed(shared, plans.shared_at)
+        limited = [one for one in (first, second) if one.policy >= 0]
+        nearest = min(limited, key=lambda one: (one.remaining, one.policy), default=first)
+        shadowed = first.shadowed | second.shadowed
+        verdict = cls(*nearest._replace(shadowed=shadowed, lease=own.lease or shared.lease))
+        verdict.own, verdict.shared = own, shared
+        return verdict
+
+
+class TwoSteps:
+    """One check on its way through both plans; the `Waiter` of either step."""
+
+    __slots__ = ("_own", "_plans", "_store", "_waiter")
+
+    def __init__(self, store: ClusterStore, plans: TwoPlans, waiter: Waiter) -> None:
+        self._store = store
+        self._plans = plans
+        self._waiter = waiter
+        self._own: Verdict | None = None
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        """Go on to the second step, or tell the outcome."""
+        plans, own = self._plans, self._own
+        if own is None:
+            if not verdict.admitted:
+                self._waiter.on_verdict(placed(verdict, plans.own_at))
+                return
+            self._own = verdict
+            if verdict.at_us > 0:
+                self._store.check_one(plans.shared, self)
+            else:  # Redis did not decide: it has been waited for already
+                self._store.lose(plans.shared, self, "Redis did not answer to the check before.")
+            return
+        self._own = None  # from here on it is the waiter's, or is given back
+        if verdict.admitted:
+            self._waiter.on_verdict(TwoVerdicts.joined(plans, own, verdict))
+        else:
+            self._store.refund(plans.own, own)
+            self._waiter.on_verdict(placed(verdict, plans.shared_at))
+
+    def on_store_loss(self, error: StoreUnavailable) -> None:
+        """Give back what the first step charged."""
+        own, self._own = self._own, None
+        if own is not None:
+            self._store.refund(self._plans.own, own)
+        self._waiter.on_store_loss(error)
+
+
+def placed(verdict: Verdict, indexes: Sequence[int]) -> Verdict:
+    """Return a verdict of one plan with its policies counted as in both."""
+    shadowed = sum(1 << place for bit, place in enumerate(indexes) if verdict.shadowed >> bit & 1)
+    policy = verdict.policy if verdict.policy < 0 else indexes[verdict.policy]
+    return verdict._replace(policy=policy, shadowed=shadowed)
