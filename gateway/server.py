@@ -23,6 +23,7 @@ from gateway.proxy.dial import Dialer
 from gateway.proxy.pool import UpstreamPool
 from gateway.proxy.target import TargetRoute
 from gateway.stores.memory import MemoryStore
+from gateway.tally import Tally
 from gateway.tokens import TokenSigner
 
 if TYPE_CHECKING:
@@ -45,11 +46,15 @@ class Gateway:
     Args:
         config: What it does. `gateway_listen` is a free port of 127.0.0.1 unless it says otherwise.
         sockets: Listening stream sockets to accept from in place of `gateway_listen`; the gateway closes them.
+
+    Attributes:
+        tally: What became of the requests so far.
     """
 
     def __init__(self, config: Config, *, sockets: Sequence[socket.socket] = ()) -> None:
         self._settings: Settings = config.settings
         self._sockets = sockets
+        self.tally = Tally()
         self._listener: Listener | None = None
         self._store: Store | None = None
         self._context: ProxyContext | None = None
@@ -81,6 +86,7 @@ class Gateway:
                 route=TargetRoute(settings.target),
                 pool=pool,
                 endpoint=Endpoints(admission, store, settings.admin_key, lambda: context.draining),
+                tally=self.tally,
             )
             self._context = context
             clock.watched.add(pool)

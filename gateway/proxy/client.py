@@ -271,6 +271,7 @@ class ClientConnection(asyncio.Protocol):
         self, error: GatewayError, head: RequestHead | None, *, keep_alive: bool, limit_lines: bytes = b""
     ) -> None:
         """Send an error answer, and end the exchange; the connection too, where what follows cannot be trusted."""
+        self._context.tally.on_error(error.status)
         answer = (error.status, writer.error_fields(error), writer.problem(error))
         self.answer(answer, head, keep_alive=keep_alive and not error.closes, limit_lines=limit_lines)
 

@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from gateway.tally import Tally
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -41,6 +43,7 @@ class ProxyContext:
     pool: UpstreamPool
     endpoint: Endpoint
     connections: set[ClientConnection] = field(default_factory=set)
+    tally: Tally = field(default_factory=Tally)
     draining: bool = False
     emptied: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last connection has ended."""

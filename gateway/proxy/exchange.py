@@ -229,6 +229,7 @@ class Exchange:
         if not head.upgrade or not head.upgrade <= self._head.upgrade:
             self._refuse(UpstreamProtocolError("The upstream switched protocols unasked."))
             return
+        self._context.tally.passed += 1
         # Of the gateway's own share, what follows is not worth a second look at the time.
         timing = _TIMING % (self._own_s * 1e3, (perf_counter() - self._lap_began_s) * 1e3)
         self._context.route.hide_key(head)
@@ -341,6 +342,7 @@ class Exchange:
 
     def on_client_lost(self) -> None:
         """The client hung up: what the upstream still makes of it would be paid for and read by nobody."""
+        self._context.tally.on_cut(passed=self.answer_started and not self._over)
         self._end()
 
     def on_deadline(self) -> None:
@@ -358,12 +360,11 @@ class Exchange:
         if self.answer_started:
             self._abort()
             return
-        limit_lines = b""
-        if self._subject is not None and self._verdict is not None:
-            limit_lines = self._subject.limit_lines(self._verdict)
-        keep_alive = self._keep_alive and self.request_done
+        limit_lines = self._subject.limit_lines(self._verdict) if self._subject and self._verdict else b""
         self._end()
-        self._client.refuse(error, self._head, limit_lines=limit_lines, keep_alive=keep_alive)
+        self._client.refuse(
+            error, self._head, limit_lines=limit_lines, keep_alive=self._keep_alive and self.request_done
+        )
 
     def _abort(self) -> None:
         """End both connections so that a cut answer cannot look whole."""
@@ -374,6 +375,7 @@ class Exchange:
 
     def _finish(self) -> None:
         """The answer is written: give the upstream back, and let the client connection go on."""
+        self._context.tally.passed += 1
         upstream = self._upstream
         if upstream is not None and upstream.reusable and self.request_done:
             self._over = True
