@@ -25,7 +25,7 @@ FINE, FAILURE, USAGE = 0, 1, 2
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it; `serve` handles the signal itself and ends with 0."""
 
-_LATER = frozenset({"token", "usage", "run", "ledger", "reconcile", "simulate"})
+_LATER = frozenset({"token", "usage", "ledger", "reconcile", "simulate"})
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (where a check connects, not a listener)
 
 _SECRETS_HELP = (
@@ -79,15 +79,25 @@ def _parse(words: list[str]) -> argparse.Namespace:
         raise ConfigError(
             words[0],
             "this command is not available yet",
-            "serve, check-config, healthcheck, demo or verify",
+            "serve, run, check-config, healthcheck, demo or verify",
             "gateway demo",
         )
     parser = _parser()
+    words, ran = _split(words)
     options, unknown = parser.parse_known_args(words)
+    options.ran = ran
     if unknown:
         name = unknown[0].partition("=")[0]
         parser.error(f"unknown option {name}" if name.startswith("--") else "unexpected argument")
     return options
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Cut off what `run` runs: argparse would take its options for the gateway's."""
+    if words[0] != "run" or "--" not in words:
+        return words, []
+    at = words.index("--")
+    return words[:at], words[at + 1 :]
 
 
 def _parser() -> _Parser:
@@ -107,6 +117,7 @@ def _parser() -> _Parser:
 
     for name, run, summary in (
         ("serve", _serve, "run in the foreground until SIGTERM or SIGINT (the default command)"),
+        ("run", _run, "run a command behind a gateway of its own: gateway run [settings] -- COMMAND ..."),
         ("check-config", _check_config, "validate the configuration and print what it resolves to"),
     ):
         _add_settings(command(name, run, summary, _SECRETS_HELP))
@@ -170,6 +181,16 @@ def _serve(options: argparse.Namespace) -> int:
     from gateway.workers import serve  # loads the server
 
     return serve(config)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if not options.ran or not options.ran[0]:
+        raise ConfigError("run", "has nothing to run", "a command behind --", "gateway run -- python app.py")
+    options.gateway_listen = "127.0.0.1:0"
+    config = _load(options)
+    from gateway.running import run_command  # loads the server
+
+    return run_command(config, options.ran)
 
 
 def _check_config(options: argparse.Namespace) -> int:

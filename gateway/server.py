@@ -46,11 +46,15 @@ class Gateway:
     Args:
         config: What it does. `gateway_listen` is a free port of 127.0.0.1 unless it says otherwise.
         sockets: Listening stream sockets to accept from in place of `gateway_listen`; the gateway closes them.
+
+    Attributes:
+        metrics: What became of the requests so far.
     """
 
     def __init__(self, config: Config, *, sockets: Sequence[socket.socket] = ()) -> None:
         self._settings: Settings = config.settings
         self._sockets = sockets
+        self.metrics = Metrics()
         self._listener: Listener | None = None
         self._store: Store | None = None
         self._context: ProxyContext | None = None
@@ -73,7 +77,6 @@ class Gateway:
             admission = Admission(
                 store, signer, settings.limits, settings.common_limits, settings.token_ttl_s, shadow=settings.shadow
             )
-            metrics = Metrics()
             clock = Clock(loop)
             tls, upstream_tls = self._read_certificates(clock)
             self._dialer = Dialer(settings.target, upstream_tls)
@@ -86,8 +89,8 @@ class Gateway:
                 admission=admission,
                 route=TargetRoute(settings.target),
                 pool=pool,
-                endpoint=Endpoints(admission, store, metrics, settings.admin_key, lambda: context.draining),
-                metrics=metrics,
+                endpoint=Endpoints(admission, store, self.metrics, settings.admin_key, lambda: context.draining),
+                metrics=self.metrics,
             )
             self._context = context
             clock.watched.add(pool)

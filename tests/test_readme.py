@@ -29,6 +29,7 @@ import pytest
 from gateway import errors
 from gateway.config import SETTINGS, Config, load
 from gateway.config.loading import DEFAULT_LISTEN
+from gateway.running import environment as environment_of
 from tests.kit.printed import printed as record
 from tests.kit.redis import running_redis
 
@@ -47,7 +48,7 @@ DOCUMENTS = {
 TIMEOUT_S = 20.0
 
 DEMO = "$ ./tools/run demo"
-SERVE = "TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… ./tools/run"
+SERVE = "TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… ./tools/run\n"
 REGISTER = "TOKEN=$(curl -s -X POST http://127.0.0.1:3000/register"
 OPENAI = "import os"
 SERVE_ANTHROPIC = "TARGET_API_URL=https://api.anthropic.com TARGET_API_KEY=sk-ant-…"
@@ -60,6 +61,7 @@ LIMITS_ALONE = "import asyncio\n\nfrom gateway import Admission"
 HEALTHCHECK = "./tools/run healthcheck"
 VERIFY = "./tools/run verify"
 PROOF = "$ python -m perf.proof"
+RUN_COMMAND = "TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… ./tools/run run -- "
 RUN = (
     DEMO,
     SERVE,
@@ -75,6 +77,7 @@ RUN = (
     HEALTHCHECK,
     VERIFY,
     PROOF,
+    RUN_COMMAND,
 )
 
 PIP = "pip install ."
@@ -424,6 +427,23 @@ def test_the_health_check(gateway: str, tmp_path: Path) -> None:
     assert run_sh(runnable(block(HEALTHCHECK)), cwd=tmp_path, GATEWAY_LISTEN=urlsplit(gateway).netloc) == ""
 
 
+def test_one_command(api: Api, tmp_path: Path) -> None:
+    app = block(OPENAI).replace('base_url="http://127.0.0.1:3000/api", api_key=os.environ["TOKEN"]', "")
+    (tmp_path / "app.py").write_text(app, encoding="utf-8")
+    assert run_sh(runnable(block(RUN_COMMAND), api=api.url), cwd=tmp_path) == "Hello.\n"
+    line, fields, _ = api.requests[-1]
+    assert line == "POST /v1/chat/completions HTTP/1.1"
+    assert fields.get_all("Authorization") == ["Bearer sk-real-key"]
+
+
+def test_one_commands_addresses_are_as_the_table_says() -> None:
+    for target, *addresses in rows("One command"):
+        url = names(target)[0].replace("HOST", "api.example").replace("…", "some") if "`" in target else "http://h/x"
+        made = environment_of({}, Config(target_api_url=url), "http://127.0.0.1:PORT", "token")
+        wanted = (made["GATEWAY_URL"], made["OPENAI_BASE_URL"], made["ANTHROPIC_BASE_URL"])
+        assert tuple(names(cell)[0] for cell in addresses) == wanted
+
+
 def test_pip_has_what_it_installs() -> None:
     """Checked otherwise: installing takes an index and half a minute; CI's tools/test does it."""
     assert block(PIP).splitlines() == ["pip install .", "gateway demo"]
@@ -504,7 +524,7 @@ def test_the_error_table_has_every_error() -> None:
 def test_the_commands_are_those_of_the_program(tmp_path: Path) -> None:
     printed = run([sys.executable, "-m", "gateway", "--help"], cwd=tmp_path)
     commands = set(re.findall(r"^    (\S+)", printed, re.MULTILINE)) - {"COMMAND"}
-    documented = {name for row in rows("Commands") for name in re.findall(r"`gateway ([a-z][a-z-]*)`", row[0])}
+    documented = {name for row in rows("Commands") for name in re.findall(r"`gateway ([a-z][a-z-]*)[` ]", row[0])}
     assert documented == commands
 
 

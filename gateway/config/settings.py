@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from dataclasses import InitVar, dataclass, field, replace
@@ -164,6 +165,13 @@ class Config:
 
     def __post_init__(self, spelled: Mapping[str, Spelling] | None) -> None:
         object.__setattr__(self, "settings", _compile(_Reader(self, spelled or {})))
+
+    def at_prefix(self, prefix: bytes) -> Config:
+        """Return the same configuration, with its target under another path prefix than `/api`."""
+        changed = copy.copy(self)
+        target = replace(self.settings.target, prefix=prefix)
+        object.__setattr__(changed, "settings", replace(self.settings, target=target))
+        return changed
 
 
 class _Reader:

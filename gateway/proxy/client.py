@@ -275,6 +275,7 @@ class ClientConnection(asyncio.Protocol):
         self, error: GatewayError, head: RequestHead | None, *, keep_alive: bool, limit_lines: bytes = b""
     ) -> None:
         """Send an error answer, and end the exchange; the connection too, where what follows cannot be trusted."""
+        self._context.metrics.on_error(error.status)
         if isinstance(error, RateLimited):
             context = self._context
             keep_alive = keep_alive and not context.draining

@@ -224,6 +224,7 @@ class Exchange:
         if not head.upgrade or not head.upgrade <= self._head.upgrade:
             self._refuse(UpstreamProtocolError("The upstream switched protocols unasked."))
             return
+        self._context.metrics.passed += 1
         # Of the gateway's own share, what follows is not worth a second look at the time.
         timing = writer.TIMING % (self._own_s * 1e3, (perf_counter() - self._lap_began_s) * 1e3)
         self._context.route.hide_key(head)
@@ -336,6 +337,7 @@ class Exchange:
 
     def on_client_lost(self) -> None:
         """The client hung up: what the upstream still makes of it would be paid for and read by nobody."""
+        self._context.metrics.on_cut(passed=self.answer_started and not self._over)
         self._end()
 
     def on_deadline(self) -> None:
@@ -356,9 +358,10 @@ class Exchange:
         limit_lines = subject.limit_lines(verdict) if subject is not None and verdict is not None else b""
         if subject is not None and error.denies:
             self._context.metrics.on_denied(subject.id, error, is_retry=fields.is_retry(self._head))
-        keep_alive = self._keep_alive and self.request_done
         self._end()
-        self._client.refuse(error, self._head, limit_lines=limit_lines, keep_alive=keep_alive)
+        self._client.refuse(
+            error, self._head, limit_lines=limit_lines, keep_alive=self._keep_alive and self.request_done
+        )
 
     def _abort(self) -> None:
         """End both connections so that a cut answer cannot look whole."""
@@ -369,6 +372,7 @@ class Exchange:
 
     def _finish(self) -> None:
         """The answer is written: give the upstream back, and let the client connection go on."""
+        self._context.metrics.passed += 1
         upstream = self._upstream
         if upstream is not None and upstream.reusable and self.request_done:
             self._over = True
