@@ -6,8 +6,9 @@ used, `release` says that a request is over. The store calls back; see `stores.W
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.errors import ConcurrencyLimited, RateLimited, TokenExpired, TokenInvalid, TokenMissing, TokenRevoked
 from gateway.limits import Kind, parse_limits
@@ -191,7 +192,7 @@ class Admission:
 
         Args:
             token_id: Its id.
-            until_s: When it would expire, in seconds since the epoch; None: never.
+            until_s: When it would expire, in seconds since the epoch; None: as the register has it, or never.
             now_s: Seconds since the epoch.
 
         Raises:
@@ -200,6 +201,9 @@ class Admission:
         """
         check_subject(token_id)
         self._remember_revoked(token_id)
+        if until_s is None:
+            known = [one["expires_at"] for one in await self.tokens() if one["id"] == token_id]
+            until_s = known[0] if known else None
         lives_s = FOR_EVER_S if until_s is None else max(int(until_s - now_s) + 1, 1)
         await self._store.revoke(token_id, lives_s)
 
@@ -235,7 +239,34 @@ class Admission:
             expires_at_s=int(now_s) + lifetime_s if lifetime_s else None,
             limits=None if limits is None else tuple(limits),
         )
-        return self._signer.issue(claims), claims
+        token = self._signer.issue(claims)
+        self._note(claims)
+        return token, claims
+
+    async def tokens(self) -> list[dict[str, Any]]:
+        """List the tokens that the store's register knows and that have not ended, those that end last first.
+
+        It knows those that were issued by a gateway on this store, and those issued elsewhere from their first use on.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+        noted = await self._store.noted()
+        listed: list[dict[str, Any]] = [json.loads(line) for line in noted.lines]
+        for one in listed:
+            one["revoked"] = one["id"] in noted.revoked
+        return listed
+
+    def _note(self, claims: Claims) -> None:
+        """Let the register know of a token. The line is the same whoever writes it: a token has one."""
+        line = {
+            "id": claims.id,
+            "name": claims.name,
+            "issued_at": claims.issued_at_s,
+            "expires_at": claims.expires_at_s,
+        }
+        ends_s = claims.issued_at_s + FOR_EVER_S if claims.expires_at_s is None else claims.expires_at_s
+        self._store.note(json.dumps(line, separators=(",", ":")), ends_s)
 
     def _remember(self, token: bytes, claims: Claims) -> Subject:
         limits = self._limits
@@ -253,6 +284,7 @@ class Admission:
         if claims.id in self._revoked:
             subject.expires_at_s = _ENDED
         self._subjects[token] = subject
+        self._note(claims)
         return subject
 
     def _remember_revoked(self, token_id: str) -> None:

@@ -54,6 +54,7 @@ SERVE_ANTHROPIC = "TARGET_API_URL=https://api.anthropic.com TARGET_API_KEY=sk-an
 MESSAGES = "curl http://127.0.0.1:3000/api/v1/messages"
 FROM_FILE = "TARGET_API_KEY=sk-… ./tools/run check-config --config gateway.toml"
 REGISTER_AS_ADMIN = 'curl -X POST http://127.0.0.1:3000/register -H "Authorization: Bearer $ADMIN_KEY"'
+TOKENS = "TOKEN=$(./tools/run token issue"
 INSTANCES = "export TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… REDIS_URL=redis://"
 LIBRARY = "import asyncio\nimport os"
 LIMITS_ALONE = "import asyncio\n\nfrom gateway import Admission"
@@ -69,6 +70,7 @@ RUN = (
     MESSAGES,
     FROM_FILE,
     REGISTER_AS_ADMIN,
+    TOKENS,
     INSTANCES,
     LIBRARY,
     LIMITS_ALONE,
@@ -356,6 +358,17 @@ def test_registering_as_admin(api: Api, tmp_path: Path) -> None:
     assert dict(fields)["RateLimit-Policy"] == '"second";q=10;w=1, "day";q=500;w=86400'
 
 
+def test_tokens_on_the_command_line(api: Api, tmp_path: Path) -> None:
+    key = "an-admin-key-of-32-characters-or-more"
+    with serving(runnable(block(SERVE), api=api.url), tmp_path, ADMIN_KEY=key) as ((url,), _):
+        here = {"ADMIN_KEY": key, "GATEWAY_LISTEN": url.removeprefix("http://")}
+        printed = run_sh(runnable(block(TOKENS)), cwd=tmp_path, **here)
+        assert re.search(r"^limits +10/second, 500/day$", printed, re.MULTILINE)
+        (token_id,) = re.findall(r"^revoked (\S+)$", printed, re.MULTILINE)
+        (listed,) = json.loads(request(url, "GET", "/admin/tokens", key)[2])["tokens"]
+        assert (listed["id"], listed["name"], listed["revoked"]) == (token_id, "nightly", True)
+
+
 def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
     with running_redis() as redis:
         script = runnable(block(INSTANCES), api=api.url).replace("redis://127.0.0.1:6379/0", redis.url)
@@ -364,7 +377,7 @@ def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
             "GLOBAL_RATE_LIMIT": "100,100/hour;bucket",
             "ON_STORE_LOSS": "local",
         }
-        with serving(script, tmp_path, instances=2, ON_STORE_LOSS="local", **limits) as ((first, second), _):
+        with serving(script, tmp_path, instances=2, **limits) as ((first, second), _):
             token = register(first)
             assert request(first, "GET", "/api/models", token["token"])[0] == 200
             assert request(second, "GET", "/api/models", token["token"])[0] == 429
@@ -379,6 +392,7 @@ def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
         passing = {"gateway:{global}:probe", "gateway:{global}:verify"}
         # Nothing is in flight any more, nobody is revoked, and this is no cluster.
         absent = {"gateway:{TOKEN_ID}:inflight", "gateway:{global}:inflight", "gateway:{TOKEN_ID}:revoked"}
+        absent.add("gateway:{global}:tokens-revoked")
         assert spelled | passing | absent | {"gateway:{probe-N}:probe"} == documented
         for key in keys - passing:
             left_s = lives_s[key]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from gateway.errors import StoreUnavailable
     from gateway.limits import Policy
+    from gateway.stores.lines import Noted
 
 UNCHECKED: Final = -3
 """`Verdict.policy` of an admission that no limit was asked about."""
@@ -118,6 +119,23 @@ class Store(Protocol):
         Raises:
             ValueError: The subject is not one that limits can be counted for (`Policy.owner`).
             StoreUnavailable: The store did not take it in.
+        """
+        ...
+
+    def note(self, line: str, ends_s: int) -> None:
+        """Note a token in the register, for people to look at, as far as that is possible just now.
+
+        Args:
+            line: What is known of it; the same line again is no other.
+            ends_s: When it is of no interest any more, in seconds since the epoch.
+        """
+        ...
+
+    async def noted(self) -> Noted:
+        """Return what the register knows, and which tokens are revoked.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
         """
         ...
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from gateway.limits.policy import MAX_QUOTA, SEGMENTS, Kind, check_subject
 from gateway.stores import REVOKED, Standing, Verdict
 from gateway.stores.counters import BucketCounter, PlacesCounter, WindowCounter
+from gateway.stores.lines import MemoryLines, Noted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,13 +82,14 @@ class MemoryStore:
         now_us: The clock that limits are measured with, in microseconds.
     """
 
-    __slots__ = ("_counters", "_leases", "_now_us", "_revoked", "_to_purge")
+    __slots__ = ("_counters", "_leases", "_lines", "_now_us", "_revoked", "_to_purge")
 
     def __init__(self, now_us: Callable[[], int] = monotonic_us) -> None:
         self._now_us = now_us
         self._counters: dict[str, Counter] = {}
         self._to_purge: deque[tuple[str, int]] = deque()
         self._leases = count(1)
+        self._lines = MemoryLines()
         self._revoked: dict[str, int] = {}  # until when, in microseconds
 
     def plan(self, subject: str, policies: Sequence[Policy]) -> _Plan:
@@ -155,6 +157,15 @@ class MemoryStore:
         now_us = self._now_us()
         self._revoked = {one: until_us for one, until_us in self._revoked.items() if until_us > now_us}
         self._revoked[subject] = now_us + lives_s * 1_000_000
+
+    def note(self, line: str, ends_s: int) -> None:
+        """Note a token in the register; see `Store.note`."""
+        self._lines.note(line, ends_s)
+
+    async def noted(self) -> Noted:
+        """Return what the register knows, and which tokens are revoked."""
+        now_us = self._now_us()
+        return Noted(self._lines.lines(), frozenset(one for one, until in self._revoked.items() if until > now_us))
 
     def at_least(self, plan: Plan, index: int, used: int, at_us: int) -> None:
         """See to it that a limit counts no less than is known from elsewhere.

@@ -21,6 +21,7 @@ from gateway.stores.address import SentinelAddress
 from gateway.stores.fallback import Deny
 from gateway.stores.leases import Leases
 from gateway.stores.link import NOBODY, Link, at, error_code, expect, pack
+from gateway.stores.register import RedisLines
 from gateway.stores.sentinel import find_master
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from gateway.stores.address import RedisAddress
     from gateway.stores.fallback import LossPolicy
     from gateway.stores.instances import Instances
+    from gateway.stores.lines import Noted
     from gateway.stores.link import Command, Locate
     from gateway.stores.pipeline import Connection
 
@@ -184,7 +186,7 @@ class RedisStore:
         lease_us: How long a place in flight is held without being renewed, in microseconds.
     """
 
-    __slots__ = ("_instances", "_loss", "_timeout_s", "lease_us", "leases", "link", "script", "script_sha")
+    __slots__ = ("_instances", "_lines", "_loss", "_timeout_s", "lease_us", "leases", "link", "script", "script_sha")
 
     def __init__(
         self,
@@ -206,6 +208,7 @@ class RedisStore:
         self.link = self._link(str(address), locate, moves=isinstance(address, SentinelAddress))
         self.lease_us = lease_us
         self.leases = Leases(self.link_of, lease_us, renew_script)
+        self._lines = RedisLines(self.link_of)
 
     def _link(self, name: str, locate: Locate, *, probe_tag: str = _PROBE_TAG, **more: Any) -> Link:  # noqa: ANN401
         """Return a link that is not started yet; see `Link`."""
@@ -286,6 +289,15 @@ class RedisStore:
         key = revocation_key(subject)
         (reply,) = await self.link_of(key).ask(("SET", key, "1", "EX", lives_s))
         expect(reply, "SET")
+        await self._lines.note_revoked(subject, lives_s)
+
+    def note(self, line: str, ends_s: int) -> None:
+        """Note a token in the register; see `Store.note`."""
+        self._lines.note(line, ends_s)
+
+    async def noted(self) -> Noted:
+        """Return what the register knows; see `Store.noted`."""
+        return await self._lines.noted()
 
     def link_of(self, key: str) -> Link:
         """Return the way to whoever has a key."""
