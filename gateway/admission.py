@@ -46,12 +46,15 @@ class Subject:
         plan: The store's preparation of them.
     """
 
-    __slots__ = ("_lines", "claims", "expires_at_s", "id", "is_special", "plan", "policies")
+    __slots__ = ("_lines", "claims", "expires_at_s", "id", "is_special", "plan", "policies", "scope")
 
     def __init__(self, claims: Claims, policies: Sequence[Policy], plan: Plan) -> None:
         self.claims = claims
         self.id = claims.id
         self.expires_at_s = float("inf") if claims.expires_at_s is None else claims.expires_at_s
+        scope = claims.scope()
+        self.scope = scope if scope.is_narrow else None
+        """What the token may be used for; None: anything. To be checked before its limits are."""
         self.plan = plan
         self.policies = policies
         # Whether its verdicts may have a lease or shadows: whoever is in a hurry need not look for them else.
@@ -214,6 +217,9 @@ class Admission:
         name: str | None = None,
         limits: Sequence[str] | None = None,
         ttl_s: int | None = None,
+        targets: Sequence[str] | None = None,
+        methods: Sequence[str] | None = None,
+        paths: Sequence[str] | None = None,
     ) -> tuple[str, Claims]:
         """Make a new token.
 
@@ -222,12 +228,15 @@ class Admission:
             name: For people.
             limits: In `RATE_LIMIT`'s grammar; they stand in for the gateway's own. None: the gateway's.
             ttl_s: How long it is good, in seconds; 0: without end; None: `TOKEN_TTL`.
+            targets: The targets that it is for, by their names; None: all. As for the two below, see `Scope`.
+            methods: The methods that it allows.
+            paths: Prefixes of the paths that it allows, under the target's own prefix.
 
         Returns:
             The token and what it says.
 
         Raises:
-            ValueError: A limit or the name is not one that a token may have.
+            ValueError: Something is not as a token may have it.
         """
         if limits is not None:
             parse_limits(",".join(limits))
@@ -238,6 +247,9 @@ class Admission:
             issued_at_s=int(now_s),
             expires_at_s=int(now_s) + lifetime_s if lifetime_s else None,
             limits=None if limits is None else tuple(limits),
+            targets=None if targets is None else tuple(targets),
+            methods=None if methods is None else tuple(methods),
+            paths=None if paths is None else tuple(paths),
         )
         token = self._signer.issue(claims)
         self._note(claims)

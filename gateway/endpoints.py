@@ -28,7 +28,11 @@ Answer = tuple[int, list[tuple[str, str]], bytes]
 _JSON: Final = ("Content-Type", "application/json")
 _NO_STORE: Final = ("Cache-Control", "no-store")
 _TOKENS: Final = b"/admin/tokens/"
-_REGISTER_TAKES: Final = 'an object with any of "name" (text), "ttl" ("30d") and "limits" (["60/minute"])'
+_LISTS: Final = ("limits", "targets", "methods", "paths")
+_REGISTER_TAKES: Final = (
+    'an object with any of "name" (text), "ttl" ("30d"), "limits" (["60/minute"]), "targets" (["api"]), '
+    '"methods" (["GET"]) and "paths" (["/models"])'
+)
 
 
 class Endpoints:
@@ -198,15 +202,17 @@ def _read_wishes(body: bytes) -> dict[str, Any]:
         return {}
     try:
         wishes = json.loads(body)
-        if not isinstance(wishes, dict) or not wishes.keys() <= {"name", "ttl", "limits"}:
+        if not isinstance(wishes, dict) or not wishes.keys() <= {"name", "ttl", *_LISTS}:
             raise TypeError
-        name, ttl, limits = wishes.get("name"), wishes.get("ttl"), wishes.get("limits")
+        name, ttl = wishes.get("name"), wishes.get("ttl")
+        lists = {one: wishes.get(one) for one in _LISTS}
         if name is not None and not isinstance(name, str):
             raise TypeError
-        if limits is not None and not (isinstance(limits, list) and all(isinstance(one, str) for one in limits)):
-            raise TypeError
+        for texts in lists.values():
+            if texts is not None and not (isinstance(texts, list) and all(isinstance(one, str) for one in texts)):
+                raise TypeError
         if isinstance(ttl, bool) or not isinstance(ttl, str | int | None):
             raise TypeError
-        return {"name": name, "limits": limits, "ttl_s": None if ttl is None else lifetime_s(str(ttl)) or 0}
+        return {"name": name, **lists, "ttl_s": None if ttl is None else lifetime_s(str(ttl)) or 0}
     except (TypeError, ValueError, RecursionError):
         raise BadRequest(f"The body is not {_REGISTER_TAKES}.") from None

@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import sys
 import time
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from gateway.admission import Admission
 from gateway.config.values import lifetime_s, quoted
 from gateway.errors import ConfigError, GatewayError, TokenError
 from gateway.limits import parse_limits
+from gateway.scope import Scope
 from gateway.stores.choice import make_store
 from gateway.stores.memory import MemoryStore
 from gateway.tokens import SECRET_MIN_BYTES, Claims, TokenSigner, claims_in
@@ -36,6 +38,7 @@ ASK_TIMEOUT_S: Final = 10.0
 """Longer than a gateway waits for its Redis, shorter than a person does."""
 MAX_STDIN_BYTES: Final = 64 * 1024
 
+_CUT: Final = re.compile(r"[;,] e\.g\. ")
 _TAKES: Final = "a token, its id, or '-' to read it from stdin"
 
 
@@ -85,15 +88,28 @@ async def _issue(options: argparse.Namespace, settings: Settings, local_url: str
 
 def _wishes(options: argparse.Namespace) -> dict[str, Any]:
     """Return what a token is to be like; nothing that was not asked for."""
-    wishes: dict[str, Any] = {"name": options.name, "ttl": options.ttl, "limits": options.limit}
-    for option, parse, example in (("ttl", lifetime_s, "30d"), ("limits", _limits, "60/minute")):
+    wishes: dict[str, Any] = {
+        "name": options.name,
+        "ttl": options.ttl,
+        "limits": options.limit,
+        "targets": options.target,
+        "methods": options.method,
+        "paths": options.path,
+    }
+    for option, parse, example in (
+        ("ttl", lifetime_s, "30d"),
+        ("limits", _limits, "60/minute"),
+        ("targets", lambda names: Scope(targets=names), "api"),
+        ("methods", lambda names: Scope(methods=names), "POST"),
+        ("paths", lambda names: Scope(paths=names), "/chat"),
+    ):
         value = wishes[option]
         try:
             if value is not None:
                 parse(value)
         except ValueError as error:
             name = f"--{option.rstrip('s')}"
-            raise ConfigError(name, str(error).partition("; e.g. ")[0], "such a value", f"{name} {example}") from None
+            raise ConfigError(name, _CUT.split(str(error))[0], "such a value", f"{name} {example}") from None
     return {name: value for name, value in wishes.items() if value is not None}
 
 
@@ -132,6 +148,10 @@ def _shown(claims: Claims) -> list[tuple[str, str]]:
         ("issued", _moment(claims.issued_at_s)),
         ("expires", "never" if claims.expires_at_s is None else _moment(claims.expires_at_s)),
         ("limits", limits),
+        *[
+            (kind, "any" if names is None else ", ".join(names))
+            for kind, names in (("targets", claims.targets), ("methods", claims.methods), ("paths", claims.paths))
+        ],
     ]
 
 

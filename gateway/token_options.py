@@ -17,6 +17,13 @@ def add_actions(parser: argparse.ArgumentParser) -> None:
     issue.add_argument("--ttl", help="how long it is good, e.g. 30d; 0: without end (default: TOKEN_TTL)")
     issue.add_argument("--limit", action="append", metavar="LIMIT", help="e.g. 60/minute; in place of RATE_LIMIT")
 
+    for option, metavar, meaning in (
+        ("--target", "NAME", "a target it is for, e.g. api (default: any)"),
+        ("--method", "METHOD", "a method it allows, e.g. POST (default: any)"),
+        ("--path", "PREFIX", "a path it allows, with all below, as sent behind /api, e.g. /chat (default: any)"),
+    ):
+        issue.add_argument(option, action="append", metavar=metavar, help=meaning)
+
     inspect = actions.add_parser("inspect", help="print what a token grants", allow_abbrev=False)
     inspect.add_argument("token", metavar="TOKEN", help="the token; '-': from stdin")
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from itsdangerous import Signer
 
 from gateway.errors import TokenExpired, TokenInvalid
+from gateway.scope import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,11 +33,14 @@ SECRET_MIN_BYTES = 16
 
 NAME_LIMIT_CHARACTERS = 128
 
+SKEW_S = 60
+"""How far the clock of a gateway that issued a token may be ahead of this one's."""
+
 _T = TypeVar("_T")
 _PREFIX = b"gw_"
 _SALT = b"gateway.tokens"
 _MAC_CHARACTERS = 43  # 32 bytes in base64url without padding
-_CLAIMS = frozenset({"id", "name", "iat", "exp", "limits"})
+_CLAIMS = frozenset({"id", "name", "iat", "exp", "limits", "targets", "methods", "paths"})
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _UNLIKE = "The token does not look like one of this gateway's."
 _MISMATCH = "The token was not issued here, or was changed since."
@@ -53,6 +57,9 @@ class Claims:
         expires_at_s: Seconds since the epoch; the token is good before this instant. None: it has no end.
         limits: Policies of its own in the grammar of `RATE_LIMIT`, which stand in for the gateway's; None for
             the gateway's.
+        targets: Names of the targets it is for; None: any. As for the two below, see `Scope`.
+        methods: Those that it allows.
+        paths: Prefixes of the paths that it allows.
 
     Raises:
         ValueError: A claim is out of its range.
@@ -63,6 +70,9 @@ class Claims:
     issued_at_s: int
     expires_at_s: int | None = None
     limits: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
+    methods: tuple[str, ...] | None = None
+    paths: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):
@@ -71,6 +81,11 @@ class Claims:
             raise ValueError(f"a token's name has at most {NAME_LIMIT_CHARACTERS} characters")
         if self.expires_at_s is not None and self.expires_at_s <= self.issued_at_s:
             raise ValueError("a token expires after it is issued")
+        self.scope()
+
+    def scope(self) -> Scope:
+        """Return what it may be used for."""
+        return Scope(self.targets, self.methods, self.paths)
 
 
 def new_token_id() -> str:
@@ -109,12 +124,12 @@ class TokenSigner:
             The token: ASCII, at most 2048 characters, safe in a header, a URL's user name and a shell.
 
         Raises:
-            ValueError: The name and limits do not fit in a token.
+            ValueError: The name and lists do not fit in a token.
         """
         text = json.dumps(_to_json(claims), separators=(",", ":"))
         token = self._signers[0].sign(_PREFIX + _encode(text.encode()))
         if len(token) > TOKEN_LIMIT_BYTES:
-            raise ValueError(f"a token has at most {TOKEN_LIMIT_BYTES} bytes: shorten its name or its limits")
+            raise ValueError(f"a token has at most {TOKEN_LIMIT_BYTES} bytes: shorten its name or its lists")
         return token.decode()
 
     def verify(self, token: bytes, *, now_s: float) -> Claims:
@@ -127,7 +142,7 @@ class TokenSigner:
             now_s: Seconds since the epoch.
 
         Raises:
-            TokenInvalid: It was not signed here, or was changed since.
+            TokenInvalid: It was not signed here, was changed since, or is from the future.
             TokenExpired: It was signed here, and `now_s` is its expiry or later.
 
         Source: RFC 2104 for the mac; RFC 4648 §5 without padding for the text.
@@ -140,6 +155,8 @@ class TokenSigner:
         if not self._signed_here(signed, mac):
             raise TokenInvalid(_MISMATCH)
         claims = _from_payload(signed[len(_PREFIX) :])
+        if claims.issued_at_s > now_s + SKEW_S:
+            raise TokenInvalid("The token was issued in the future: the clock here or there is wrong.")
         if claims.expires_at_s is not None and now_s >= claims.expires_at_s:
             raise TokenExpired("The token has expired; get a new one from /register or whoever issued it.")
         return claims
@@ -174,8 +191,14 @@ def _to_json(claims: Claims) -> dict[str, object]:
         fields["name"] = claims.name
     if claims.expires_at_s is not None:
         fields["exp"] = claims.expires_at_s
-    if claims.limits is not None:
-        fields["limits"] = list(claims.limits)
+    for name, texts in (
+        ("limits", claims.limits),
+        ("targets", claims.targets),
+        ("methods", claims.methods),
+        ("paths", claims.paths),
+    ):
+        if texts is not None:
+            fields[name] = list(texts)
     return fields
 
 
@@ -191,16 +214,25 @@ def _to_claims(fields: object) -> Claims:
     # A claim unknown here may narrow what the token grants, so it must not be passed over.
     if not isinstance(fields, dict) or not fields.keys() <= _CLAIMS:
         raise ValueError("not the claims known here")
-    limits = _optional(fields, "limits", list)
-    if limits is not None and not all(isinstance(limit, str) for limit in limits):
-        raise ValueError("limits")
     return Claims(
         id=_required(fields, "id", str),
         name=_optional(fields, "name", str),
         issued_at_s=_required(fields, "iat", int),
         expires_at_s=_optional(fields, "exp", int),
-        limits=None if limits is None else tuple(limits),
+        limits=_texts(fields, "limits"),
+        targets=_texts(fields, "targets"),
+        methods=_texts(fields, "methods"),
+        paths=_texts(fields, "paths"),
     )
+
+
+def _texts(fields: dict[str, object], name: str) -> tuple[str, ...] | None:
+    texts = _optional(fields, name, list)
+    if texts is None:
+        return None
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(name)
+    return tuple(texts)
 
 
 def _optional(fields: dict[str, object], name: str, kind: type[_T]) -> _T | None:

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from gateway.proxy.upstream import UpstreamConnection
     from gateway.stores import Verdict
 
+TARGET_NAME: Final = "api"
+"""What tokens call the one target."""
+
 _TIMING: Final = b"Server-Timing: gateway;dur=%.3f, upstream;dur=%.3f"
 
 
@@ -115,6 +118,8 @@ class Exchange:
             if head.method in REFUSED_METHODS:
                 raise MethodNotAllowed(RELAYED_METHODS)
             self._subject = subject = context.admission.authenticate(head.bearer, context.clock.wall_s)
+            if subject.scope is not None:
+                subject.scope.check(TARGET_NAME, head.method, head.target[len(context.settings.target.prefix) :])
             self._request = context.route.write_head(head)
         except GatewayError as error:
             self._refuse(error)

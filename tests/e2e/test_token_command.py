@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,20 @@ async def test_with_the_secret_tokens_are_issued_offline(upstream: Upstream) -> 
         assert (code, out, err) == (0, f"revoked {tokens[0]['id']}", "")
         assert (await fetch(program.url, request("/api/x", token))).status == 401
         assert len(upstream.requests) == 1
+
+
+async def test_a_narrow_token_reaches_what_it_allows_and_nothing_else(upstream: Upstream) -> None:
+    lists = ("--target", "api", "--method", "GET", "--method", "HEAD", "--path", "/models")
+    token = await issued(*lists, TOKEN_SECRET=SECRET)
+    async with gateway_process(TARGET_API_URL=upstream.url, TOKEN_SECRET=SECRET) as program:
+        statuses = [
+            (await fetch(program.url, request(path, token, method=method))).status
+            for method, path in (("GET", "/api/models/x"), ("GET", "/api/modelsx"), ("POST", "/api/models"))
+        ]
+    assert statuses == [200, 403, 403]
+    assert [one.start_line for one in upstream.requests] == [b"GET /v1/models/x HTTP/1.1"]
+    _, out, _ = await gateway("token", "inspect", token)
+    assert re.findall(r"^(?:targets|methods|paths) +(.*)$", out, re.MULTILINE) == ["api", "GET, HEAD", "/models"]
 
 
 async def test_without_it_a_running_gateway_is_asked(upstream: Upstream) -> None:
@@ -105,6 +120,9 @@ async def test_inspect_says_what_a_token_grants_and_whether_it_is_good() -> None
         ("issue", "--ttl", "soon"),
         ("issue", "--name", "n" * 129),
         ("issue", "--nmae", "x"),
+        ("issue", "--method", "get"),
+        ("issue", "--path", "/a/../b"),
+        ("issue", "--target", "a b"),
         ("inspect", "canary"),
         ("inspect", "-"),
         ("inspect", "gw_é.x"),
