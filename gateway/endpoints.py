@@ -1,4 +1,4 @@
-"""The gateway's own endpoints: `/register`, `/admin/tokens`, `/usage`, `/healthz`, `/readyz`. All else is 404."""
+"""The gateway's own endpoints: `/register`, `/tokens`, `/admin/tokens`, `/usage`, `/healthz`, `/readyz`. Else 404."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.limits import Policy
     from gateway.metrics import Metrics
     from gateway.stores import Standing, Store
+    from gateway.tokens import Claims
 
 Answer = tuple[int, list[tuple[str, str]], bytes]
 """Status, fields and content."""
@@ -76,6 +77,9 @@ class Endpoints:
             case b"/register" if head.target == b"/register":
                 _need(head, b"POST")
                 return self._register(head, body, is_local=is_local)
+            case b"/tokens" if head.target == b"/tokens":
+                _need(head, b"POST")
+                return await self._make_child(head, body)
             case b"/admin/tokens":
                 _need(head, b"GET", b"HEAD")
                 self._need_right(head, "This endpoint", is_local=is_local)
@@ -102,7 +106,17 @@ class Endpoints:
             token, claims = self._admission.issue(time.time(), **wishes)
         except ValueError as error:
             raise BadRequest(f"No such token can be issued: {error}.") from None
-        return _json(201, {"token": token, "id": claims.id, "expires_at": _rfc3339(claims.expires_at_s)})
+        return _issued(token, claims)
+
+    async def _make_child(self, head: RequestHead, body: bytes) -> Answer:
+        """Make a narrower token from the caller's."""
+        parent = self._admission.authenticate(head.bearer, time.time())
+        await self._admission.usage(parent)  # the store knows whether it, or one that it was made from, is revoked
+        wishes = _read_wishes(body)
+        try:
+            return _issued(*self._admission.issue_child(parent, time.time(), **wishes))
+        except ValueError as error:
+            raise BadRequest(f"No such token can be issued: {error}.") from None
 
     async def _tokens(self) -> Answer:
         """List what was issued."""
@@ -159,6 +173,10 @@ class Endpoints:
             raise Draining("This instance is stopping.")
         await self._store.ping()
         return _json(200, {"status": "ready"})
+
+
+def _issued(token: str, claims: Claims) -> Answer:
+    return _json(201, {"token": token, "id": claims.id, "expires_at": _rfc3339(claims.expires_at_s)})
 
 
 def _need(head: RequestHead, *methods: bytes) -> None:

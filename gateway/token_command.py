@@ -25,7 +25,7 @@ from gateway.limits import parse_limits
 from gateway.scope import Scope
 from gateway.stores.choice import make_store
 from gateway.stores.memory import MemoryStore
-from gateway.tokens import SECRET_MIN_BYTES, Claims, TokenSigner, claims_in
+from gateway.tokens import SECRET_MIN_BYTES, TokenSigner, claims_in, is_token_id
 
 if TYPE_CHECKING:
     import argparse
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from gateway.config import Settings
     from gateway.stores import Store
+    from gateway.tokens import Claims
 
 ASK_TIMEOUT_S: Final = 10.0
 """Longer than a gateway waits for its Redis, shorter than a person does."""
@@ -140,7 +141,8 @@ async def _inspect(text: str, settings: Settings) -> int:
 
 
 def _shown(claims: Claims) -> list[tuple[str, str]]:
-    limits = "the gateway's own" if claims.limits is None else ", ".join(claims.limits)
+    own = "none" if claims.above else "the gateway's own"
+    limits = own if claims.limits is None else ", ".join(claims.limits)
     return [
         ("id", claims.id),
         # A name may hold anything: a terminal's control sequences among it.
@@ -148,6 +150,13 @@ def _shown(claims: Claims) -> list[tuple[str, str]]:
         ("issued", _moment(claims.issued_at_s)),
         ("expires", "never" if claims.expires_at_s is None else _moment(claims.expires_at_s)),
         ("limits", limits),
+        *[
+            (
+                f"above {number}",
+                "the gateway's own" if limits is None and number == 1 else ", ".join(limits or ("none",)),
+            )
+            for number, limits in enumerate(claims.above, start=1)
+        ],
         *[
             (kind, "any" if names is None else ", ".join(names))
             for kind, names in (("targets", claims.targets), ("methods", claims.methods), ("paths", claims.paths))
@@ -161,10 +170,8 @@ async def _revoke(text: str, options: argparse.Namespace, settings: Settings, lo
         with contextlib.suppress(TokenError):  # an id may begin so, too
             claims = claims_in(text.encode())
     token_id = text if claims is None else claims.id
-    try:
-        Claims(id=token_id, issued_at_s=0)
-    except ValueError:
-        raise ConfigError("TOKEN_OR_ID", "is neither", _TAKES, "gateway token revoke -") from None
+    if not is_token_id(token_id):
+        raise ConfigError("TOKEN_OR_ID", "is neither", _TAKES, "gateway token revoke -")
     if options.url or settings.redis is None:
         _ask(options.url or local_url, "DELETE", f"/admin/tokens/{token_id}", settings.admin_key)
     else:

@@ -40,8 +40,8 @@ _T = TypeVar("_T")
 _PREFIX = b"gw_"
 _SALT = b"gateway.tokens"
 _MAC_CHARACTERS = 43  # 32 bytes in base64url without padding
-_CLAIMS = frozenset({"id", "name", "iat", "exp", "limits", "targets", "methods", "paths"})
-_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_CLAIMS = frozenset({"above", "id", "name", "iat", "exp", "limits", "targets", "methods", "paths"})
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}(?:\.[A-Za-z0-9_-]{1,32}){0,3}")
 _UNLIKE = "The token does not look like one of this gateway's."
 _MISMATCH = "The token was not issued here, or was changed since."
 
@@ -51,7 +51,8 @@ class Claims:
     """What a token says about its bearer.
 
     Args:
-        id: What limits are counted under: 1 to 64 of letters, digits, `-` and `_` (see `new_token_id`).
+        id: What limits are counted under: 1 to 64 of letters, digits, `-` and `_` (see `new_token_id`). That of a token
+            made from another one is the other's, a dot, and 1 to 32 more; there are four generations at most.
         name: For people, at most 128 characters; None if nobody gave one.
         issued_at_s: Seconds since the epoch.
         expires_at_s: Seconds since the epoch; the token is good before this instant. None: it has no end.
@@ -60,6 +61,7 @@ class Claims:
         targets: Names of the targets it is for; None: any. As for the two below, see `Scope`.
         methods: Those that it allows.
         paths: Prefixes of the paths that it allows.
+        above: The `limits` of the tokens it was made from, the first one first: they hold for it as well.
 
     Raises:
         ValueError: A claim is out of its range.
@@ -73,14 +75,17 @@ class Claims:
     targets: tuple[str, ...] | None = None
     methods: tuple[str, ...] | None = None
     paths: tuple[str, ...] | None = None
+    above: tuple[tuple[str, ...] | None, ...] = ()
 
     def __post_init__(self) -> None:
-        if not _ID.fullmatch(self.id):
+        if not is_token_id(self.id):
             raise ValueError("a token id is 1 to 64 letters, digits, '-' and '_'")
         if self.name is not None and len(self.name) > NAME_LIMIT_CHARACTERS:
             raise ValueError(f"a token's name has at most {NAME_LIMIT_CHARACTERS} characters")
         if self.expires_at_s is not None and self.expires_at_s <= self.issued_at_s:
             raise ValueError("a token expires after it is issued")
+        if len(self.above) != self.id.count("."):
+            raise ValueError("a token has the limits of each token that it was made from")
         self.scope()
 
     def scope(self) -> Scope:
@@ -88,8 +93,19 @@ class Claims:
         return Scope(self.targets, self.methods, self.paths)
 
 
-def new_token_id() -> str:
-    """Return a fresh id: 16 random bytes as 22 letters, digits, `-` and `_`."""
+def is_token_id(text: str) -> bool:
+    """Whether it may be a token's id."""
+    return _ID.fullmatch(text) is not None
+
+
+def new_token_id(parent: str | None = None) -> str:
+    """Return a fresh id: 16 random bytes as 22 letters, digits, `-` and `_`.
+
+    Args:
+        parent: The id of the token that it is made from: then that, a dot, and 8 random bytes.
+    """
+    if parent is not None:
+        return f"{parent}.{_encode(os.urandom(8)).decode()}"
     return _encode(os.urandom(16)).decode()
 
 
@@ -199,6 +215,8 @@ def _to_json(claims: Claims) -> dict[str, object]:
     ):
         if texts is not None:
             fields[name] = list(texts)
+    if claims.above:
+        fields["above"] = [limits and list(limits) for limits in claims.above]
     return fields
 
 
@@ -214,7 +232,9 @@ def _to_claims(fields: object) -> Claims:
     # A claim unknown here may narrow what the token grants, so it must not be passed over.
     if not isinstance(fields, dict) or not fields.keys() <= _CLAIMS:
         raise ValueError("not the claims known here")
+    above = _optional(fields, "above", list) or []
     return Claims(
+        above=tuple(_texts({"above": limits}, "above") for limits in above),
         id=_required(fields, "id", str),
         name=_optional(fields, "name", str),
         issued_at_s=_required(fields, "iat", int),

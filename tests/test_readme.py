@@ -54,6 +54,7 @@ SERVE_ANTHROPIC = "TARGET_API_URL=https://api.anthropic.com TARGET_API_KEY=sk-an
 MESSAGES = "curl http://127.0.0.1:3000/api/v1/messages"
 FROM_FILE = "TARGET_API_KEY=sk-… ./tools/run check-config --config gateway.toml"
 REGISTER_AS_ADMIN = 'curl -X POST http://127.0.0.1:3000/register -H "Authorization: Bearer $ADMIN_KEY"'
+CHILD = 'curl -X POST http://127.0.0.1:3000/tokens -H "Authorization: Bearer $TOKEN"'
 TOKENS = "TOKEN=$(./tools/run token issue"
 INSTANCES = "export TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… REDIS_URL=redis://"
 LIBRARY = "import asyncio\nimport os"
@@ -71,6 +72,7 @@ RUN = (
     FROM_FILE,
     REGISTER_AS_ADMIN,
     TOKENS,
+    CHILD,
     INSTANCES,
     LIBRARY,
     LIMITS_ALONE,
@@ -369,6 +371,17 @@ def test_tokens_on_the_command_line(api: Api, tmp_path: Path) -> None:
         assert (listed["id"], listed["name"], listed["revoked"]) == (token_id, "nightly", True)
 
 
+def test_a_token_from_a_token(gateway: str, tmp_path: Path) -> None:
+    token = register(gateway)
+    script = runnable(block(CHILD), gateway=gateway)
+    child = json.loads(run_sh(script, cwd=tmp_path, TOKEN=token["token"]))
+    assert child["id"].startswith(token["id"] + ".")
+    _, fields, _ = request(gateway, "GET", "/api/models", child["token"])
+    policies = dict(fields)["RateLimit-Policy"]
+    assert policies == '"minute";q=5;w=60, "parent-minute";q=60;w=60'
+    assert request(gateway, "GET", "/api/other", child["token"])[0] == 403
+
+
 def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
     with running_redis() as redis:
         script = runnable(block(INSTANCES), api=api.url).replace("redis://127.0.0.1:6379/0", redis.url)
@@ -393,6 +406,7 @@ def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
         # Nothing is in flight any more, nobody is revoked, and this is no cluster.
         absent = {"gateway:{TOKEN_ID}:inflight", "gateway:{global}:inflight", "gateway:{TOKEN_ID}:revoked"}
         absent.add("gateway:{global}:tokens-revoked")
+        absent |= {name for name in documented if ":CHILD:" in name}
         assert spelled | passing | absent | {"gateway:{probe-N}:probe"} == documented
         for key in keys - passing:
             left_s = lives_s[key]

@@ -79,7 +79,7 @@ class Store(Protocol):
         """Prepare what every check of this subject needs.
 
         Args:
-            subject: The token's id; letters, digits, `-` and `_`.
+            subject: The token's id; letters, digits, `-` and `_`. `a.b` is a child of `a`, and is revoked with it.
             policies: In the order that `Verdict.policy` counts, at most 50. A policy with `shared` set is counted for
                 all subjects together. May be empty: then every check admits, with `policy` -1, unless the subject is
                 revoked.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gateway.errors import StoreUnavailable
 from gateway.limits.places import LEASE_US
-from gateway.limits.policy import Kind, check_subject
+from gateway.limits.policy import Kind, check_subject, lineage
 from gateway.stores import Standing, Verdict
 from gateway.stores.address import SentinelAddress
 from gateway.stores.fallback import Deny
@@ -85,11 +85,13 @@ class _Plan:
         self.known: list[Verdict | None] = [None] * len(policies)
         self.local: Plan | None = None
         self._keys = [revocation_key(tag or subject)]
-        self._keys += [f"gateway:{{{policy.owner(subject)}}}:{policy.counter}" for policy in policies]
+        self._keys += [key_of(policy.owner(subject), policy.counter) for policy in policies]
         letters = [_LETTERS[policy.kind] for policy in policies]
         self._kinds = "".join(
             letter.upper() if policy.shadow else letter for letter, policy in zip(letters, policies, strict=True)
         )
+        if tag in {None, subject}:
+            self._keys += [revocation_key(parent) for parent in lineage(subject)[:-1]]
         self._numbers: list[int] = []
         for policy in policies:
             self._numbers += (policy.quota, policy.unit_us or store.lease_us)
@@ -368,6 +370,12 @@ class RedisStore:
         self._loss.decide(plan, waiter, StoreUnavailable(reason))
 
 
-def revocation_key(tag: str) -> str:
+def key_of(owner: str, what: str) -> str:
+    """Return the key of something that a subject has; those of a whole family are in one slot of a cluster."""
+    first, _, rest = owner.partition(".")
+    return f"gateway:{{{first}}}:{rest}:{what}" if rest else f"gateway:{{{first}}}:{what}"
+
+
+def revocation_key(subject: str) -> str:
     """Return the key that is there if a token is revoked."""
-    return f"gateway:{{{tag}}}:revoked"
+    return key_of(subject, "revoked")

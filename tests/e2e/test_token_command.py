@@ -99,6 +99,35 @@ async def test_through_redis_what_is_revoked_is_refused_by_every_instance_on_its
             assert (code, out.splitlines()[-1]) == (1, "verdict   bad: revoked")
 
 
+async def test_a_revoked_parents_child_is_refused_by_another_instance_on_its_next_request(upstream: Upstream) -> None:
+    with running_redis() as redis:
+        settings = {"TARGET_API_URL": upstream.url, "REDIS_URL": redis.url, "STORE_TIMEOUT": "10s"}
+        async with gateway_process(**settings) as one, gateway_process(**settings) as other:
+            parent = await issued("--limit", "3/hour", REDIS_URL=redis.url)
+            tokens = [parent]
+            for path in ("/a", "/a/b", "/a/b/c"):
+                wishes = json.dumps({"paths": [path], "limits": ["2/hour"]}).encode()
+                made = await fetch(one.url, request("/tokens", tokens[-1], method="POST", body=wishes))
+                assert made.status == 201
+                tokens.append(json.loads(made.content)["token"])
+            answer = await fetch(other.url, request("/api/a/b/c", tokens[-1]))
+            assert answer.status == 200
+            assert [item.partition(";")[0] for item in answer["ratelimit-policy"].split(", ")] == [
+                '"hour"',
+                '"parent-hour"',
+                '"parent2-hour"',
+                '"parent3-hour"',
+            ]
+            assert (await gateway("token", "revoke", "-", given=parent, REDIS_URL=redis.url))[0] == 0
+            for program, token in ((other, tokens[3]), (one, tokens[2]), (other, tokens[1]), (one, parent)):
+                refusal = await fetch(program.url, request("/api/a/b/c", token))
+                assert (refusal.status, refusal["x-gateway-error"]) == (401, "token_revoked")
+            listed = json.loads((await fetch(one.url, request("/admin/tokens"))).content)["tokens"]
+            assert [item["revoked"] for item in listed] == [True] * 4
+            assert sorted(item["id"].count(".") for item in listed) == [0, 1, 2, 3]
+    assert len(upstream.requests) == 1
+
+
 async def test_inspect_says_what_a_token_grants_and_whether_it_is_good() -> None:
     token = await issued("--name", "\x1b[2J", "--limit", "7/minute", "--ttl", "2h", TOKEN_SECRET=SECRET)
     code, out, _ = await gateway("token", "inspect", "-", given=token + "\n", TOKEN_SECRET=SECRET)
