@@ -6,14 +6,15 @@ used, `release` says that a request is over. The store calls back; see `stores.W
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.errors import ConcurrencyLimited, RateLimited, TokenExpired, TokenInvalid, TokenMissing, TokenRevoked
 from gateway.limits import Kind, parse_limits
-from gateway.limits.policy import check_subject
+from gateway.limits.policy import MAX_GENERATIONS, check_subject, lineage
 from gateway.stores import REVOKED, UNCHECKED
-from gateway.tokens import Claims, new_token_id
+from gateway.tokens import Claims, is_token_id, new_token_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_SUBJECTS: Final = 8192
 """How many verified tokens are remembered: about 1 kB each."""
+MAX_POLICIES: Final = 50
+"""Of one token with those it was made from and the common ones: what one check costs is bounded."""
 MAX_REVOKED: Final = 65_536
 """How many revoked tokens are remembered: about 100 bytes each. The store knows the others."""
 FOR_EVER_S: Final = 10 * 366 * 86_400
@@ -45,12 +48,15 @@ class Subject:
         plan: The store's preparation of them.
     """
 
-    __slots__ = ("_lines", "claims", "expires_at_s", "id", "is_special", "plan", "policies")
+    __slots__ = ("_lines", "claims", "expires_at_s", "id", "is_special", "plan", "policies", "scope")
 
     def __init__(self, claims: Claims, policies: Sequence[Policy], plan: Plan) -> None:
         self.claims = claims
         self.id = claims.id
         self.expires_at_s = float("inf") if claims.expires_at_s is None else claims.expires_at_s
+        scope = claims.scope()
+        self.scope = scope if scope.is_narrow else None
+        """What the token may be used for; None: anything. To be checked before its limits are."""
         self.plan = plan
         self.policies = policies
         # Whether its verdicts may have a lease or shadows: whoever is in a hurry need not look for them else.
@@ -146,7 +152,7 @@ class Admission:
             subject = self._remember(token, self._signer.verify(token, now_s=now_s))
         if subject.expires_at_s <= now_s:
             del self._subjects[token]
-            if subject.id in self._revoked:
+            if not self._revoked.keys().isdisjoint(lineage(subject.id)):
                 raise TokenRevoked(_REVOKED)
             raise TokenExpired("The token has expired; POST /register issues a new one.")
         return subject
@@ -191,7 +197,7 @@ class Admission:
 
         Args:
             token_id: Its id.
-            until_s: When it would expire, in seconds since the epoch; None: never.
+            until_s: When it would expire, in seconds since the epoch; None: as the register has it, or never.
             now_s: Seconds since the epoch.
 
         Raises:
@@ -199,7 +205,12 @@ class Admission:
             StoreUnavailable: The store did not take it in: this instance refuses the token, others do not.
         """
         check_subject(token_id)
+        if not is_token_id(token_id):  # the text of a token would do for a subject, and must not get into a key
+            raise ValueError("no subject is a token's text")
         self._remember_revoked(token_id)
+        if until_s is None:
+            known = [one["expires_at"] for one in await self.tokens() if one["id"] == token_id]
+            until_s = known[0] if known else None
         lives_s = FOR_EVER_S if until_s is None else max(int(until_s - now_s) + 1, 1)
         await self._store.revoke(token_id, lives_s)
 
@@ -210,6 +221,9 @@ class Admission:
         name: str | None = None,
         limits: Sequence[str] | None = None,
         ttl_s: int | None = None,
+        targets: Sequence[str] | None = None,
+        methods: Sequence[str] | None = None,
+        paths: Sequence[str] | None = None,
     ) -> tuple[str, Claims]:
         """Make a new token.
 
@@ -218,15 +232,16 @@ class Admission:
             name: For people.
             limits: In `RATE_LIMIT`'s grammar; they stand in for the gateway's own. None: the gateway's.
             ttl_s: How long it is good, in seconds; 0: without end; None: `TOKEN_TTL`.
+            targets: The targets that it is for, by their names; None: all. As for the two below, see `Scope`.
+            methods: The methods that it allows.
+            paths: Prefixes of the paths that it allows, under the target's own prefix.
 
         Returns:
             The token and what it says.
 
         Raises:
-            ValueError: A limit or the name is not one that a token may have.
+            ValueError: Something is not as a token may have it.
         """
-        if limits is not None:
-            parse_limits(",".join(limits))
         lifetime_s = self._token_ttl_s if ttl_s is None else ttl_s
         claims = Claims(
             id=new_token_id(),
@@ -234,25 +249,131 @@ class Admission:
             issued_at_s=int(now_s),
             expires_at_s=int(now_s) + lifetime_s if lifetime_s else None,
             limits=None if limits is None else tuple(limits),
+            targets=None if targets is None else tuple(targets),
+            methods=None if methods is None else tuple(methods),
+            paths=None if paths is None else tuple(paths),
         )
-        return self._signer.issue(claims), claims
+        return self._sign(claims), claims
+
+    def issue_child(
+        self,
+        parent: Subject,
+        now_s: float,
+        *,
+        name: str | None = None,
+        limits: Sequence[str] | None = None,
+        ttl_s: int | None = None,
+        targets: Sequence[str] | None = None,
+        methods: Sequence[str] | None = None,
+        paths: Sequence[str] | None = None,
+    ) -> tuple[str, Claims]:
+        """Make a token from another one: it allows no more, lasts no longer, counts for that one, and ends with it.
+
+        Args:
+            parent: The token that it is made from.
+            now_s: Seconds since the epoch.
+            name: For people.
+            limits: In `RATE_LIMIT`'s grammar; they come on top of the parent's. None: none of its own.
+            ttl_s: How long it is good, in seconds; 0: as long as its parent; None: `TOKEN_TTL`, or its parent's end.
+            targets: As for `issue`, and of those only what the parent allows; None: what the parent allows.
+            methods: Likewise.
+            paths: Likewise.
+
+        Returns:
+            The token and what it says.
+
+        Raises:
+            ValueError: Something is not as a token may have it, or more than the parent has.
+        """
+        above = parent.claims
+        if above.id.count(".") + 1 >= MAX_GENERATIONS:
+            raise ValueError(f"tokens are made from tokens for {MAX_GENERATIONS} generations at most")
+        scope = above.scope().narrowed(targets, methods, paths)
+        lifetime_s = self._token_ttl_s if ttl_s is None else ttl_s
+        ends_s = int(now_s) + lifetime_s if lifetime_s else None
+        if above.expires_at_s is not None and (ends_s is None or ends_s > above.expires_at_s):
+            if ttl_s:
+                raise ValueError("it would last longer than the token it is made from")
+            ends_s = above.expires_at_s
+        claims = Claims(
+            id=new_token_id(above.id),
+            name=name,
+            issued_at_s=int(now_s),
+            expires_at_s=ends_s,
+            limits=None if limits is None else tuple(limits),
+            targets=None if scope.targets is None else tuple(scope.targets),
+            methods=None if scope.methods is None else tuple(scope.methods),
+            paths=None if scope.paths is None else tuple(scope.paths),
+            above=(*above.above, above.limits),
+        )
+        return self._sign(claims), claims
+
+    def _sign(self, claims: Claims) -> str:
+        self._policies_of(claims)
+        token = self._signer.issue(claims)
+        self._note(claims)
+        return token
+
+    def _policies_of(self, claims: Claims) -> tuple[Policy, ...]:
+        """Return all limits that a token is under: its own, those of the tokens it was made from, the common ones.
+
+        Raises:
+            ValueError: A limit is none, or there are too many.
+        """
+        generations = (claims.limits, *reversed(claims.above))
+        first = len(generations) - 1
+        policies: list[Policy] = []
+        for above, limits in enumerate(generations):
+            if limits is not None:
+                policies += [replace(policy, above=above) for policy in parse_limits(",".join(limits))]
+            elif above == first:
+                policies += [replace(policy, above=above) for policy in self._limits]
+        # Of requests in flight, the first of the family has as many as any other token, for all of it.
+        policies += [policy if policy.shared else replace(policy, above=first) for policy in self._common_limits]
+        if len(policies) > MAX_POLICIES:
+            raise ValueError(f"there are more than {MAX_POLICIES} limits in all")
+        if self._shadow:
+            return tuple(replace(policy, shadow=True) for policy in policies)
+        return tuple(policies)
+
+    async def tokens(self) -> list[dict[str, Any]]:
+        """List the tokens that the store's register knows and that have not ended, those that end last first.
+
+        It knows those that were issued by a gateway on this store, and those issued elsewhere from their first use on.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+        noted = await self._store.noted()
+        listed: list[dict[str, Any]] = [json.loads(line) for line in noted.lines]
+        for one in listed:
+            one["parent"] = one["id"].rpartition(".")[0] or None
+            one["revoked"] = not noted.revoked.isdisjoint(lineage(one["id"]))
+        return listed
+
+    def _note(self, claims: Claims) -> None:
+        """Let the register know of a token. The line is the same whoever writes it: a token has one."""
+        line = {
+            "id": claims.id,
+            "name": claims.name,
+            "issued_at": claims.issued_at_s,
+            "expires_at": claims.expires_at_s,
+        }
+        ends_s = claims.issued_at_s + FOR_EVER_S if claims.expires_at_s is None else claims.expires_at_s
+        self._store.note(json.dumps(line, separators=(",", ":")), ends_s)
 
     def _remember(self, token: bytes, claims: Claims) -> Subject:
-        limits = self._limits
-        if claims.limits is not None:
-            try:
-                limits = parse_limits(",".join(claims.limits))
-            except ValueError:
-                raise TokenInvalid("The token has limits that this version of the gateway cannot read.") from None
-        policies = (*limits, *self._common_limits)
-        if self._shadow:
-            policies = tuple(replace(policy, shadow=True) for policy in policies)
+        try:
+            policies = self._policies_of(claims)
+        except ValueError:
+            raise TokenInvalid("The token has limits that this version of the gateway cannot read.") from None
         if len(self._subjects) >= MAX_SUBJECTS:
             self._subjects.clear()
         subject = Subject(claims, policies, self._store.plan(claims.id, policies))
-        if claims.id in self._revoked:
+        if not self._revoked.keys().isdisjoint(lineage(claims.id)):
             subject.expires_at_s = _ENDED
         self._subjects[token] = subject
+        self._note(claims)
         return subject
 
     def _remember_revoked(self, token_id: str) -> None:
@@ -260,5 +381,5 @@ class Admission:
             del self._revoked[next(iter(self._revoked))]
         self._revoked[token_id] = None
         for subject in self._subjects.values():
-            if subject.id == token_id:
+            if token_id in lineage(subject.id):
                 subject.expires_at_s = _ENDED

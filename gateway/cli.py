@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from gateway.config import SETTINGS, UnixAddress, describe, listen_address, load
 from gateway.errors import ConfigError, GatewayError
+from gateway.token_options import add_actions
 from gateway.verify.options import EPILOG, add_options
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ FINE, FAILURE, USAGE = 0, 1, 2
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it; `serve` handles the signal itself and ends with 0."""
 
-_LATER = frozenset({"token", "usage", "ledger", "reconcile", "simulate"})
+_LATER = frozenset({"usage", "ledger", "reconcile", "simulate"})
+_ANY_TARGET = "http://target.invalid"
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (where a check connects, not a listener)
 
 _SECRETS_HELP = (
@@ -79,7 +81,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
         raise ConfigError(
             words[0],
             "this command is not available yet",
-            "serve, run, check-config, healthcheck, demo or verify",
+            "serve, run, check-config, token, healthcheck, demo or verify",
             "gateway demo",
         )
     parser = _parser()
@@ -124,6 +126,7 @@ def _parser() -> _Parser:
     check = command("healthcheck", _healthcheck, "exit 0 if a gateway on this machine answers /healthz, else 1")
     check.add_argument("--url", help="its address (default: from GATEWAY_LISTEN)")
     _add_file(check)
+    add_actions(command("token", _token, "issue, inspect and revoke tokens", _SECRETS_HELP))
     command("demo", _demo, "send 8 requests through a gateway with RATE_LIMIT=5 to a mock API; needs nothing")
     proof = command(
         "verify", _verify, "send all that a running deployment takes, and prove that its limits hold", EPILOG
@@ -211,6 +214,15 @@ def _local_url(options: argparse.Namespace) -> str:
     if isinstance(address, UnixAddress):
         return str(address)
     return f"{'https' if tls else 'http'}://{address._replace(host=_WILDCARDS.get(address.host, address.host))}"
+
+
+def _token(options: argparse.Namespace) -> int:
+    from gateway.token_command import run  # loads a store
+
+    # Tokens are the same whatever the target, so it need not be known here.
+    file = _file(options)
+    config = load(arguments={"target_api_url": _ANY_TARGET}, environ=os.environ, file=file)
+    return run(options, config.settings, _local_url(options))
 
 
 def _demo(_: argparse.Namespace) -> int:

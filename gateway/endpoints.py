@@ -1,4 +1,4 @@
-"""The gateway's own endpoints: `/register`, `/usage`, `/healthz`, `/readyz`. Everything else is 404."""
+"""The gateway's own endpoints: `/register`, `/tokens`, `/admin/tokens`, `/usage`, `/healthz`, `/readyz`. Else 404."""
 
 from __future__ import annotations
 
@@ -21,13 +21,19 @@ if TYPE_CHECKING:
     from gateway.limits import Policy
     from gateway.metrics import Metrics
     from gateway.stores import Standing, Store
+    from gateway.tokens import Claims
 
 Answer = tuple[int, list[tuple[str, str]], bytes]
 """Status, fields and content."""
 
 _JSON: Final = ("Content-Type", "application/json")
 _NO_STORE: Final = ("Cache-Control", "no-store")
-_REGISTER_TAKES: Final = 'an object with any of "name" (text), "ttl" ("30d") and "limits" (["60/minute"])'
+_TOKENS: Final = b"/admin/tokens/"
+_LISTS: Final = ("limits", "targets", "methods", "paths")
+_REGISTER_TAKES: Final = (
+    'an object with any of "name" (text), "ttl" ("30d"), "limits" (["60/minute"]), "targets" (["api"]), '
+    '"methods" (["GET"]) and "paths" (["/models"])'
+)
 
 
 class Endpoints:
@@ -37,7 +43,7 @@ class Endpoints:
         admission: Issues tokens, and knows how their limits stand.
         store: Asked whether it answers.
         metrics: What was refused.
-        admin_key: Guards `/register`; None: local peers only.
+        admin_key: Guards `/register` and `/admin/…`; None: local peers only.
         is_draining: Whether the gateway is stopping.
     """
 
@@ -71,6 +77,17 @@ class Endpoints:
             case b"/register" if head.target == b"/register":
                 _need(head, b"POST")
                 return self._register(head, body, is_local=is_local)
+            case b"/tokens" if head.target == b"/tokens":
+                _need(head, b"POST")
+                return await self._make_child(head, body)
+            case b"/admin/tokens":
+                _need(head, b"GET", b"HEAD")
+                self._need_right(head, "This endpoint", is_local=is_local)
+                return await self._tokens()
+            case path if path.startswith(_TOKENS):
+                _need(head, b"DELETE")
+                self._need_right(head, "This endpoint", is_local=is_local)
+                return await self._revoke(path[len(_TOKENS) :])
             case b"/usage":
                 _need(head, b"GET", b"HEAD")
                 return await self._usage(head)
@@ -83,21 +100,50 @@ class Endpoints:
         raise NotFound("No endpoint and no target has this path; the API is under /api/.")
 
     def _register(self, head: RequestHead, body: bytes, *, is_local: bool) -> Answer:
-        is_admin = self._is_admin(head.bearer)
-        if not is_admin and (self._admin_key is not None or not is_local):
-            raise NotAllowed(
-                "Registering takes the admin key as 'Authorization: Bearer KEY'."
-                if self._admin_key is not None
-                else "Registering is for peers on the gateway's own machine, as long as no ADMIN_KEY is set."
-            )
-        if not is_admin and _comes_from_a_page(head):
-            raise NotAllowed("Registering from a web page takes an ADMIN_KEY.")
-        wishes = _read_wishes(body) if is_admin else {}
+        self._need_right(head, "Registering", is_local=is_local)
+        wishes = _read_wishes(body) if self._is_admin(head.bearer) else {}
         try:
             token, claims = self._admission.issue(time.time(), **wishes)
         except ValueError as error:
             raise BadRequest(f"No such token can be issued: {error}.") from None
-        return _json(201, {"token": token, "id": claims.id, "expires_at": _rfc3339(claims.expires_at_s)})
+        return _issued(token, claims)
+
+    async def _make_child(self, head: RequestHead, body: bytes) -> Answer:
+        """Make a narrower token from the caller's."""
+        parent = self._admission.authenticate(head.bearer, time.time())
+        await self._admission.usage(parent)  # the store knows whether it, or one that it was made from, is revoked
+        wishes = _read_wishes(body)
+        try:
+            return _issued(*self._admission.issue_child(parent, time.time(), **wishes))
+        except ValueError as error:
+            raise BadRequest(f"No such token can be issued: {error}.") from None
+
+    async def _tokens(self) -> Answer:
+        """List what was issued."""
+        tokens = await self._admission.tokens()
+        for one in tokens:
+            one["issued_at"], one["expires_at"] = _rfc3339(one["issued_at"]), _rfc3339(one["expires_at"])
+        return _json(200, {"tokens": tokens})
+
+    async def _revoke(self, path: bytes) -> Answer:
+        """End a token on every instance. One that the register does not know may have been issued offline."""
+        token_id = path.decode("latin-1")
+        try:
+            await self._admission.revoke(token_id, None, now_s=time.time())
+        except ValueError:
+            raise NotFound("This is no token's id.") from None
+        return _json(200, {"id": token_id, "revoked": True})
+
+    def _need_right(self, head: RequestHead, what: str, *, is_local: bool) -> None:
+        """Refuse who is neither an admin nor, where there is no admin key, a program on this machine."""
+        if self._is_admin(head.bearer):
+            return
+        if self._admin_key is not None:
+            raise NotAllowed(f"{what} takes the admin key as 'Authorization: Bearer KEY'.")
+        if not is_local:
+            raise NotAllowed(f"{what} is for peers on the gateway's own machine, as long as no ADMIN_KEY is set.")
+        if _comes_from_a_page(head):
+            raise NotAllowed(f"{what}, used from a web page, takes an ADMIN_KEY.")
 
     async def _usage(self, head: RequestHead) -> Answer:
         """Tell a token's holder how its limits stand, and what this instance refused it. Nothing is charged."""
@@ -127,6 +173,10 @@ class Endpoints:
             raise Draining("This instance is stopping.")
         await self._store.ping()
         return _json(200, {"status": "ready"})
+
+
+def _issued(token: str, claims: Claims) -> Answer:
+    return _json(201, {"token": token, "id": claims.id, "expires_at": _rfc3339(claims.expires_at_s)})
 
 
 def _need(head: RequestHead, *methods: bytes) -> None:
@@ -170,15 +220,17 @@ def _read_wishes(body: bytes) -> dict[str, Any]:
         return {}
     try:
         wishes = json.loads(body)
-        if not isinstance(wishes, dict) or not wishes.keys() <= {"name", "ttl", "limits"}:
+        if not isinstance(wishes, dict) or not wishes.keys() <= {"name", "ttl", *_LISTS}:
             raise TypeError
-        name, ttl, limits = wishes.get("name"), wishes.get("ttl"), wishes.get("limits")
+        name, ttl = wishes.get("name"), wishes.get("ttl")
+        lists = {one: wishes.get(one) for one in _LISTS}
         if name is not None and not isinstance(name, str):
             raise TypeError
-        if limits is not None and not (isinstance(limits, list) and all(isinstance(one, str) for one in limits)):
-            raise TypeError
+        for texts in lists.values():
+            if texts is not None and not (isinstance(texts, list) and all(isinstance(one, str) for one in texts)):
+                raise TypeError
         if isinstance(ttl, bool) or not isinstance(ttl, str | int | None):
             raise TypeError
-        return {"name": name, "limits": limits, "ttl_s": None if ttl is None else lifetime_s(str(ttl)) or 0}
+        return {"name": name, **lists, "ttl_s": None if ttl is None else lifetime_s(str(ttl)) or 0}
     except (TypeError, ValueError, RecursionError):
         raise BadRequest(f"The body is not {_REGISTER_TAKES}.") from None

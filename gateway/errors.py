@@ -106,6 +106,12 @@ class NotAllowed(GatewayError):
     status, code, title = 403, "not_allowed", "Not allowed"
 
 
+class OutOfScope(NotAllowed):
+    """The token is good, but not for this target, method or path."""
+
+    denies = True
+
+
 class NotFound(GatewayError):
     """No endpoint and no target has this path."""
 

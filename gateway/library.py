@@ -173,6 +173,8 @@ class Admission:
         grant.settle(used=used)
 
     def _remember(self, subject: str, store: Store) -> Subject:
+        if "." in subject:
+            raise ValueError("a subject has no '.' in it: that is how the ids of tokens made from tokens are spelled")
         settings = self._settings
         policies = (*settings.limits, *settings.common_limits)
         if settings.shadow:

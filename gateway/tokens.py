@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from itsdangerous import Signer
 
 from gateway.errors import TokenExpired, TokenInvalid
+from gateway.scope import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,12 +33,16 @@ SECRET_MIN_BYTES = 16
 
 NAME_LIMIT_CHARACTERS = 128
 
+SKEW_S = 60
+"""How far the clock of a gateway that issued a token may be ahead of this one's."""
+
 _T = TypeVar("_T")
 _PREFIX = b"gw_"
 _SALT = b"gateway.tokens"
 _MAC_CHARACTERS = 43  # 32 bytes in base64url without padding
-_CLAIMS = frozenset({"id", "name", "iat", "exp", "limits"})
-_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_CLAIMS = frozenset({"above", "id", "name", "iat", "exp", "limits", "targets", "methods", "paths"})
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}(?:\.[A-Za-z0-9_-]{1,32}){0,3}")
+_UNLIKE = "The token does not look like one of this gateway's."
 _MISMATCH = "The token was not issued here, or was changed since."
 
 
@@ -46,12 +51,17 @@ class Claims:
     """What a token says about its bearer.
 
     Args:
-        id: What limits are counted under: 1 to 64 of letters, digits, `-` and `_` (see `new_token_id`).
+        id: What limits are counted under: 1 to 64 of letters, digits, `-` and `_` (see `new_token_id`). That of a token
+            made from another one is the other's, a dot, and 1 to 32 more; there are four generations at most.
         name: For people, at most 128 characters; None if nobody gave one.
         issued_at_s: Seconds since the epoch.
         expires_at_s: Seconds since the epoch; the token is good before this instant. None: it has no end.
         limits: Policies of its own in the grammar of `RATE_LIMIT`, which stand in for the gateway's; None for
             the gateway's.
+        targets: Names of the targets it is for; None: any. As for the two below, see `Scope`.
+        methods: Those that it allows.
+        paths: Prefixes of the paths that it allows.
+        above: The `limits` of the tokens it was made from, the first one first: they hold for it as well.
 
     Raises:
         ValueError: A claim is out of its range.
@@ -62,18 +72,40 @@ class Claims:
     issued_at_s: int
     expires_at_s: int | None = None
     limits: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
+    methods: tuple[str, ...] | None = None
+    paths: tuple[str, ...] | None = None
+    above: tuple[tuple[str, ...] | None, ...] = ()
 
     def __post_init__(self) -> None:
-        if not _ID.fullmatch(self.id):
+        if not is_token_id(self.id):
             raise ValueError("a token id is 1 to 64 letters, digits, '-' and '_'")
         if self.name is not None and len(self.name) > NAME_LIMIT_CHARACTERS:
             raise ValueError(f"a token's name has at most {NAME_LIMIT_CHARACTERS} characters")
         if self.expires_at_s is not None and self.expires_at_s <= self.issued_at_s:
             raise ValueError("a token expires after it is issued")
+        if len(self.above) != self.id.count("."):
+            raise ValueError("a token has the limits of each token that it was made from")
+        self.scope()
+
+    def scope(self) -> Scope:
+        """Return what it may be used for."""
+        return Scope(self.targets, self.methods, self.paths)
 
 
-def new_token_id() -> str:
-    """Return a fresh id: 16 random bytes as 22 letters, digits, `-` and `_`."""
+def is_token_id(text: str) -> bool:
+    """Whether it may be a token's id."""
+    return _ID.fullmatch(text) is not None
+
+
+def new_token_id(parent: str | None = None) -> str:
+    """Return a fresh id: 16 random bytes as 22 letters, digits, `-` and `_`.
+
+    Args:
+        parent: The id of the token that it is made from: then that, a dot, and 8 random bytes.
+    """
+    if parent is not None:
+        return f"{parent}.{_encode(os.urandom(8)).decode()}"
     return _encode(os.urandom(16)).decode()
 
 
@@ -108,12 +140,12 @@ class TokenSigner:
             The token: ASCII, at most 2048 characters, safe in a header, a URL's user name and a shell.
 
         Raises:
-            ValueError: The name and limits do not fit in a token.
+            ValueError: The name and lists do not fit in a token.
         """
         text = json.dumps(_to_json(claims), separators=(",", ":"))
         token = self._signers[0].sign(_PREFIX + _encode(text.encode()))
         if len(token) > TOKEN_LIMIT_BYTES:
-            raise ValueError(f"a token has at most {TOKEN_LIMIT_BYTES} bytes: shorten its name or its limits")
+            raise ValueError(f"a token has at most {TOKEN_LIMIT_BYTES} bytes: shorten its name or its lists")
         return token.decode()
 
     def verify(self, token: bytes, *, now_s: float) -> Claims:
@@ -126,7 +158,7 @@ class TokenSigner:
             now_s: Seconds since the epoch.
 
         Raises:
-            TokenInvalid: It was not signed here, or was changed since.
+            TokenInvalid: It was not signed here, was changed since, or is from the future.
             TokenExpired: It was signed here, and `now_s` is its expiry or later.
 
         Source: RFC 2104 for the mac; RFC 4648 §5 without padding for the text.
@@ -135,10 +167,12 @@ class TokenSigner:
             raise TokenInvalid(f"The token is longer than {TOKEN_LIMIT_BYTES} bytes.")
         signed, dot, mac = token.rpartition(b".")
         if not dot or not signed.startswith(_PREFIX) or len(mac) != _MAC_CHARACTERS:
-            raise TokenInvalid("The token does not look like one of this gateway's.")
+            raise TokenInvalid(_UNLIKE)
         if not self._signed_here(signed, mac):
             raise TokenInvalid(_MISMATCH)
         claims = _from_payload(signed[len(_PREFIX) :])
+        if claims.issued_at_s > now_s + SKEW_S:
+            raise TokenInvalid("The token was issued in the future: the clock here or there is wrong.")
         if claims.expires_at_s is not None and now_s >= claims.expires_at_s:
             raise TokenExpired("The token has expired; get a new one from /register or whoever issued it.")
         return claims
@@ -151,6 +185,18 @@ class TokenSigner:
         return good
 
 
+def claims_in(token: bytes) -> Claims:
+    """Read what a token says, whoever signed it: for people who look at it. It grants nothing.
+
+    Raises:
+        TokenInvalid: There are no claims in it.
+    """
+    signed, dot, _ = token.rpartition(b".")
+    if not dot or not signed.startswith(_PREFIX) or len(token) > TOKEN_LIMIT_BYTES:
+        raise TokenInvalid(_UNLIKE)
+    return _from_payload(signed[len(_PREFIX) :])
+
+
 def _encode(data: bytes) -> bytes:
     return urlsafe_b64encode(data).rstrip(b"=")
 
@@ -161,8 +207,16 @@ def _to_json(claims: Claims) -> dict[str, object]:
         fields["name"] = claims.name
     if claims.expires_at_s is not None:
         fields["exp"] = claims.expires_at_s
-    if claims.limits is not None:
-        fields["limits"] = list(claims.limits)
+    for name, texts in (
+        ("limits", claims.limits),
+        ("targets", claims.targets),
+        ("methods", claims.methods),
+        ("paths", claims.paths),
+    ):
+        if texts is not None:
+            fields[name] = list(texts)
+    if claims.above:
+        fields["above"] = [limits and list(limits) for limits in claims.above]
     return fields
 
 
@@ -178,16 +232,27 @@ def _to_claims(fields: object) -> Claims:
     # A claim unknown here may narrow what the token grants, so it must not be passed over.
     if not isinstance(fields, dict) or not fields.keys() <= _CLAIMS:
         raise ValueError("not the claims known here")
-    limits = _optional(fields, "limits", list)
-    if limits is not None and not all(isinstance(limit, str) for limit in limits):
-        raise ValueError("limits")
+    above = _optional(fields, "above", list) or []
     return Claims(
+        above=tuple(_texts({"above": limits}, "above") for limits in above),
         id=_required(fields, "id", str),
         name=_optional(fields, "name", str),
         issued_at_s=_required(fields, "iat", int),
         expires_at_s=_optional(fields, "exp", int),
-        limits=None if limits is None else tuple(limits),
+        limits=_texts(fields, "limits"),
+        targets=_texts(fields, "targets"),
+        methods=_texts(fields, "methods"),
+        paths=_texts(fields, "paths"),
     )
+
+
+def _texts(fields: dict[str, object], name: str) -> tuple[str, ...] | None:
+    texts = _optional(fields, name, list)
+    if texts is None:
+        return None
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(name)
+    return tuple(texts)
 
 
 def _optional(fields: dict[str, object], name: str, kind: type[_T]) -> _T | None:

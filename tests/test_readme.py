@@ -55,6 +55,8 @@ SERVE_ANTHROPIC = "TARGET_API_URL=https://api.anthropic.com TARGET_API_KEY=sk-an
 MESSAGES = "curl http://127.0.0.1:3000/api/v1/messages"
 FROM_FILE = "TARGET_API_KEY=sk-… ./tools/run check-config --config gateway.toml"
 REGISTER_AS_ADMIN = 'curl -X POST http://127.0.0.1:3000/register -H "Authorization: Bearer $ADMIN_KEY"'
+CHILD = 'curl -X POST http://127.0.0.1:3000/tokens -H "Authorization: Bearer $TOKEN"'
+TOKENS = "TOKEN=$(./tools/run token issue"
 INSTANCES = "export TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… REDIS_URL=redis://"
 LIBRARY = "import asyncio\nimport os"
 LIMITS_ALONE = "import asyncio\n\nfrom gateway import Admission"
@@ -71,6 +73,8 @@ RUN = (
     MESSAGES,
     FROM_FILE,
     REGISTER_AS_ADMIN,
+    TOKENS,
+    CHILD,
     INSTANCES,
     LIBRARY,
     LIMITS_ALONE,
@@ -359,6 +363,28 @@ def test_registering_as_admin(api: Api, tmp_path: Path) -> None:
     assert dict(fields)["RateLimit-Policy"] == '"second";q=10;w=1, "day";q=500;w=86400'
 
 
+def test_tokens_on_the_command_line(api: Api, tmp_path: Path) -> None:
+    key = "an-admin-key-of-32-characters-or-more"
+    with serving(runnable(block(SERVE), api=api.url), tmp_path, ADMIN_KEY=key) as ((url,), _):
+        here = {"ADMIN_KEY": key, "GATEWAY_LISTEN": url.removeprefix("http://")}
+        printed = run_sh(runnable(block(TOKENS)), cwd=tmp_path, **here)
+        assert re.search(r"^limits +10/second, 500/day$", printed, re.MULTILINE)
+        (token_id,) = re.findall(r"^revoked (\S+)$", printed, re.MULTILINE)
+        (listed,) = json.loads(request(url, "GET", "/admin/tokens", key)[2])["tokens"]
+        assert (listed["id"], listed["name"], listed["revoked"]) == (token_id, "nightly", True)
+
+
+def test_a_token_from_a_token(gateway: str, tmp_path: Path) -> None:
+    token = register(gateway)
+    script = runnable(block(CHILD), gateway=gateway)
+    child = json.loads(run_sh(script, cwd=tmp_path, TOKEN=token["token"]))
+    assert child["id"].startswith(token["id"] + ".")
+    _, fields, _ = request(gateway, "GET", "/api/models", child["token"])
+    policies = dict(fields)["RateLimit-Policy"]
+    assert policies == '"minute";q=5;w=60, "parent-minute";q=60;w=60'
+    assert request(gateway, "GET", "/api/other", child["token"])[0] == 403
+
+
 def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
     with running_redis() as redis:
         script = runnable(block(INSTANCES), api=api.url).replace("redis://127.0.0.1:6379/0", redis.url)
@@ -381,6 +407,8 @@ def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
         passing = {"gateway:{global}:probe", "gateway:{global}:verify"}
         # Nothing is in flight any more, nobody is revoked, and this is no cluster.
         absent = {"gateway:{TOKEN_ID}:inflight", "gateway:{global}:inflight", "gateway:{TOKEN_ID}:revoked"}
+        absent.add("gateway:{global}:tokens-revoked")
+        absent |= {name for name in documented if ":CHILD:" in name}
         assert spelled | passing | absent | {"gateway:{probe-N}:probe"} == documented
         for key in keys - passing:
             left_s = lives_s[key]

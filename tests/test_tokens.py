@@ -22,6 +22,9 @@ CLAIMS = Claims(
     issued_at_s=1_799_999_000,
     expires_at_s=1_800_000_060,
     limits=("10/second", "600/hour"),
+    targets=("api",),
+    methods=("GET", "POST"),
+    paths=("/v1/chat", "/v1/models/"),
 )
 
 
@@ -75,6 +78,9 @@ def test_the_payload_is_readable_json(token: bytes) -> None:
         "iat": CLAIMS.issued_at_s,
         "exp": CLAIMS.expires_at_s,
         "limits": ["10/second", "600/hour"],
+        "targets": ["api"],
+        "methods": ["GET", "POST"],
+        "paths": ["/v1/chat", "/v1/models/"],
     }
 
 
@@ -206,6 +212,12 @@ def test_expiry_is_the_first_instant_that_is_refused(signer: TokenSigner, token:
             signer.verify(token, now_s=now_s)
 
 
+def test_a_token_of_the_future_is_refused_but_for_what_clocks_differ(signer: TokenSigner, token: bytes) -> None:
+    assert signer.verify(token, now_s=CLAIMS.issued_at_s - 60.0) == CLAIMS
+    with pytest.raises(TokenInvalid, match="in the future"):
+        signer.verify(token, now_s=CLAIMS.issued_at_s - 60.001)
+
+
 def test_a_forged_token_is_never_called_expired(signer: TokenSigner, token: bytes) -> None:
     with pytest.raises(TokenInvalid):
         signer.verify(token[:-1] + bytes([token[-1] ^ 1]), now_s=NOW_S * 2)
@@ -249,7 +261,12 @@ def test_the_longest_token_verifies_and_a_longer_one_is_not_issued(signer: Token
         encoded({}),
         encoded({"id": "a"}),
         encoded({"iat": 1}),
-        encoded({"id": "a", "iat": 1, "paths": ["/v1"]}),
+        encoded({"id": "a", "iat": 1, "cidr": ["10.0.0.0/8"]}),
+        encoded({"id": "a", "iat": 1, "paths": ["v1"]}),
+        encoded({"id": "a", "iat": 1, "paths": []}),
+        encoded({"id": "a", "iat": 1, "paths": "/v1"}),
+        encoded({"id": "a", "iat": 1, "methods": ["get"]}),
+        encoded({"id": "a", "iat": 1, "targets": [7]}),
         encoded({"id": "a{b}", "iat": 1}),
         encoded({"id": "", "iat": 1}),
         encoded({"id": 7, "iat": 1}),

@@ -11,6 +11,8 @@ SEGMENTS = 60
 
 MAX_QUOTA = 10**9
 MAX_WINDOW_S = 31 * 86_400
+MAX_GENERATIONS = 4
+"""Of subjects, the first included: what one check costs is bounded."""
 MAX_LIMITS = 16
 """In one setting or token: what one check costs Redis is bounded, and a set of them fits in an exact number."""
 MAX_IN_FLIGHT = 10**6
@@ -22,7 +24,7 @@ _WORDS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400}
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _QUOTA = re.compile(r"[0-9]+")
 _WINDOW = re.compile(r"([0-9]+)([smhd])")
-_SUBJECT = re.compile(r"[A-Za-z0-9_-]+")
+_SUBJECT = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+){0,3}")
 _SHARED_OWNER = "global"
 
 
@@ -49,6 +51,7 @@ class Policy:
         shared: Counted for all tokens together.
         kind: How it counts.
         shadow: It decides and counts as any other, but never refuses; what it would have refused it does not count.
+        above: How many generations above the subject its owner is, 0 to 3: a child's use counts for its parents too.
 
     Raises:
         ValueError: A number is out of its range.
@@ -60,6 +63,7 @@ class Policy:
     shared: bool = False
     kind: Kind = Kind.WINDOW
     shadow: bool = False
+    above: int = 0
 
     def __post_init__(self) -> None:
         if self.kind is Kind.LEASE:
@@ -100,8 +104,13 @@ class Policy:
 
     @property
     def label(self) -> str:
-        """The name users see in `RateLimit` headers: `minute`, or `global-minute` for a shared limit."""
-        return f"global-{self.name}" if self.shared else self.name
+        """The name users see in `RateLimit` headers: `minute`, `global-minute` for a shared limit, `parent-minute`.
+
+        A parent's parent is `parent2`.
+        """
+        if self.shared or not self.above:
+            return f"global-{self.name}" if self.shared else self.name
+        return f"parent{self.above if self.above > 1 else ''}-{self.name}"
 
     @property
     def counter(self) -> str:
@@ -111,18 +120,29 @@ class Policy:
         return f"limit:{self.name}-bucket" if self.kind is Kind.BUCKET else f"limit:{self.name}"
 
     def owner(self, subject: str) -> str:
-        """Return under whose name the limit counts: the subject's, or `global` for a shared limit.
+        """Return under whose name the limit counts: the subject's or its parent's, or `global` for a shared limit.
 
         Raises:
             ValueError: The subject is not one that limits can be counted for (`check_subject`).
         """
         check_subject(subject)
-        return _SHARED_OWNER if self.shared else subject
+        if self.shared:
+            return _SHARED_OWNER
+        return subject.rsplit(".", self.above)[0] if self.above else subject
+
+
+def lineage(subject: str) -> tuple[str, ...]:
+    """Return a subject's parents, the first one first, and the subject itself: `a`, `a.b` and `a.b.c` of `a.b.c`."""
+    parts = subject.split(".")
+    return tuple(".".join(parts[:count]) for count in range(1, len(parts) + 1))
 
 
 def check_subject(subject: str) -> None:
-    """Raise ValueError unless the subject is letters, digits, `-` and `_`, and not `global`, everybody's own name."""
-    if subject == _SHARED_OWNER or _SUBJECT.fullmatch(subject) is None:
+    """Raise ValueError unless the subject is letters, digits, `-` and `_`, and not `global`, everybody's own name.
+
+    A child's is its parent's, a dot, and such a name: four generations at most.
+    """
+    if subject.partition(".")[0] == _SHARED_OWNER or _SUBJECT.fullmatch(subject) is None:
         raise ValueError("a subject is letters, digits, '-' and '_', and not 'global', e.g. worker-7")
 
 

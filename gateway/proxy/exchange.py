@@ -8,7 +8,7 @@ One whose upstream switches protocols ends in `on_switch`, and leaves both conne
 from __future__ import annotations
 
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.errors import (
     BadRequest,
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from gateway.proxy.context import ProxyContext
     from gateway.proxy.upstream import UpstreamConnection
     from gateway.stores import Verdict
+
+TARGET_NAME: Final = "api"
+"""What tokens call the one target."""
 
 
 class Exchange:
@@ -108,6 +111,8 @@ class Exchange:
             if head.method in REFUSED_METHODS:
                 raise MethodNotAllowed(RELAYED_METHODS)
             self._subject = subject = context.admission.authenticate(head.bearer, context.clock.wall_s)
+            if subject.scope is not None:
+                subject.scope.check(TARGET_NAME, head.method, head.target[len(context.settings.target.prefix) :])
             self._request = context.route.write_head(head)
         except GatewayError as error:
             self._refuse(error)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from gateway.errors import StoreUnavailable
     from gateway.limits import Policy
+    from gateway.stores.lines import Noted
 
 UNCHECKED: Final = -3
 """`Verdict.policy` of an admission that no limit was asked about."""
@@ -78,7 +79,7 @@ class Store(Protocol):
         """Prepare what every check of this subject needs.
 
         Args:
-            subject: The token's id; letters, digits, `-` and `_`.
+            subject: The token's id; letters, digits, `-` and `_`. `a.b` is a child of `a`, and is revoked with it.
             policies: In the order that `Verdict.policy` counts, at most 50. A policy with `shared` set is counted for
                 all subjects together. May be empty: then every check admits, with `policy` -1, unless the subject is
                 revoked.
@@ -118,6 +119,23 @@ class Store(Protocol):
         Raises:
             ValueError: The subject is not one that limits can be counted for (`Policy.owner`).
             StoreUnavailable: The store did not take it in.
+        """
+        ...
+
+    def note(self, line: str, ends_s: int) -> None:
+        """Note a token in the register, for people to look at, as far as that is possible just now.
+
+        Args:
+            line: What is known of it; the same line again is no other.
+            ends_s: When it is of no interest any more, in seconds since the epoch.
+        """
+        ...
+
+    async def noted(self) -> Noted:
+        """Return what the register knows, and which tokens are revoked.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
         """
         ...
 

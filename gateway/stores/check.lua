@@ -1,6 +1,6 @@
 -- The rule of gateway/limits/rule.py, inside Redis: revocation and all limits are checked, then all are charged, or none.
 --
--- KEYS     the token's revocation, then one for each limit
+-- KEYS     the token's revocation, then one for each limit, then the revocations of the tokens that it was made from
 -- ARGV     the limits' kinds, a letter each (see below); a lease's id, '' for none, '?' to look and charge nothing;
 --          then two numbers for each limit: quota and segment, interval or lease in microseconds
 -- returns  {admitted 1 or 0, index of the limit from 0, remaining, microseconds until a place, time of charge}, and
@@ -23,9 +23,9 @@ local WINDOW, BUCKET, LEASE, TO_LOWER = 119, 98, 108, 32
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 local at = now
-local limits, kinds, lease = #KEYS - 1, ARGV[1], ARGV[2]
+local limits, kinds, lease = #ARGV[1], ARGV[1], ARGV[2]
 
-if call('EXISTS', KEYS[1]) == 1 then
+if call('EXISTS', KEYS[1]) == 1 or #KEYS > limits + 1 and call('EXISTS', unpack(KEYS, limits + 2)) > 0 then
   return {0, -2, 0, 0, now}
 end
 

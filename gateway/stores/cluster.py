@@ -271,7 +271,7 @@ class ClusterStore(RedisStore):
 
     def _placed_plan(self, subject: str, policies: Sequence[Policy], tag: str) -> _Plan:
         plan = _Plan(self, subject, policies, tag=tag)
-        plan.slot = key_slot(f"{{{tag}}}".encode())
+        plan.slot = key_slot(f"{{{tag.partition('.')[0]}}}".encode())
         plan.link = self._owners[plan.slot] or plan.link
         return plan
 

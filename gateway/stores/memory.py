@@ -10,9 +10,10 @@ from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from gateway.limits.policy import MAX_QUOTA, SEGMENTS, Kind, check_subject
+from gateway.limits.policy import MAX_QUOTA, SEGMENTS, Kind, check_subject, lineage
 from gateway.stores import REVOKED, Standing, Verdict
 from gateway.stores.counters import BucketCounter, PlacesCounter, WindowCounter
+from gateway.stores.lines import MemoryLines, Noted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,11 +52,11 @@ class _Limit(NamedTuple):
 class _Plan:
     """Keys and numbers of one subject's policies. No counters: a purge may drop those at any time."""
 
-    __slots__ = ("leases", "limits", "subject", "windows")
+    __slots__ = ("leases", "limits", "lineage", "windows")
 
     def __init__(self, subject: str, policies: Sequence[Policy]) -> None:
         check_subject(subject)
-        self.subject = subject
+        self.lineage = lineage(subject)
         self.limits = tuple(
             _Limit(
                 f"{policy.owner(subject)}:{policy.counter}",
@@ -81,13 +82,14 @@ class MemoryStore:
         now_us: The clock that limits are measured with, in microseconds.
     """
 
-    __slots__ = ("_counters", "_leases", "_now_us", "_revoked", "_to_purge")
+    __slots__ = ("_counters", "_leases", "_lines", "_now_us", "_revoked", "_to_purge")
 
     def __init__(self, now_us: Callable[[], int] = monotonic_us) -> None:
         self._now_us = now_us
         self._counters: dict[str, Counter] = {}
         self._to_purge: deque[tuple[str, int]] = deque()
         self._leases = count(1)
+        self._lines = MemoryLines()
         self._revoked: dict[str, int] = {}  # until when, in microseconds
 
     def plan(self, subject: str, policies: Sequence[Policy]) -> _Plan:
@@ -102,7 +104,7 @@ class MemoryStore:
         """Check revocation and all policies and charge 1 to each, or none; `waiter` is called before this returns."""
         windows: _Windows = plan.windows  # type: ignore[attr-defined]  # opaque to others, but this store's own
         now_us = self._now_us()
-        if self._revoked and self._is_revoked(plan.subject, now_us):  # type: ignore[attr-defined]  # see above
+        if self._revoked and self._is_revoked(plan.lineage, now_us):  # type: ignore[attr-defined]  # see above
             waiter.on_verdict(Verdict(False, REVOKED, 0, 0, now_us))
             return
         if len(windows) == 1:
@@ -139,7 +141,7 @@ class MemoryStore:
         """Say how each policy stands, and charge nothing; None for a subject that is revoked."""
         limits: tuple[_Limit, ...] = plan.limits  # type: ignore[attr-defined]  # opaque to others, but this store's own
         now_us = self._now_us()
-        if self._is_revoked(plan.subject, now_us):  # type: ignore[attr-defined]  # see above
+        if self._is_revoked(plan.lineage, now_us):  # type: ignore[attr-defined]  # see above
             return None
         counters = [self._counters.get(limit.key) or _MAKE[limit.kind]() for limit in limits]
         at_us = _time_of(counters, limits, now_us)
@@ -155,6 +157,15 @@ class MemoryStore:
         now_us = self._now_us()
         self._revoked = {one: until_us for one, until_us in self._revoked.items() if until_us > now_us}
         self._revoked[subject] = now_us + lives_s * 1_000_000
+
+    def note(self, line: str, ends_s: int) -> None:
+        """Note a token in the register; see `Store.note`."""
+        self._lines.note(line, ends_s)
+
+    async def noted(self) -> Noted:
+        """Return what the register knows, and which tokens are revoked."""
+        now_us = self._now_us()
+        return Noted(self._lines.lines(), frozenset(one for one, until in self._revoked.items() if until > now_us))
 
     def at_least(self, plan: Plan, index: int, used: int, at_us: int) -> None:
         """See to it that a limit counts no less than is known from elsewhere.
@@ -182,8 +193,8 @@ class MemoryStore:
     async def close(self) -> None:
         """Do nothing: no check is ever in flight."""
 
-    def _is_revoked(self, subject: str, now_us: int) -> bool:
-        return self._revoked.get(subject, 0) > now_us
+    def _is_revoked(self, subjects: Sequence[str], now_us: int) -> bool:
+        return any(self._revoked.get(subject, 0) > now_us for subject in subjects)
 
     def _charge_windows(self, windows: _Windows, now_us: int) -> Verdict | None:
         """Charge windows that are all there, and surely have room; None if one is not, or may not."""

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gateway.errors import StoreUnavailable
 from gateway.limits.places import LEASE_US
-from gateway.limits.policy import Kind, check_subject
+from gateway.limits.policy import Kind, check_subject, lineage
 from gateway.stores import Standing, Verdict
 from gateway.stores.address import SentinelAddress
 from gateway.stores.fallback import Deny
 from gateway.stores.leases import Leases
 from gateway.stores.link import NOBODY, Link, at, error_code, expect, pack
+from gateway.stores.register import RedisLines
 from gateway.stores.sentinel import find_master
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from gateway.stores.address import RedisAddress
     from gateway.stores.fallback import LossPolicy
     from gateway.stores.instances import Instances
+    from gateway.stores.lines import Noted
     from gateway.stores.link import Command, Locate
     from gateway.stores.pipeline import Connection
 
@@ -83,11 +85,13 @@ class _Plan:
         self.known: list[Verdict | None] = [None] * len(policies)
         self.local: Plan | None = None
         self._keys = [revocation_key(tag or subject)]
-        self._keys += [f"gateway:{{{policy.owner(subject)}}}:{policy.counter}" for policy in policies]
+        self._keys += [key_of(policy.owner(subject), policy.counter) for policy in policies]
         letters = [_LETTERS[policy.kind] for policy in policies]
         self._kinds = "".join(
             letter.upper() if policy.shadow else letter for letter, policy in zip(letters, policies, strict=True)
         )
+        if tag in {None, subject}:
+            self._keys += [revocation_key(parent) for parent in lineage(subject)[:-1]]
         self._numbers: list[int] = []
         for policy in policies:
             self._numbers += (policy.quota, policy.unit_us or store.lease_us)
@@ -185,7 +189,7 @@ class RedisStore:
         lease_us: How long a place in flight is held without being renewed, in microseconds.
     """
 
-    __slots__ = ("_instances", "_loss", "_timeout_s", "lease_us", "leases", "link", "script", "script_sha")
+    __slots__ = ("_instances", "_lines", "_loss", "_timeout_s", "lease_us", "leases", "link", "script", "script_sha")
 
     def __init__(
         self,
@@ -207,6 +211,7 @@ class RedisStore:
         self.link = self._link(str(address), locate, moves=isinstance(address, SentinelAddress))
         self.lease_us = lease_us
         self.leases = Leases(self.link_of, self.send_away, lease_us, renew_script)
+        self._lines = RedisLines(self.link_of)
 
     def _link(self, name: str, locate: Locate, *, probe_tag: str = _PROBE_TAG, **more: Any) -> Link:  # noqa: ANN401
         """Return a link that is not started yet; see `Link`."""
@@ -288,6 +293,15 @@ class RedisStore:
         key = revocation_key(subject)
         (reply,) = await self.link_of(key).ask(("SET", key, "1", "EX", lives_s))
         expect(reply, "SET")
+        await self._lines.note_revoked(subject, lives_s)
+
+    def note(self, line: str, ends_s: int) -> None:
+        """Note a token in the register; see `Store.note`."""
+        self._lines.note(line, ends_s)
+
+    async def noted(self) -> Noted:
+        """Return what the register knows; see `Store.noted`."""
+        return await self._lines.noted()
 
     def send_away(self, connection: Connection, packed: bytes) -> None:
         """Send a command whose reply nobody waits for."""
@@ -372,6 +386,12 @@ class RedisStore:
             self.leases.tell(link, link.live)
 
 
-def revocation_key(tag: str) -> str:
+def key_of(owner: str, what: str) -> str:
+    """Return the key of something that a subject has; those of a whole family are in one slot of a cluster."""
+    first, _, rest = owner.partition(".")
+    return f"gateway:{{{first}}}:{rest}:{what}" if rest else f"gateway:{{{first}}}:{what}"
+
+
+def revocation_key(subject: str) -> str:
     """Return the key that is there if a token is revoked."""
-    return f"gateway:{{{tag}}}:revoked"
+    return key_of(subject, "revoked")

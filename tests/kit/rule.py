@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from gateway.limits import Kind, Policy, parse_concurrency, parse_limits
+from gateway.limits.policy import lineage
 from gateway.stores import REVOKED
 
 if TYPE_CHECKING:
@@ -514,7 +515,7 @@ class Log:
 
     def check(self, subject: str, policies: Sequence[Policy], now_us: int, lease: bytes) -> Told:
         """Decide, and remember the admission."""
-        if subject in self._revoked:
+        if not self._revoked.isdisjoint(lineage(subject)):
             return (False, REVOKED, 0, 0, now_us, 0)
         keys = [(policy.owner(subject), policy.counter) for policy in policies]
         at_us = self._time(keys, now_us)
@@ -548,7 +549,7 @@ class Log:
 
     def look(self, subject: str, policies: Sequence[Policy], now_us: int) -> list[tuple[int, int, int]] | None:
         """Say how each limit stands."""
-        if subject in self._revoked:
+        if not self._revoked.isdisjoint(lineage(subject)):
             return None
         keys = [(policy.owner(subject), policy.counter) for policy in policies]
         at_us = self._time(keys, now_us)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from gateway.limits import Policy
     from gateway.stores import Plan, Standing, Verdict, Waiter
+    from gateway.stores.lines import Noted
 
 _Ts = TypeVarTuple("_Ts")
 
@@ -115,6 +116,12 @@ class ScriptStore:
 
     async def revoke(self, subject: str, lives_s: int) -> None:
         await self._store.revoke(subject, lives_s)
+
+    def note(self, line: str, ends_s: int) -> None:
+        self._store.note(line, ends_s)
+
+    async def noted(self) -> Noted:
+        return await self._store.noted()
 
     async def start(self) -> None:
         await self._store.start()

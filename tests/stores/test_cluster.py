@@ -80,6 +80,23 @@ async def back(store: ClusterStore) -> None:
                 return
 
 
+async def test_a_family_of_tokens_is_in_one_slot_and_ends_together(cluster: Cluster) -> None:
+    own = (*parse_limits("3/hour"), parse_concurrency("5"))
+    family = (*(dataclasses.replace(policy, above=1) for policy in own), *parse_limits("9/hour", shared=True))
+    async with started(cluster) as store, started(cluster) as other:
+        for master in cluster.masters:
+            root = subject_of(cluster, master)
+            plan = other.plan(f"{root}.child", (*parse_limits("2/hour"), *family))
+            for _ in range(2):
+                verdict = await ask(other, plan)
+                assert verdict.admitted
+                other.release(plan, verdict)
+            assert [one.used for one in await look(other, plan)][:2] == [2, 2]
+            assert (await ask(other, plan)).policy == 0
+            await store.revoke(root, 60)
+            assert (await ask(other, plan)).policy == REVOKED
+
+
 async def test_exactly_the_quota_is_admitted_over_four_instances_and_three_nodes(cluster: Cluster) -> None:
     async with contextlib.AsyncExitStack() as stack:
         stores = [await stack.enter_async_context(started(cluster)) for _ in range(4)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,7 @@ from tests.kit.rule import CASES, Case, Check, Kill, Log, Refund, Release, Renew
 from tests.kit.stores import Subject, ask
 
 if TYPE_CHECKING:
+    from gateway.limits import Policy
     from gateway.limits.rule import State
     from gateway.stores import Store, Verdict
 
@@ -51,16 +53,23 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("advance"), st.sampled_from([1, S - 1, S, 7 * S, 26 * S, 61 * S, 130 * S, 700 * S, HOUR])),
         st.tuples(st.just("back"), st.sampled_from([1, S, 20 * S, 60 * S, HOUR])),
-        *[st.tuples(st.just("check"), st.integers(0, 6))] * 4,
+        *[st.tuples(st.just("check"), st.integers(0, 9))] * 4,
         st.tuples(st.just("refund"), st.integers(0, 5)),
         st.tuples(st.just("release"), st.integers(0, 5)),
         st.tuples(st.just("kill"), st.integers(0, 5)),
         st.tuples(st.just("renew"), st.just(0)),
-        st.tuples(st.just("look"), st.integers(0, 6)),
-        st.tuples(st.just("revoke"), st.just(6)),
+        st.tuples(st.just("look"), st.integers(0, 9)),
+        st.tuples(st.just("revoke"), st.sampled_from([6, 8])),
     ),
     max_size=60,
 )
+FAMILY = policies_of("5/minute,9/10m;bucket", "7/10m", "2")
+
+
+def above(generations: int, policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
+    return tuple(policy if policy.shared else replace(policy, above=generations) for policy in policies)
+
+
 PLANS = (
     ("a", policies_of("2/minute")),
     ("b", policies_of("3/minute,4/10m", shared="7/10m")),
@@ -69,6 +78,9 @@ PLANS = (
     ("d", policies_of("3/5m;bucket,2/10m;shadow", "5/10m;bucket", "2", "3")),
     ("d", policies_of("4/minute;shadow,2/5m;bucket,1/10m;bucket;shadow", None, "1;shadow", "3")),
     ("e", policies_of("9/minute", "7/10m", "1")),
+    ("f", FAMILY),
+    ("f.x", (*policies_of("3/minute"), *above(1, FAMILY))),
+    ("f.x.y", (*policies_of("2/minute;bucket,1/10m;shadow"), *above(1, policies_of("3/minute")), *above(2, FAMILY))),
 )
 
 
@@ -234,7 +246,28 @@ async def test_a_lowered_quota_waits_until_enough_has_left(under_test: Subject) 
         assert as_tuple(verdict) == (False, 0, 0, wait_us, T + 3 * S, 0)
 
 
-@pytest.mark.parametrize("subject", ["global", "a:b", ""])
+async def test_what_a_child_uses_counts_for_its_parents_and_it_ends_with_any_of_them(under_test: Subject) -> None:
+    store = await under_test.fresh()
+    await under_test.set_clock(T)
+    family = policies_of("3/minute", None, "9")
+    parent, child = store.plan("p", family), store.plan("p.c", policies_of("2/minute") + above(1, family))
+    grandchild = store.plan("p.c.g", above(1, policies_of("2/minute")) + above(2, family))
+    verdicts = [await ask(store, plan) for plan in (child, grandchild, child, parent, parent, grandchild)]
+    assert [(verdict.admitted, verdict.policy) for verdict in verdicts] == [
+        (True, 0),
+        (True, 0),
+        (False, 0),
+        (True, 0),
+        (False, 0),
+        (False, 0),
+    ]
+    await store.revoke("p.c", 60)
+    for plan, revoked in ((child, True), (grandchild, True), (parent, False), (store.plan("p.cx", ()), False)):
+        assert ((await ask(store, plan)).policy == REVOKED) is revoked
+        assert (await store.look(plan) is None) is revoked
+
+
+@pytest.mark.parametrize("subject", ["global", "global.a", "a:b", "", ".", "a.", ".a", "a..b", "a.b.c.d.e"])
 async def test_a_subject_that_could_reach_anothers_counts_is_refused(under_test: Subject, subject: str) -> None:
     store = await under_test.fresh()
     with pytest.raises(ValueError, match="subject"):

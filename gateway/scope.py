@@ -1,0 +1,137 @@
+"""What a token may be used for: targets, methods and paths. Pure.
+
+Paths are compared as they were sent, byte for byte, under the target's prefix. Nothing is decoded: what some server
+could read as another path than these bytes spell is refused, not resolved.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from gateway.errors import OutOfScope
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_NAMES: Final = 16
+"""In each list of a token."""
+MAX_PATH_CHARACTERS: Final = 256
+
+_METHOD: Final = re.compile(r"[A-Z0-9!#$%&'*+.^_`|~-]{1,32}")
+_TARGET: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# RFC 3986's pchar and '/'. What it leaves out, no client may send in a path either.
+_PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
+# Empty segments and backslashes; dot segments, also with what servers cut off behind them ("..;x", "..%20"); escaped
+# dots, separators and ends of strings, be they escaped once or again and again.
+_AMBIGUOUS: Final = re.compile(rb"(?i)//|\\|/\.{1,2}(?![A-Z0-9._~-])|%(?:25)*(?:2e|2f|5c|00)")
+
+
+class Scope:
+    """What a token allows; a list that is None allows all of its kind.
+
+    Args:
+        targets: Names of targets.
+        methods: As they are sent; case matters (RFC 9110 §9.1), and `GET` does not bring `HEAD` along.
+        paths: Prefixes of whole segments: `/v1/chat` allows `/v1/chat` and `/v1/chat/x`, not `/v1/chatx`; one that ends
+            with `/` allows only what is below it.
+
+    Raises:
+        ValueError: One of them is none, or there are none or too many in a list.
+    """
+
+    __slots__ = ("_exact", "_methods", "_starts", "methods", "paths", "targets")
+
+    def __init__(
+        self,
+        targets: Sequence[str] | None = None,
+        methods: Sequence[str] | None = None,
+        paths: Sequence[str] | None = None,
+    ) -> None:
+        _check("target", targets, _TARGET, "letters, digits, '-' and '_', e.g. api")
+        _check("method", methods, _METHOD, "a method in capital letters, e.g. POST")
+        _check("path", paths, _PATH, "a path that begins with '/', e.g. /v1/chat")
+        for path in paths or ():
+            if len(path) > MAX_PATH_CHARACTERS:
+                raise ValueError(f"a path has at most {MAX_PATH_CHARACTERS} characters")
+            if _AMBIGUOUS.search(path.encode()):
+                raise ValueError("a path has no dot segments, empty segments or escaped '/', '\\' and '.'")
+        self.targets = targets
+        self.methods = methods
+        self.paths = paths
+        self._methods = None if methods is None else frozenset(method.encode() for method in methods)
+        self._exact = frozenset(path.encode() for path in paths or ())
+        self._starts = tuple(path.encode() if path.endswith("/") else path.encode() + b"/" for path in paths or ())
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether there is anything that it does not allow."""
+        return any(names is not None for names in (self.targets, self.methods, self.paths))
+
+    def check(self, target: str, method: bytes, path: bytes) -> None:
+        """Raise unless a request may be made.
+
+        Args:
+            target: The target's name.
+            method: As sent.
+            path: As sent, what follows the target's prefix; a query may be behind it.
+
+        Raises:
+            OutOfScope: It may not; it names what is allowed, and nothing that was sent.
+        """
+        if self.targets is not None and target not in self.targets:
+            raise OutOfScope(f"This token is not for this target, only for {_listed(self.targets)}.")
+        if self._methods is not None and method not in self._methods:
+            raise OutOfScope(f"This token does not allow this method, only {_listed(self.methods)}.")
+        if self.paths is not None:
+            path = path.partition(b"?")[0] or b"/"
+            if _AMBIGUOUS.search(path):
+                raise OutOfScope(
+                    "This token allows only certain paths, and this one could be read in two ways: "
+                    "it has dot segments, empty segments or escaped separators."
+                )
+            if path not in self._exact and not path.startswith(self._starts):
+                raise OutOfScope(f"This token does not allow this path, only {_listed(self.paths)} and what is below.")
+
+    def narrowed(
+        self,
+        targets: Sequence[str] | None = None,
+        methods: Sequence[str] | None = None,
+        paths: Sequence[str] | None = None,
+    ) -> Scope:
+        """Return a scope within this one; what is None stays as it is.
+
+        Raises:
+            ValueError: It would allow something that this one does not.
+        """
+        within = Scope(
+            self.targets if targets is None else targets,
+            self.methods if methods is None else methods,
+            self.paths if paths is None else paths,
+        )
+        _check_within("targets", within.targets, self.targets)
+        _check_within("methods", within.methods, self.methods)
+        if self.paths is not None:
+            for path in within.paths or ():
+                plain = path.encode()
+                if plain not in self._exact and not plain.startswith(self._starts):
+                    raise ValueError(f"the token it is made from allows only {_listed(self.paths)}")
+        return within
+
+
+def _check(kind: str, names: Sequence[str] | None, pattern: re.Pattern[str], takes: str) -> None:
+    if names is None:
+        return
+    if not 1 <= len(names) <= MAX_NAMES:
+        raise ValueError(f"a token allows 1 to {MAX_NAMES} {kind}s, or says nothing of them")
+    if any(pattern.fullmatch(name) is None for name in names):
+        raise ValueError(f"a {kind} is {takes}")
+
+
+def _check_within(kind: str, names: Sequence[str] | None, allowed: Sequence[str] | None) -> None:
+    if allowed is not None and not set(names or ()) <= set(allowed):
+        raise ValueError(f"the token it is made from allows only the {kind} {_listed(allowed)}")
+
+
+def _listed(names: Sequence[str] | None) -> str:
+    return ", ".join(names or ())

@@ -1,0 +1,73 @@
+"""The register in Redis; see `lines`."""
+
+from __future__ import annotations
+
+import time
+from importlib import resources
+from typing import TYPE_CHECKING, Final
+
+from gateway.errors import StoreUnavailable
+from gateway.stores.lines import MAX_LINES, Noted
+from gateway.stores.link import NOBODY, expect, pack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.stores.link import Command, Link
+
+NOTE_SCRIPT: Final = resources.files("gateway.stores").joinpath("note.lua").read_text("utf-8")
+
+_TOKENS_KEY: Final = "gateway:{global}:tokens"
+_REVOKED_KEY: Final = "gateway:{global}:tokens-revoked"
+_KEPT_S: Final = 10 * 366 * 86_400
+"""No line lasts longer, and every key expires."""
+
+
+class RedisLines:
+    """Lines in Redis, shared by all gateways on it.
+
+    Args:
+        link_of: Finds the way to a key.
+        now_s: Seconds since the epoch.
+    """
+
+    __slots__ = ("_link_of", "_now_s")
+
+    def __init__(self, link_of: Callable[[str], Link], now_s: Callable[[], float] = time.time) -> None:
+        self._link_of = link_of
+        self._now_s = now_s
+
+    def note(self, line: str, ends_s: int) -> None:
+        """Note a token; while Redis cannot be reached, nothing is noted."""
+        link = self._link_of(_TOKENS_KEY)
+        if link.live is not None and not link.live.congested:
+            link.live.send(pack(*self._noting(_TOKENS_KEY, line, ends_s)), NOBODY)
+
+    async def note_revoked(self, token_id: str, lives_s: int) -> None:
+        """Note that a token is revoked.
+
+        Raises:
+            StoreUnavailable: Redis did not answer, or refused.
+        """
+        noting = self._noting(_REVOKED_KEY, token_id, int(self._now_s()) + lives_s)
+        (reply,) = await self._link_of(_REVOKED_KEY).ask(noting)
+        expect(reply, "the script")
+
+    async def noted(self) -> Noted:
+        """Return what is known.
+
+        Raises:
+            StoreUnavailable: Redis did not answer, or refused.
+        """
+        after = f"({int(self._now_s())}"
+        lines, revoked = await self._link_of(_TOKENS_KEY).ask(
+            ("ZREVRANGEBYSCORE", _TOKENS_KEY, "+inf", after), ("ZREVRANGEBYSCORE", _REVOKED_KEY, "+inf", after)
+        )
+        expect(lines, "ZREVRANGEBYSCORE")
+        expect(revoked, "ZREVRANGEBYSCORE")
+        if not isinstance(lines, list) or not isinstance(revoked, list):
+            raise StoreUnavailable("Redis answered something that is no register.")
+        return Noted([line.decode() for line in lines], frozenset(one.decode() for one in revoked))
+
+    def _noting(self, key: str, line: str, ends_s: int) -> Command:
+        return ("EVAL", NOTE_SCRIPT, 1, key, ends_s, line, int(self._now_s()), MAX_LINES, _KEPT_S)

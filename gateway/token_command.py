@@ -1,0 +1,235 @@
+"""`gateway token`: tokens are issued, read and revoked from the command line.
+
+Where the signing secret is known (`TOKEN_SECRET`, or the one that the instances agreed on in Redis), a token is made
+here. Else a running gateway is asked, as `curl` would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import re
+import sys
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from gateway.admission import Admission
+from gateway.config.values import lifetime_s, quoted
+from gateway.errors import ConfigError, GatewayError, TokenError
+from gateway.limits import parse_limits
+from gateway.scope import Scope
+from gateway.stores.choice import make_store
+from gateway.stores.memory import MemoryStore
+from gateway.tokens import SECRET_MIN_BYTES, TokenSigner, claims_in, is_token_id
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import AsyncIterator
+
+    from gateway.config import Settings
+    from gateway.stores import Store
+    from gateway.tokens import Claims
+
+ASK_TIMEOUT_S: Final = 10.0
+"""Longer than a gateway waits for its Redis, shorter than a person does."""
+MAX_STDIN_BYTES: Final = 64 * 1024
+
+_CUT: Final = re.compile(r"[;,] e\.g\. ")
+_TAKES: Final = "a token, its id, or '-' to read it from stdin"
+
+
+def run(options: argparse.Namespace, settings: Settings, local_url: str) -> int:
+    """Do what was chosen.
+
+    Args:
+        options: As `token_options` reads them.
+        settings: The gateway's, of which the target is not looked at.
+        local_url: Where a gateway of this machine would be, if one has to be asked and nobody said where.
+
+    Returns:
+        0, or 1 for a token that is not good.
+
+    Raises:
+        ConfigError: An option that nothing can be done with.
+        GatewayError, OSError: It could not be done.
+    """
+    if options.action == "issue":
+        print(asyncio.run(_issue(options, settings, local_url)))
+        return 0
+    if options.action == "inspect":
+        return asyncio.run(_inspect(_text(options.token), settings))
+    print(asyncio.run(_revoke(_text(options.token), options, settings, local_url)))
+    return 0
+
+
+async def _issue(options: argparse.Namespace, settings: Settings, local_url: str) -> str:
+    wishes = _wishes(options)
+    if options.url or not (settings.token_secrets or settings.redis):
+        if wishes and settings.admin_key is None:
+            what = ", ".join(f"--{name.rstrip('s')}" for name in wishes)
+            raise ConfigError(what, "is for who has the admin key", "ADMIN_KEY, or TOKEN_SECRET", "ADMIN_KEY=…")
+        answer = _ask(options.url or local_url, "POST", "/register", settings.admin_key, wishes)
+        return str(answer["token"])
+    async with _store(settings, offline=bool(settings.token_secrets)) as store:
+        admission = Admission(store, await _signer(store, settings), settings.limits, (), settings.token_ttl_s)
+        ttl = wishes.pop("ttl", None)
+        ttl_s = None if ttl is None else lifetime_s(ttl) or 0
+        try:
+            token, _ = admission.issue(time.time(), ttl_s=ttl_s, **wishes)
+        except ValueError as error:
+            raise ConfigError("token issue", str(error), "less", "gateway token issue --name worker") from None
+        await store.ping()  # what was noted in the register has then arrived
+        return token
+
+
+def _wishes(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a token is to be like; nothing that was not asked for."""
+    wishes: dict[str, Any] = {
+        "name": options.name,
+        "ttl": options.ttl,
+        "limits": options.limit,
+        "targets": options.target,
+        "methods": options.method,
+        "paths": options.path,
+    }
+    for option, parse, example in (
+        ("ttl", lifetime_s, "30d"),
+        ("limits", _limits, "60/minute"),
+        ("targets", lambda names: Scope(targets=names), "api"),
+        ("methods", lambda names: Scope(methods=names), "POST"),
+        ("paths", lambda names: Scope(paths=names), "/chat"),
+    ):
+        value = wishes[option]
+        try:
+            if value is not None:
+                parse(value)
+        except ValueError as error:
+            name = f"--{option.rstrip('s')}"
+            raise ConfigError(name, _CUT.split(str(error))[0], "such a value", f"{name} {example}") from None
+    return {name: value for name, value in wishes.items() if value is not None}
+
+
+def _limits(texts: list[str]) -> None:
+    parse_limits(",".join(texts))
+
+
+async def _inspect(text: str, settings: Settings) -> int:
+    """Print a token's claims, and whether they hold as far as that can be told here."""
+    try:
+        claims = claims_in(text.encode())
+    except TokenError as error:
+        raise ConfigError("TOKEN", error.detail.removesuffix("."), "a token of a gateway's", "gw_….…") from None
+    for name, value in _shown(claims):
+        print(f"{name:<10}{value}")
+    verdict, is_good = "not checked: the signing secret is not known here (TOKEN_SECRET, REDIS_URL)", True
+    if settings.token_secrets or settings.redis:
+        async with _store(settings) as store:
+            try:
+                (await _signer(store, settings)).verify(text.encode(), now_s=time.time())
+                verdict = "good: signed here, and not expired"
+            except TokenError as error:
+                verdict, is_good = f"bad: {error.detail}", False
+            if is_good and settings.redis is not None and await store.look(store.plan(claims.id, ())) is None:
+                verdict, is_good = "bad: revoked", False
+    print(f"{'verdict':<10}{verdict}")
+    return 0 if is_good else 1
+
+
+def _shown(claims: Claims) -> list[tuple[str, str]]:
+    own = "none" if claims.above else "the gateway's own"
+    limits = own if claims.limits is None else ", ".join(claims.limits)
+    return [
+        ("id", claims.id),
+        # A name may hold anything: a terminal's control sequences among it.
+        ("name", "none" if claims.name is None else json.dumps(claims.name)),
+        ("issued", _moment(claims.issued_at_s)),
+        ("expires", "never" if claims.expires_at_s is None else _moment(claims.expires_at_s)),
+        ("limits", limits),
+        *[
+            (
+                f"above {number}",
+                "the gateway's own" if limits is None and number == 1 else ", ".join(limits or ("none",)),
+            )
+            for number, limits in enumerate(claims.above, start=1)
+        ],
+        *[
+            (kind, "any" if names is None else ", ".join(names))
+            for kind, names in (("targets", claims.targets), ("methods", claims.methods), ("paths", claims.paths))
+        ],
+    ]
+
+
+async def _revoke(text: str, options: argparse.Namespace, settings: Settings, local_url: str) -> str:
+    claims = None
+    if text.startswith("gw_"):
+        with contextlib.suppress(TokenError):  # an id may begin so, too
+            claims = claims_in(text.encode())
+    token_id = text if claims is None else claims.id
+    if not is_token_id(token_id):
+        raise ConfigError("TOKEN_OR_ID", "is neither", _TAKES, "gateway token revoke -")
+    if options.url or settings.redis is None:
+        _ask(options.url or local_url, "DELETE", f"/admin/tokens/{token_id}", settings.admin_key)
+    else:
+        async with _store(settings) as store:
+            admission = Admission(store, TokenSigner([os.urandom(SECRET_MIN_BYTES)]), (), (), None)
+            until_s = None if claims is None else claims.expires_at_s
+            await admission.revoke(token_id, until_s, now_s=time.time())
+    return f"revoked {token_id}"
+
+
+@contextlib.asynccontextmanager
+async def _store(settings: Settings, *, offline: bool = False) -> AsyncIterator[Store]:
+    store = MemoryStore() if offline else make_store(settings)
+    try:
+        await store.start()
+        yield store
+    finally:
+        await store.close()
+
+
+async def _signer(store: Store, settings: Settings) -> TokenSigner:
+    return TokenSigner(settings.token_secrets or [await store.agree_secret(os.urandom(2 * SECRET_MIN_BYTES))])
+
+
+def _ask(url: str, method: str, path: str, key: bytes | None, wishes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Ask a running gateway, and return the members of its answer."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or parts.scheme not in {"http", "https"}:
+        raise ConfigError("--url", f"{quoted(url)} is no URL", "a gateway's address", "--url http://127.0.0.1:3000")
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(host, port, timeout=ASK_TIMEOUT_S)
+    fields = {} if key is None else {"Authorization": f"Bearer {key.decode()}"}
+    try:
+        connection.request(method, path, json.dumps(wishes) if wishes else None, fields)
+        response = connection.getresponse()
+        content = response.read()
+        members = json.loads(content)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise GatewayError(f"no gateway answers at {parts.netloc}: {error or type(error).__name__}") from None
+    finally:
+        connection.close()
+    if response.status >= 300 or not isinstance(members, dict):
+        detail = members.get("detail") if isinstance(members, dict) else None
+        raise GatewayError(f"{parts.netloc} answered {response.status}: {detail or 'and does not say why'}")
+    return members
+
+
+def _text(argument: str) -> str:
+    """Return a token from the command line or, for `-`, from stdin: others can read a process's arguments."""
+    text = sys.stdin.read(MAX_STDIN_BYTES).strip() if argument == "-" else argument
+    if not text or not text.isascii():
+        raise ConfigError("TOKEN", "is none", _TAKES, "gateway token inspect -")
+    return text
+
+
+def _moment(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,167 @@
+"""`gateway token` against running gateways: what it issues passes, what it revokes is refused everywhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e import KEY, fetch, request
+from tests.kit.printed import printed
+from tests.kit.process import gateway_process
+from tests.kit.programs import run
+from tests.kit.redis import running_redis
+
+if TYPE_CHECKING:
+    from tests.kit.upstream import Upstream
+
+SECRET = "a-token-secret-of-40-characters-or-so-xx"
+ADMIN_KEY = "an-admin-key-of-40-characters-or-so-xxxx"
+
+
+async def gateway(*arguments: str, given: str = "", **settings: str) -> tuple[int, str, str]:
+    """Run `gateway ARGUMENTS` to its end, with no setting but these."""
+    printed.keep_settings_secret({name.lower(): value for name, value in settings.items()})
+    spelled = [f"{name}={value}" for name, value in settings.items()]
+    command = ("env", *spelled, sys.executable, "-m", "gateway", *arguments)
+    code, out, err = await run(*command, given=given.encode())
+    return code, out.decode().strip(), err.decode().strip()
+
+
+async def issued(*arguments: str, **settings: str) -> str:
+    code, out, err = await gateway("token", "issue", *arguments, **settings)
+    assert (code, err) == (0, "")
+    return out
+
+
+async def test_with_the_secret_tokens_are_issued_offline(upstream: Upstream) -> None:
+    token = await issued("--name", "worker", "--limit", "7/minute", "--limit", "9/hour", TOKEN_SECRET=SECRET)
+    settings = {"TARGET_API_URL": upstream.url, "TARGET_API_KEY": KEY, "ADMIN_KEY": ADMIN_KEY, "TOKEN_SECRET": SECRET}
+    async with gateway_process(**settings) as program:
+        answer = await fetch(program.url, request("/api/x", token))
+        assert (answer.status, answer["ratelimit-policy"]) == (200, '"minute";q=7;w=60, "hour";q=9;w=3600')
+        tokens = json.loads((await fetch(program.url, request("/admin/tokens", ADMIN_KEY))).content)["tokens"]
+        assert [one["name"] for one in tokens] == ["worker"]
+
+        code, out, err = await gateway("token", "revoke", "-", "--url", program.url, given=token, ADMIN_KEY=ADMIN_KEY)
+        assert (code, out, err) == (0, f"revoked {tokens[0]['id']}", "")
+        assert (await fetch(program.url, request("/api/x", token))).status == 401
+        assert len(upstream.requests) == 1
+
+
+async def test_a_narrow_token_reaches_what_it_allows_and_nothing_else(upstream: Upstream) -> None:
+    lists = ("--target", "api", "--method", "GET", "--method", "HEAD", "--path", "/models")
+    token = await issued(*lists, TOKEN_SECRET=SECRET)
+    async with gateway_process(TARGET_API_URL=upstream.url, TOKEN_SECRET=SECRET) as program:
+        statuses = [
+            (await fetch(program.url, request(path, token, method=method))).status
+            for method, path in (("GET", "/api/models/x"), ("GET", "/api/modelsx"), ("POST", "/api/models"))
+        ]
+    assert statuses == [200, 403, 403]
+    assert [one.start_line for one in upstream.requests] == [b"GET /v1/models/x HTTP/1.1"]
+    _, out, _ = await gateway("token", "inspect", token)
+    assert re.findall(r"^(?:targets|methods|paths) +(.*)$", out, re.MULTILINE) == ["api", "GET, HEAD", "/models"]
+
+
+async def test_without_it_a_running_gateway_is_asked(upstream: Upstream) -> None:
+    async with gateway_process(TARGET_API_URL=upstream.url, ADMIN_KEY=ADMIN_KEY) as program:
+        listen = program.url.removeprefix("http://")
+        token = await issued("--limit", "7/minute", GATEWAY_LISTEN=listen, ADMIN_KEY=ADMIN_KEY)
+        assert (await fetch(program.url, request("/api/x", token)))["ratelimit-policy"] == '"minute";q=7;w=60'
+        code, out, err = await gateway("token", "issue", GATEWAY_LISTEN=listen)
+        assert (code, out) == (1, "")
+        assert "answered 403: Registering takes the admin key" in err
+
+
+async def test_through_redis_what_is_revoked_is_refused_by_every_instance_on_its_next_request(
+    upstream: Upstream,
+) -> None:
+    with running_redis() as redis:
+        settings = {"TARGET_API_URL": upstream.url, "REDIS_URL": redis.url, "STORE_TIMEOUT": "10s"}
+        async with gateway_process(**settings) as one, gateway_process(**settings) as other:
+            token = await issued("--name", "run 7", REDIS_URL=redis.url)
+            listed = json.loads((await fetch(other.url, request("/admin/tokens"))).content)["tokens"]
+            assert [(item["name"], item["revoked"]) for item in listed] == [("run 7", False)]
+            for program in (one, other):
+                assert (await fetch(program.url, request("/api/x", token))).status == 200
+            assert (await gateway("token", "inspect", token, REDIS_URL=redis.url))[0] == 0
+            assert (await gateway("token", "revoke", listed[0]["id"], REDIS_URL=redis.url))[0] == 0
+            for program in (one, other):
+                answer = await fetch(program.url, request("/api/x", token))
+                assert (answer.status, answer["x-gateway-error"]) == (401, "token_revoked")
+            assert len(upstream.requests) == 2
+            listed = json.loads((await fetch(one.url, request("/admin/tokens"))).content)["tokens"]
+            assert [item["revoked"] for item in listed] == [True]
+            code, out, _ = await gateway("token", "inspect", token, REDIS_URL=redis.url)
+            assert (code, out.splitlines()[-1]) == (1, "verdict   bad: revoked")
+
+
+async def test_a_revoked_parents_child_is_refused_by_another_instance_on_its_next_request(upstream: Upstream) -> None:
+    with running_redis() as redis:
+        settings = {"TARGET_API_URL": upstream.url, "REDIS_URL": redis.url, "STORE_TIMEOUT": "10s"}
+        async with gateway_process(**settings) as one, gateway_process(**settings) as other:
+            parent = await issued("--limit", "3/hour", REDIS_URL=redis.url)
+            tokens = [parent]
+            for path in ("/a", "/a/b", "/a/b/c"):
+                wishes = json.dumps({"paths": [path], "limits": ["2/hour"]}).encode()
+                made = await fetch(one.url, request("/tokens", tokens[-1], method="POST", body=wishes))
+                assert made.status == 201
+                tokens.append(json.loads(made.content)["token"])
+            answer = await fetch(other.url, request("/api/a/b/c", tokens[-1]))
+            assert answer.status == 200
+            assert [item.partition(";")[0] for item in answer["ratelimit-policy"].split(", ")] == [
+                '"hour"',
+                '"parent-hour"',
+                '"parent2-hour"',
+                '"parent3-hour"',
+            ]
+            assert (await gateway("token", "revoke", "-", given=parent, REDIS_URL=redis.url))[0] == 0
+            for program, token in ((other, tokens[3]), (one, tokens[2]), (other, tokens[1]), (one, parent)):
+                refusal = await fetch(program.url, request("/api/a/b/c", token))
+                assert (refusal.status, refusal["x-gateway-error"]) == (401, "token_revoked")
+            listed = json.loads((await fetch(one.url, request("/admin/tokens"))).content)["tokens"]
+            assert [item["revoked"] for item in listed] == [True] * 4
+            assert sorted(item["id"].count(".") for item in listed) == [0, 1, 2, 3]
+    assert len(upstream.requests) == 1
+
+
+async def test_inspect_says_what_a_token_grants_and_whether_it_is_good() -> None:
+    token = await issued("--name", "\x1b[2J", "--limit", "7/minute", "--ttl", "2h", TOKEN_SECRET=SECRET)
+    code, out, _ = await gateway("token", "inspect", "-", given=token + "\n", TOKEN_SECRET=SECRET)
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert (code, lines["verdict"]) == (0, "good: signed here, and not expired")
+    assert (lines["name"], lines["limits"]) == (r'"\u001b[2J"', "7/minute")
+    code, out, _ = await gateway("token", "inspect", token)
+    assert (code, "not checked" in out) == (0, True)
+    code, out, _ = await gateway(
+        "token", "inspect", token[:-1] + ("A" if token[-1] != "A" else "B"), TOKEN_SECRET=SECRET
+    )
+    assert (code, "bad: The token was not issued here" in out) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("issue", "--limit", "many"),
+        ("issue", "--ttl", "soon"),
+        ("issue", "--name", "n" * 129),
+        ("issue", "--nmae", "x"),
+        ("issue", "--method", "get"),
+        ("issue", "--path", "/a/../b"),
+        ("issue", "--target", "a b"),
+        ("inspect", "canary"),
+        ("inspect", "-"),
+        ("inspect", "gw_é.x"),
+        ("revoke", "a canary"),
+        ("revoke", "abc", "--url", "ftp://h"),
+        (),
+    ],
+)
+async def test_what_it_cannot_do_is_one_line_and_exit_code_2(arguments: tuple[str, ...]) -> None:
+    code, out, err = await gateway("token", *arguments, TOKEN_SECRET=SECRET)
+    assert (code, out, err.count("\n")) == (2, "", 0)
+    assert err.startswith("gateway: ")
+    assert "canary" not in err

@@ -1,0 +1,52 @@
+"""The register of issued tokens, in every store: what is noted is listed once, until it ends, and never too much."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from gateway.stores import lines, register
+from gateway.stores.redis import RedisStore
+
+if TYPE_CHECKING:
+    import pytest
+
+    from tests.kit.stores import Subject
+
+LATER_S = int(time.time()) + 3600
+
+
+async def test_what_is_noted_is_listed_once_until_it_ends(under_test: Subject) -> None:
+    store = await under_test.fresh()
+    assert (await store.noted()).lines == []
+    for line, ends_s in (("first", LATER_S), ("last", LATER_S + 5), ("first", LATER_S), ("ended", 1000)):
+        store.note(line, ends_s)
+    assert (await store.noted()).lines == ["last", "first"]
+
+
+async def test_who_was_revoked_is_in_it(under_test: Subject) -> None:
+    store = await under_test.fresh()
+    await store.revoke("abc", 60)
+    assert (await store.noted()).revoked == {"abc"}
+
+
+async def test_of_too_many_those_that_end_first_are_forgotten(
+    under_test: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "MAX_LINES", 8)
+    monkeypatch.setattr(register, "MAX_LINES", 8)
+    store = await under_test.fresh()
+    for number in range(20):
+        store.note(str(number), LATER_S + number)
+    listed = (await store.noted()).lines
+    assert listed == [str(number) for number in reversed(range(20))][: len(listed)]
+    assert 6 <= len(listed) <= 8
+
+
+async def test_nothing_is_noted_while_redis_is_out_and_nobody_waits_for_it(under_test: Subject) -> None:
+    store = await under_test.fresh()
+    if isinstance(store, RedisStore):
+        live, store.link.live = store.link.live, None
+        store.note("lost", LATER_S)
+        store.link.live = live
+        assert (await store.noted()).lines == []
