@@ -57,6 +57,7 @@ REGISTER_AS_ADMIN = 'curl -X POST http://127.0.0.1:3000/register -H "Authorizati
 INSTANCES = "export TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… REDIS_URL=redis://"
 LIBRARY = "import asyncio\nimport os"
 LIMITS_ALONE = "import asyncio\n\nfrom gateway import Admission"
+AS_A_PROXY = "curl -x http://$TOKEN:x@"
 HEALTHCHECK = "./tools/run healthcheck"
 VERIFY = "./tools/run verify"
 PROOF = "$ python -m perf.proof"
@@ -67,6 +68,7 @@ RUN = (
     OPENAI,
     SERVE_ANTHROPIC,
     MESSAGES,
+    AS_A_PROXY,
     FROM_FILE,
     REGISTER_AS_ADMIN,
     INSTANCES,
@@ -128,6 +130,7 @@ def runnable(text: str, *, api: str = "", gateway: str = "") -> str:
     """Return a block with what a test cannot have replaced: an installation, the network, a port of its choice."""
     text = text.replace("./tools/run", f'"{sys.executable}" -m gateway')
     text = re.sub("sk-(?:ant-)?…", "sk-real-key", text)
+    text = text.replace("http://api.openai.com", api).replace("@127.0.0.1:3000", f"@{gateway.removeprefix('http://')}")
     text = text.replace("https://api.openai.com", api).replace("https://api.anthropic.com", api)
     text = re.sub(r"GATEWAY_LISTEN=127\.0\.0\.1:\d+", "GATEWAY_LISTEN=127.0.0.1:0", text)
     return text.replace("http://127.0.0.1:3000", gateway)
@@ -290,6 +293,14 @@ def test_a_token_and_curl(gateway: str, api: Api, tmp_path: Path) -> None:
     assert head.startswith("HTTP/1.1 200 OK\n")
     assert 'RateLimit: "minute";r=59;' in head
     assert json.loads(content) == {"data": []}
+    line, fields, _ = api.requests[-1]
+    assert line == "GET /v1/models HTTP/1.1"
+    assert fields.get_all("Authorization") == ["Bearer sk-real-key"]
+
+
+def test_as_a_proxy(gateway: str, api: Api, tmp_path: Path) -> None:
+    script = runnable(block(AS_A_PROXY), api=api.url, gateway=gateway)
+    assert json.loads(run_sh(script, cwd=tmp_path, TOKEN=register(gateway)["token"])) == {"data": []}
     line, fields, _ = api.requests[-1]
     assert line == "GET /v1/models HTTP/1.1"
     assert fields.get_all("Authorization") == ["Bearer sk-real-key"]

@@ -18,6 +18,7 @@ from gateway.errors import (
     MethodNotAllowed,
     RequestTimeout,
     StoreUnavailable,
+    TokenMissing,
     UpstreamProtocolError,
     UpstreamTimeout,
     UpstreamUnreachable,
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from gateway.proxy.upstream import UpstreamConnection
     from gateway.stores import Verdict
 
+_PROXY_ADVICE: Final = (
+    "Name the token in the proxy's URL, as in http://TOKEN:x@HOST:PORT; several clients send none without a password."
+)
 _TIMING: Final = b"Server-Timing: gateway;dur=%.3f, upstream;dur=%.3f"
 
 
@@ -117,7 +121,8 @@ class Exchange:
             self._subject = subject = context.admission.authenticate(head.bearer, context.clock.wall_s)
             self._request = context.route.write_head(head)
         except GatewayError as error:
-            self._refuse(error)
+            is_missing = isinstance(error, TokenMissing) and not head.target.startswith(b"/")
+            self._refuse(TokenMissing(_PROXY_ADVICE) if is_missing else error)
             return
         context.admission.check(subject, self)
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 MAX_TARGETS: Final = 1024
 MAX_TARGET_REMEMBERED: Final = 256  # bytes
 
+# RFC 3986 §3.1, §3.2.2: scheme and host in any case; §3.2.3: a port may be empty. The gate has found it well-formed.
+_URL: Final = re.compile(rb"(?i)(https?)://([^/?]*?)(?::([0-9]*))?([/?].*)?")
+_DEFAULT_PORTS: Final = {b"http": b"80", b"https": b"443"}
+
 # What some server might take for the end of a path segment, and for a dot segment with or without parameters.
 _SEPARATOR: Final = re.compile(rb"(?i)/|\\|%2f|%5c")
 _DOT: Final = re.compile(rb"(?i)\.|%2e")
@@ -29,6 +33,7 @@ class TargetRoute:
     """
 
     __slots__ = (
+        "_authorities",
         "_base",
         "_host",
         "_key_query",
@@ -44,6 +49,7 @@ class TargetRoute:
         self._prefix = target.prefix
         self._prefixes = (target.prefix + b"/", target.prefix + b"?")
         self._base = target.base_path
+        self._authorities = _authorities(target)
         self._host = b" HTTP/1.1\r\nHost: " + target.authority
         self._key_query = target.key_query
         # Credentials that clients send never get this far; a field of any other name has to be looked for.
@@ -54,8 +60,28 @@ class TargetRoute:
         self._starts: dict[bytes, bytes] = {}
 
     def matches(self, target: bytes) -> bool:
-        """Whether a request-target lies under this target's prefix."""
-        return target.startswith(self._prefixes) or target == self._prefix
+        """Whether a request-target lies under this target's prefix, or is a URL under this target's own."""
+        return target.startswith(self._prefixes) or target == self._prefix or self._rest_of_url(target) is not None
+
+    def _rest_of_url(self, target: bytes) -> bytes | None:
+        """Return what a URL has behind this target's; None if it is no URL, or another's.
+
+        A client that takes the gateway for its HTTP proxy writes `http` for a target of either scheme, since of `https`
+        it would send nothing but a CONNECT. So the schemes' default ports count as one.
+        """
+        url = None if target.startswith(b"/") else _URL.fullmatch(target)
+        if url is None:
+            return None
+        authority, port = url[2].lower(), (url[3] or b"").lstrip(b"0")
+        if port and port != _DEFAULT_PORTS[url[1].lower()]:
+            authority += b":" + port
+        if authority not in self._authorities:
+            return None
+        rest = url[4] or b""
+        if not rest.startswith(self._base):
+            return None
+        rest = rest[len(self._base) :]
+        return rest if not rest or rest.startswith((b"/", b"?")) else None
 
     def write_head(self, head: RequestHead) -> bytes:
         """Make the upstream's request head. Strips first, then adds, so that no client can name our fields.
@@ -94,7 +120,7 @@ class TargetRoute:
 
     def _write_start(self, target: bytes) -> bytes:
         """Write what follows the method: the rest of the request line, and `Host`."""
-        path = target[len(self._prefix) :]
+        path = target[len(self._prefix) :] if target.startswith(b"/") else self._rest_of_url(target) or b""
         if _climbs(path.partition(b"?")[0]):
             raise BadRequest("The path climbs out of its prefix with dot segments.")
         if not path.startswith(b"/") and not self._base:
@@ -108,6 +134,13 @@ class TargetRoute:
                 self._starts.clear()
             self._starts[target] = start
         return start
+
+
+def _authorities(target: Target) -> frozenset[bytes]:
+    """Return how a URL of this target may name its host and port, less what is the default port of the URL's scheme."""
+    written = target.authority
+    port = b":%d" % target.port
+    return frozenset({written, written if written.endswith(port) else written + port})
 
 
 def _climbs(path: bytes) -> bool:
