@@ -20,9 +20,8 @@ from gateway.metrics import Metrics
 from gateway.proxy.client import ClientConnection
 from gateway.proxy.clock import Clock
 from gateway.proxy.context import ProxyContext
-from gateway.proxy.dial import Dialer
-from gateway.proxy.pool import UpstreamPool
-from gateway.proxy.target import TargetRoute
+from gateway.proxy.routes import Routes
+from gateway.proxy.upstreams import Upstreams
 from gateway.stores.choice import make_store
 from gateway.tokens import TokenSigner
 
@@ -50,7 +49,7 @@ class Gateway:
         self._listener: Listener | None = None
         self._store: Store | None = None
         self._context: ProxyContext | None = None
-        self._dialer: Dialer | None = None
+        self._upstreams = Upstreams(AnswerParser())
 
     async def start(self) -> None:
         """Connect to the store and listen.
@@ -70,23 +69,20 @@ class Gateway:
             )
             metrics = Metrics()
             clock = Clock(loop)
-            self._dialer = Dialer(settings.target)
-            pool = UpstreamPool(self._dialer, settings, AnswerParser(), clock)
             context = ProxyContext(
                 loop=loop,
                 settings=settings,
                 clock=clock,
                 parser=RequestParser(),
                 admission=admission,
-                route=TargetRoute(settings.target),
-                pool=pool,
+                routes=Routes(),
                 endpoint=Endpoints(admission, store, metrics, settings.admin_key, lambda: context.draining),
                 metrics=metrics,
             )
             self._context = context
-            clock.watched.add(pool)
+            context.routes = self._upstreams.connect(settings, context, admission)
             clock.start()
-            descriptors = Descriptors(soft_limit(), pool)
+            descriptors = Descriptors(soft_limit(), self._upstreams)
             self._listener = listener = Listener(clock, lambda: ClientConnection(context), descriptors)
             context.on_client_gone = listener.on_client_gone
             for host, port in settings.listen:
@@ -97,7 +93,7 @@ class Gateway:
             raise
         if settings.redis is None and not settings.token_secrets:
             _log.info("tokens end with this process: neither TOKEN_SECRET nor REDIS_URL is set")
-        _log.info("listening on %s, sending to %s", ", ".join(self.urls), settings.target.url)
+        _log.info("listening on %s, sending to %s", ", ".join(self.urls), _sent_to(settings))
 
     @property
     def urls(self) -> list[str]:
@@ -159,7 +155,7 @@ class Gateway:
             context.draining = True
             for connection in tuple(context.connections):
                 connection.abort()
-            context.pool.close()
+            self._upstreams.close()
             context.clock.stop()
             # Transports tell their protocols of the end in the loop's next turn, and places in flight come back.
             await asyncio.sleep(0)
@@ -167,10 +163,7 @@ class Gateway:
             await self._store.close()
         if listener is not None:
             await listener.close()
-        if context is not None:
-            await context.pool.closed()
-        if self._dialer is not None:
-            await self._dialer.closed()
+        await self._upstreams.closed()
         # Transports tell their protocols of the end in the next turn of the loop.
         await asyncio.sleep(0)
 
@@ -182,3 +175,8 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _sent_to(settings: Settings) -> str:
+    others = [f"{target.keyed[0].prefix.decode()} to {target.keyed[0].url}" for target in settings.targets]
+    return ", ".join([settings.target.url, *others])

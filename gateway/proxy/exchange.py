@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from gateway.admission import Subject
     from gateway.http1.message import AnswerHead, RequestHead
     from gateway.proxy.client import ClientConnection
-    from gateway.proxy.context import ProxyContext
+    from gateway.proxy.context import Destination
     from gateway.proxy.upstream import UpstreamConnection
     from gateway.stores import Verdict
 
@@ -51,7 +51,7 @@ class Exchange:
     """A request to the target, its answer, and what the gateway holds for them meanwhile.
 
     Args:
-        context: What all exchanges share.
+        context: What all exchanges with its target share.
         client: The connection that the request came on.
         head: The request's head.
     """
@@ -66,7 +66,7 @@ class Exchange:
     )
     # fmt: on
 
-    def __init__(self, context: ProxyContext, client: ClientConnection, head: RequestHead) -> None:
+    def __init__(self, context: Destination, client: ClientConnection, head: RequestHead) -> None:
         self._lap_began_s = perf_counter()
         self._own_s = 0.0
         self._context = context
@@ -248,7 +248,7 @@ class Exchange:
         minor = self._head.minor
         if length == UNTIL_CLOSE or (length == CHUNKED and minor == 0):
             self._keep_alive = False  # the connection's end is the body's
-        elif not self.request_done or self._context.draining:
+        elif not self.request_done or self._context.shared.draining:
             self._keep_alive = False
         limits = self._subject.limit_lines(self._verdict)
         own_ms, upstream_ms = (self._own_s + perf_counter() - self._lap_began_s) * 1e3, upstream_s * 1e3
