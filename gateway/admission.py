@@ -134,6 +134,21 @@ class Admission:
         self._shadow = shadow
         self._subjects: dict[bytes, Subject] = {}
         self._revoked: dict[str, None] = {}
+        self._memories = [self._subjects]
+
+    def beside(self, limits: Sequence[Policy]) -> Admission:
+        """Return one for the same tokens, which checks these limits as well: those of one target, say.
+
+        What either learns of revoked tokens, both know.
+        """
+        if not limits:
+            return self
+        common = (*self._common_limits, *limits)
+        other = Admission(self._store, self._signer, self._limits, common, self._token_ttl_s, shadow=self._shadow)
+        other._revoked = self._revoked
+        other._memories = self._memories
+        self._memories.append(other._subjects)
+        return other
 
     def authenticate(self, token: bytes | None, now_s: float) -> Subject:
         """Say whose token this is.
@@ -380,6 +395,7 @@ class Admission:
         if len(self._revoked) >= MAX_REVOKED:
             del self._revoked[next(iter(self._revoked))]
         self._revoked[token_id] = None
-        for subject in self._subjects.values():
-            if token_id in lineage(subject.id):
-                subject.expires_at_s = _ENDED
+        for subjects in self._memories:
+            for subject in subjects.values():
+                if token_id in lineage(subject.id):
+                    subject.expires_at_s = _ENDED

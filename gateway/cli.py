@@ -181,6 +181,9 @@ def _serve(options: argparse.Namespace) -> int:
     for setting in SETTINGS.values():
         if setting.secret:
             os.environ.pop(setting.environment, None)
+    keys = {key for target in config.settings.targets for key in target.keys}
+    for variable in [name for name, value in os.environ.items() if value in keys]:
+        del os.environ[variable]
     from gateway.workers import serve  # loads the server
 
     return serve(config)

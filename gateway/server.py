@@ -20,9 +20,8 @@ from gateway.metrics import Metrics
 from gateway.proxy.client import ClientConnection
 from gateway.proxy.clock import Clock
 from gateway.proxy.context import ProxyContext
-from gateway.proxy.dial import Dialer
-from gateway.proxy.pool import UpstreamPool
-from gateway.proxy.target import TargetRoute
+from gateway.proxy.routes import Routes
+from gateway.proxy.upstreams import Upstreams
 from gateway.stores.choice import make_store
 from gateway.tokens import TokenSigner
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from gateway.certificates import ReloadedTls
-    from gateway.config import Config, Settings
+    from gateway.config import Config, KeyPair, Settings, Target
     from gateway.stores import Store
 
 _SECRET_BYTES: Final = 32
@@ -58,7 +57,7 @@ class Gateway:
         self._listener: Listener | None = None
         self._store: Store | None = None
         self._context: ProxyContext | None = None
-        self._dialer: Dialer | None = None
+        self._upstreams = Upstreams(AnswerParser())
         self._reloaded: list[ReloadedTls] = []
 
     async def start(self) -> None:
@@ -78,24 +77,23 @@ class Gateway:
                 store, signer, settings.limits, settings.common_limits, settings.token_ttl_s, shadow=settings.shadow
             )
             clock = Clock(loop)
-            tls, upstream_tls = self._read_certificates(clock)
-            self._dialer = Dialer(settings.target, upstream_tls)
-            pool = UpstreamPool(self._dialer, settings, AnswerParser(), clock)
+            tls = self._own_tls(clock)
             context = ProxyContext(
                 loop=loop,
                 settings=settings,
                 clock=clock,
                 parser=RequestParser(),
                 admission=admission,
-                route=TargetRoute(settings.target),
-                pool=pool,
+                routes=Routes(),
                 endpoint=Endpoints(admission, store, self.metrics, settings.admin_key, lambda: context.draining),
                 metrics=self.metrics,
             )
             self._context = context
-            clock.watched.add(pool)
+            context.routes = self._upstreams.connect(
+                settings, context, admission, lambda target: self._upstream_tls(target, clock)
+            )
             clock.start()
-            descriptors = Descriptors(soft_limit(), pool)
+            descriptors = Descriptors(soft_limit(), self._upstreams)
             self._listener = listener = Listener(
                 clock, lambda: ClientConnection(context), descriptors, tls, settings.header_timeout_s
             )
@@ -110,27 +108,37 @@ class Gateway:
             raise
         if settings.redis is None and not settings.token_secrets:
             _log.info("tokens end with this process: neither TOKEN_SECRET nor REDIS_URL is set")
-        _log.info("listening on %s, sending to %s", ", ".join(self.urls), settings.target.url)
+        _log.info("listening on %s, sending to %s", ", ".join(self.urls), _sent_to(settings))
 
-    def _read_certificates(self, clock: Clock) -> tuple[ReloadedTls | None, ReloadedTls | None]:
-        """Return what is spoken with clients and with the upstream."""
-        own, target = self._settings.tls, self._settings.target
-        made = []
-        if own is not None or target.tls:
-            from gateway.certificates import ReloadedTls, client_context, is_open_to_others, server_context
-        if own is not None:
-            made.append(ReloadedTls("the certificate", own.files, lambda: server_context(*own), clock))
-        if target.tls:
-            shown = target.client or (None, None)
-            files = [file for file in (target.ca_file, *shown) if file is not None]
-            what = "the TLS of the upstream"
-            made.append(ReloadedTls(what, files, lambda: client_context(target.ca_file, *shown), clock))
-        self._reloaded = made
-        clock.watched.update(made)
-        for pair in (own, target.client):
-            if pair is not None and is_open_to_others(pair.key_file):
-                _log.warning("%s, a private key, is open to other users of this machine: chmod 600", pair.key_file)
-        return made[0] if own is not None else None, made[-1] if target.tls else None
+    def _own_tls(self, clock: Clock) -> ReloadedTls | None:
+        """Return what is spoken with clients on TCP; None for plain HTTP."""
+        own = self._settings.tls
+        if own is None:
+            return None
+        from gateway.certificates import ReloadedTls, server_context
+
+        return self._watch(ReloadedTls("the certificate", own.files, lambda: server_context(*own), clock), own, clock)
+
+    def _upstream_tls(self, target: Target, clock: Clock) -> ReloadedTls | None:
+        """Return what is spoken with a target; None for plain HTTP."""
+        if not target.tls:
+            return None
+        from gateway.certificates import ReloadedTls, client_context
+
+        shown = target.client or (None, None)
+        files = [file for file in (target.ca_file, *shown) if file is not None]
+        what = f"the TLS of {target.url}"
+        tls = ReloadedTls(what, files, lambda: client_context(target.ca_file, *shown), clock)
+        return self._watch(tls, target.client, clock)
+
+    def _watch(self, tls: ReloadedTls, pair: KeyPair | None, clock: Clock) -> ReloadedTls:
+        from gateway.certificates import is_open_to_others
+
+        self._reloaded.append(tls)
+        clock.watched.add(tls)
+        if pair is not None and is_open_to_others(pair.key_file):
+            _log.warning("%s, a private key, is open to other users of this machine: chmod 600", pair.key_file)
+        return tls
 
     @property
     def has_certificates(self) -> bool:
@@ -201,7 +209,7 @@ class Gateway:
             context.draining = True
             for connection in tuple(context.connections):
                 connection.abort()
-            context.pool.close()
+            self._upstreams.close()
             context.clock.stop()
             # Transports tell their protocols of the end in the loop's next turn, and places in flight come back.
             await asyncio.sleep(0)
@@ -209,10 +217,7 @@ class Gateway:
             await self._store.close()
         if listener is not None:
             await listener.close()
-        if context is not None:
-            await context.pool.closed()
-        if self._dialer is not None:
-            await self._dialer.closed()
+        await self._upstreams.closed()
         for sock in self._sockets:  # where it did not come to listening
             sock.close()
         # Transports tell their protocols of the end in the next turn of the loop.
@@ -226,3 +231,8 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _sent_to(settings: Settings) -> str:
+    others = [f"{target.keyed[0].prefix.decode()} to {target.keyed[0].url}" for target in settings.targets]
+    return ", ".join([settings.target.url, *others])

@@ -29,6 +29,7 @@ import pytest
 from gateway import errors
 from gateway.config import SETTINGS, Config, load
 from gateway.config.loading import DEFAULT_LISTEN
+from gateway.config.targets import KEYS
 from gateway.running import environment as environment_of
 from tests.kit.printed import printed as record
 from tests.kit.redis import running_redis
@@ -60,6 +61,8 @@ TOKENS = "TOKEN=$(./tools/run token issue"
 INSTANCES = "export TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… REDIS_URL=redis://"
 LIBRARY = "import asyncio\nimport os"
 LIMITS_ALONE = "import asyncio\n\nfrom gateway import Admission"
+TARGETS = "[targets.maps]"
+AS_A_PROXY = "curl -x http://$TOKEN:x@"
 HEALTHCHECK = "./tools/run healthcheck"
 VERIFY = "./tools/run verify"
 PROOF = "$ python -m perf.proof"
@@ -71,6 +74,7 @@ RUN = (
     OPENAI,
     SERVE_ANTHROPIC,
     MESSAGES,
+    AS_A_PROXY,
     FROM_FILE,
     REGISTER_AS_ADMIN,
     TOKENS,
@@ -135,6 +139,7 @@ def runnable(text: str, *, api: str = "", gateway: str = "") -> str:
     """Return a block with what a test cannot have replaced: an installation, the network, a port of its choice."""
     text = text.replace("./tools/run", f'"{sys.executable}" -m gateway')
     text = re.sub("sk-(?:ant-)?…", "sk-real-key", text)
+    text = text.replace("http://api.openai.com", api).replace("@127.0.0.1:3000", f"@{gateway.removeprefix('http://')}")
     text = text.replace("https://api.openai.com", api).replace("https://api.anthropic.com", api)
     text = re.sub(r"GATEWAY_LISTEN=127\.0\.0\.1:\d+", "GATEWAY_LISTEN=127.0.0.1:0", text)
     return text.replace("http://127.0.0.1:3000", gateway)
@@ -271,7 +276,7 @@ def register(url: str) -> dict[str, Any]:
 def test_every_block_is_covered() -> None:
     """A new block needs a test here, and its first line in `RUN`."""
     covered = {"sh": RUN + CHECKED_OTHERWISE, "python": RUN, "console": RUN, "http": SHOWN, "text": ("  client",)}
-    covered["toml"] = ("target_api_url = ",)
+    covered["toml"] = ("target_api_url = ", TARGETS)
     for language, text in BLOCKS:
         assert language in covered, f"a block of an unknown language: {language!r}"
         assert text.startswith(covered[language]), f"no test runs this block: {text}"
@@ -297,6 +302,14 @@ def test_a_token_and_curl(gateway: str, api: Api, tmp_path: Path) -> None:
     assert head.startswith("HTTP/1.1 200 OK\n")
     assert 'RateLimit: "minute";r=59;' in head
     assert json.loads(content) == {"data": []}
+    line, fields, _ = api.requests[-1]
+    assert line == "GET /v1/models HTTP/1.1"
+    assert fields.get_all("Authorization") == ["Bearer sk-real-key"]
+
+
+def test_as_a_proxy(gateway: str, api: Api, tmp_path: Path) -> None:
+    script = runnable(block(AS_A_PROXY), api=api.url, gateway=gateway)
+    assert json.loads(run_sh(script, cwd=tmp_path, TOKEN=register(gateway)["token"])) == {"data": []}
     line, fields, _ = api.requests[-1]
     assert line == "GET /v1/models HTTP/1.1"
     assert fields.get_all("Authorization") == ["Bearer sk-real-key"]
@@ -344,13 +357,30 @@ def test_answers_look_as_shown(gateway: str, api: Api, tmp_path: Path) -> None:
 
 
 def test_settings_from_a_file(api: Api, tmp_path: Path) -> None:
-    (content,) = (text for language, text in BLOCKS if language == "toml")
-    (tmp_path / "gateway.toml").write_text(content.replace("https://api.openai.com", api.url), encoding="utf-8")
+    key_file = tmp_path / "maps"
+    key_file.write_text("sk-real-key-of-maps\n", encoding="ascii")
+    key_file.chmod(0o600)
+    content = "\n".join(text for language, text in BLOCKS if language == "toml")
+    content = content.replace("https://api.openai.com", api.url).replace("https://maps.example.com/v2", f"{api.url}/v1")
+    content = content.replace("/run/secrets/maps", str(key_file))
+    (tmp_path / "gateway.toml").write_text(content, encoding="utf-8")
     with serving(runnable(block(FROM_FILE)), tmp_path) as ((url,), printed):
         assert re.search(r"^RATE_LIMIT +10 in 1 s, 1000 in 86400 s$", printed, re.MULTILINE)
         assert re.search(r"^DRAIN_TIMEOUT +10\.0 s$", printed, re.MULTILINE)
-        _, fields, _ = request(url, "GET", "/api/models", register(url)["token"])
-    assert dict(fields)["RateLimit-Policy"] == '"second";q=10;w=1, "day";q=1000;w=86400, "global-day";q=5000;w=86400'
+        assert re.search(r"^targets\.maps\.key +set \(19 characters\)$", printed, re.MULTILINE)
+        token = register(url)["token"]
+        _, fields, _ = request(url, "GET", "/api/models", token)
+        status, of_maps, _ = request(url, "GET", "/maps/models", token)
+    limits = '"second";q=10;w=1, "day";q=1000;w=86400, "global-day";q=5000;w=86400'
+    assert dict(fields)["RateLimit-Policy"] == limits
+    assert status == 200
+    assert dict(of_maps)["RateLimit-Policy"] == limits + ', "maps-second";q=10;w=1, "maps-day";q=1000;w=86400'
+    assert api.requests[-1][1].get_all("x-api-key") == ["sk-real-key-of-maps"]
+
+
+def test_the_keys_of_a_target() -> None:
+    listed = [name for row in rows("Several targets") for name in names(row[0])]
+    assert sorted(listed) == sorted(KEYS)
 
 
 def test_registering_as_admin(api: Api, tmp_path: Path) -> None:

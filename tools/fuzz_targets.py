@@ -214,7 +214,7 @@ class Requests:
         if not head.target.startswith(b"/"):
             return
         fields = pairs(head.lines[1:])
-        if not route.matches(head.target):
+        if head.target != b"/api" and not head.target.startswith((b"/api/", b"/api?")):
             head.target = b"/api" + head.target
         try:
             written = route.write_head(head)

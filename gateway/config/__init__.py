@@ -2,8 +2,8 @@
 
 Text comes in through `load` (command line, environment, file) or `Config(...)` (the library). `values` and
 `target` read single values, `table` has the words for messages, `settings` puts the two together, and
-`describing` says what came out. Nothing here opens a connection; of the file system, only the TOML file is
-read and the CA file is looked for.
+`describing` says what came out. `targets` reads the tables `[targets.NAME]`. Nothing here opens a connection; of the
+file system, only the TOML file, key files and CA files are read.
 """
 
 from gateway.config.describing import describe
@@ -11,6 +11,7 @@ from gateway.config.loading import listen_address, load
 from gateway.config.settings import Config, Settings
 from gateway.config.table import SETTINGS, Setting
 from gateway.config.target import KeyPair, Target
+from gateway.config.targets import TargetSettings
 from gateway.config.values import Address, UnixAddress
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Setting",
     "Settings",
     "Target",
+    "TargetSettings",
     "UnixAddress",
     "describe",
     "listen_address",

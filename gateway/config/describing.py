@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from gateway.config.settings import Config
     from gateway.config.target import KeyPair
+    from gateway.config.targets import TargetSettings
     from gateway.limits import Policy
     from gateway.stores.address import StoreAddress
 
@@ -25,7 +26,26 @@ def describe(config: Config) -> list[tuple[str, str]]:
     return [
         (setting.environment, resolved.get(name) or _as_written(getattr(config, name)))
         for name, setting in SETTINGS.items()
-    ]
+    ] + [pair for target in config.settings.targets for pair in _target(target)]
+
+
+def _target(target: TargetSettings) -> list[tuple[str, str]]:
+    """Describe another target: of its keys the number and the lengths, of the fields that it adds the names."""
+    one = target.keyed[0]
+    key = ", ".join(_length(key) for key in target.keys) or "not set: requests go upstream without a key"
+    timeouts = {name: getattr(target, name + "_s") for name in ("connect_timeout", "response_timeout", "idle_timeout")}
+    words = {
+        "prefix": one.prefix.decode(),
+        "url": one.url,
+        "key": key,
+        "auth": target.auth,
+        "rate_limit": _limits(target.limits) or "none of its own",
+        **{name: "the gateway's" if seconds is None else f"{seconds} s" for name, seconds in timeouts.items()},
+        "ca_file": one.ca_file or "the system's roots",
+        "add_headers": ", ".join(line.partition(b":")[0].decode() for line in one.added) or "none",
+        "remove_headers": ", ".join(sorted(name.decode() for name in one.removed)) or "none",
+    }
+    return [(f"targets.{target.name}.{name}", word) for name, word in words.items()]
 
 
 def _resolved(config: Config) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.config.settings import Config, Spelling
 from gateway.config.table import SETTINGS
+from gateway.config.targets import with_environment
 from gateway.config.values import Address, addresses
 from gateway.errors import ConfigError
 
@@ -44,6 +45,9 @@ def load(*, arguments: Mapping[str, str], environ: Mapping[str, str], file: Path
         url = SETTINGS["target_api_url"]
         example = f"{url.environment}={url.example} (and to see it work first: ./tools/run demo needs nothing)"
         raise ConfigError(url.environment, "is not set", url.takes, example)
+    if "targets" in given.values:
+        where = given.spelled["targets"].name.removeprefix("targets")
+        given.values["targets"] = with_environment(given.values["targets"], environ, where)
     # Config checks the types itself: no type checker can see into a file.
     return Config(**{"gateway_listen": DEFAULT_LISTEN, **given.values}, spelled=given.spelled)  # type: ignore[arg-type]
 
@@ -93,16 +97,14 @@ def _read_file(file: Path) -> dict[str, object]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(str(file), f"is not TOML: {error}", _FILE_TAKES, _FILE_EXAMPLE) from None
     for key in content:
-        if key not in SETTINGS:
+        if key not in SETTINGS and key != "targets":
             raise _unknown_key(key, file)
     return content
 
 
 def _unknown_key(key: str, file: Path) -> ConfigError:
-    if key == "targets":
-        return ConfigError(f"targets in {file}", "is not available yet", "nothing in this version", _FILE_EXAMPLE)
     import difflib  # only for somebody who mistyped
 
-    near = difflib.get_close_matches(key.lower().replace("-", "_"), SETTINGS, n=1)
+    near = difflib.get_close_matches(key.lower().replace("-", "_"), [*SETTINGS, "targets"], n=1)
     suggestion = f"; did you mean {near[0]}?" if near else ""
     return ConfigError(f"{key} in {file}", f"is not a setting{suggestion}", _FILE_TAKES, _FILE_EXAMPLE)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from gateway.config import values
 from gateway.config.table import SETTINGS
 from gateway.config.target import KeyPair, Target, parse_key_style, parse_url, with_key
+from gateway.config.targets import TargetReader, TargetSettings
 from gateway.config.values import Address
 from gateway.errors import ConfigError
 from gateway.limits import parse_concurrency, parse_limits
@@ -57,6 +58,7 @@ class Settings:
 
     Args:
         target: The upstream API.
+        targets: Others beside it, none of which has its prefix.
         limits: Per token; all must allow.
         global_limits: All tokens together; all must allow. May be empty.
         concurrency_limit: Requests in flight per token, whatever limits it has of its own.
@@ -83,6 +85,7 @@ class Settings:
     """
 
     target: Target
+    targets: tuple[TargetSettings, ...]
     limits: tuple[Policy, ...]
     global_limits: tuple[Policy, ...]
     concurrency_limit: Policy | None
@@ -122,6 +125,7 @@ class Config:
     or a number of seconds; sizes are `"10MB"`, `"10MiB"` or a number of bytes. Secrets do not show in `repr`.
 
     Args:
+        targets: Other APIs by name, as the tables `[targets.NAME]` of a file, but for `key_env`.
         spelled: How each setting was written, for messages; `load` fills it in. None: as keyword arguments.
 
     Raises:
@@ -160,6 +164,7 @@ class Config:
     target_ca_file: str | None = None
     target_client_cert: str | None = None
     target_client_key: str | None = None
+    targets: Mapping[str, Mapping[str, object]] = field(default_factory=dict, repr=False, hash=False)
     spelled: InitVar[Mapping[str, Spelling] | None] = None
     settings: Settings = field(init=False, repr=False, compare=False)
 
@@ -198,6 +203,17 @@ class _Reader:
         """Parse a setting that may have no value: then None."""
         return None if getattr(self._config, name) is None else self(name, parse)
 
+    @property
+    def targets(self) -> object:
+        """The tables of the other targets."""
+        return self._config.targets
+
+    @property
+    def where(self) -> str:
+        """What names of places in those tables end in: ` in gateway.toml`."""
+        spelling = self._spelled.get("targets")
+        return "" if spelling is None else spelling.name.removeprefix("targets")
+
     def error(self, name: str, problem: str) -> ConfigError:
         """Return the error that says what is wrong with a setting and what would be right."""
         setting = SETTINGS[name]
@@ -212,6 +228,7 @@ def _compile(read: _Reader) -> Settings:
     listen = read("gateway_listen", values.addresses)
     return Settings(
         target=_target(read, listen),
+        targets=TargetReader(read.where, lambda target: _check_other(target, listen), _ca_file).read(read.targets),
         limits=read("rate_limit", parse_limits),
         global_limits=read.optional("global_rate_limit", lambda text: parse_limits(text, shared=True)) or (),
         concurrency_limit=read.optional("concurrency_limit", parse_concurrency),
@@ -242,9 +259,10 @@ def _compile(read: _Reader) -> Settings:
 
 def _target(read: _Reader, listen: tuple[Address | UnixAddress, ...]) -> Target:
     target = read("target_api_url", parse_url)
-    for address in (one for one in listen if isinstance(one, Address)):
-        if address.port == target.port and target.host in {address.host, *_LOOPBACK.get(address.host, ())}:
-            raise read.error("target_api_url", f"{target.url} is this gateway itself, which listens on {address}")
+    try:
+        _check_other(target, listen)
+    except ValueError as error:
+        raise read.error("target_api_url", str(error)) from None
     style = read("target_api_auth", parse_key_style)
     keyed = read.optional("target_api_key", lambda key: with_key(target, key, style))
     client = _key_pair(read, "target_client")
@@ -270,6 +288,13 @@ def _readable(text: str) -> str:
     if not Path(text).is_file() or not os.access(text, os.R_OK):
         raise ValueError(f"{text!r} is not a readable file")
     return text
+
+
+def _check_other(target: Target, listen: tuple[Address | UnixAddress, ...]) -> None:
+    """Raise ValueError if a target is the gateway itself: a request to it would never end."""
+    for address in (one for one in listen if isinstance(one, Address)):
+        if address.port == target.port and target.host in {address.host, *_LOOPBACK.get(address.host, ())}:
+            raise ValueError(f"{target.url} is this gateway itself, which listens on {address}")
 
 
 def _redis(text: str) -> StoreAddress:

@@ -15,10 +15,10 @@ _AUTHORITY = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<host>[^:\[\]]+))(?::(?P<po
 _PATH = re.compile(r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)*")
 _DOT_SEGMENT = re.compile(r"/(?:\.|%2e){1,2}(?=/|\Z)", re.IGNORECASE)
 
-_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+FIELD_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 """A field name (RFC 9110 §5.6.2)."""
 
-_NOT_FOR_KEYS = frozenset(
+NOT_FOR_KEYS = frozenset(
     {
         "connection",
         "content-length",
@@ -76,6 +76,8 @@ class Target:
         key_field: The name in `key_line`, in lower case: a client's field of this name is not passed on.
         ca_file: Path of the trusted roots in PEM form; None for the system's.
         client: The certificate to show to an upstream that asks for one; None for none.
+        added: Field lines that each request gets, without their line ends.
+        removed: The names, in lower case, of fields of a client's that are not passed on; those in `added` among them.
     """
 
     prefix: bytes = b"/api"
@@ -90,6 +92,8 @@ class Target:
     key_field: bytes | None = None
     ca_file: str | None = None
     client: KeyPair | None = None
+    added: tuple[bytes, ...] = field(default=(), repr=False)
+    removed: frozenset[bytes] = frozenset()
 
 
 class KeyStyle(NamedTuple):
@@ -167,9 +171,9 @@ def parse_key_style(text: str) -> KeyStyle:
     if style in {"bearer", "basic"} and not colon:
         return KeyStyle(style)
     if style == "header":
-        if not _TOKEN.fullmatch(name):
+        if not FIELD_NAME.fullmatch(name):
             raise ValueError(f"{quoted(name)} is not a field name")
-        if name.lower() in _NOT_FOR_KEYS:
+        if name.lower() in NOT_FOR_KEYS:
             raise ValueError(f"the field {name} cannot carry a key")
         return KeyStyle(style, name)
     if style == "query":

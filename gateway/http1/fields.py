@@ -29,6 +29,7 @@ BASIC: Final = 9  # an Authorization with this scheme: looked at last
 TE: Final = 10
 TRAILER: Final = 11
 UPGRADE: Final = 12
+PROXY_AUTHORIZATION: Final = 13  # read in the proxy form alone
 
 _RETRY: Final = re.compile(rb"\r\nx-stainless-retry-count: *0*[1-9]", re.IGNORECASE)
 
@@ -55,6 +56,7 @@ REQUEST_FIELDS: Final[dict[bytes, int]] = {
     b"trailer": TRAILER,
     b"upgrade": UPGRADE,
     **dict.fromkeys(_HOP_BY_HOP, DROPPED),
+    b"proxy-authorization": PROXY_AUTHORIZATION,
 }
 
 ANSWER_FIELDS: Final[dict[bytes, int]] = {
@@ -143,7 +145,7 @@ def without(lines: list[bytes], names: Collection[bytes]) -> list[bytes]:
 
 
 def credential(authorization: bytes) -> bytes | None:
-    """Read a client's token from the value of `Authorization`.
+    """Read a client's token from the value of `Authorization`, or of `Proxy-Authorization`.
 
     Args:
         authorization: `Bearer TOKEN` (RFC 6750 §2.1) or `Basic BASE64` (RFC 7617), where the token is the user

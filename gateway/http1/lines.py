@@ -19,6 +19,7 @@ from gateway.http1.fields import (
     EXPECT,
     HOST,
     PLAIN,
+    PROXY_AUTHORIZATION,
     TRAILER,
 )
 from gateway.http1.gate import TOKEN, is_host
@@ -126,7 +127,7 @@ class LineMemory:
 
 
 def _checked_value(kind: int, name: bytes, value: bytes) -> bytes:
-    if kind in (AUTHORIZATION, BASIC):
+    if kind in (AUTHORIZATION, BASIC, PROXY_AUTHORIZATION):
         return fields.credential(value) or b""
     if kind == API_KEY:
         return name + b":" + value

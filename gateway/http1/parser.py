@@ -31,6 +31,7 @@ from gateway.http1.fields import (
     CONTENT_LENGTH,
     EXPECT,
     HOST,
+    PROXY_AUTHORIZATION,
     TE,
     TRAILER,
     TRANSFER_ENCODING,
@@ -157,7 +158,7 @@ class RequestParser:
             _apply_rare(head, rare, options)
         if keys and (is_basic or not authorization):
             authorization = _api_key(keys) or authorization
-        head.bearer = authorization or None
+        head.bearer = head.bearer or authorization or None
 
 
 class AnswerParser:
@@ -292,6 +293,7 @@ def _apply_options(head: RequestHead | AnswerHead, value: bytes) -> None:
 def _apply_rare(head: RequestHead, meanings: list[Meaning], options: bytes | None) -> None:
     """Do what is left to do once it is known how the request is framed."""
     takes_trailers = False
+    for_the_proxy = None
     protocols: list[bytes] = []
     for kind, value in meanings:
         if kind == EXPECT:
@@ -302,6 +304,10 @@ def _apply_rare(head: RequestHead, meanings: list[Meaning], options: bytes | Non
             takes_trailers = takes_trailers or fields.takes_trailers(value)
         elif kind == UPGRADE:
             protocols += fields.tunnelled_protocols(value)
+        elif kind == PROXY_AUTHORIZATION and not head.target.startswith(b"/"):
+            # What else the client authenticates with is meant for the API (RFC 9110 §11.7).
+            for_the_proxy = _once(for_the_proxy, value, "Proxy-Authorization")
+    head.bearer = for_the_proxy or None
     # A body would have to go before the switch (RFC 9110 §7.8). Nobody sends one with it, so it is not worth the care.
     if protocols and head.length == NO_BODY and _may_upgrade(head, options):
         head.lines.append(fields.UPGRADES_TO + b", ".join(protocols))

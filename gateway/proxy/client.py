@@ -240,11 +240,12 @@ class ClientConnection(asyncio.Protocol):
 
     def _start(self, head: RequestHead) -> None:
         context = self._context
-        kind = Exchange if context.route.matches(head.target) else LocalExchange
-        self._exchange = exchange = kind(context, self, head)
+        to = context.routes.find(head.target)
+        exchange = LocalExchange(context, self, head) if to is None else Exchange(to, self, head)
+        self._exchange = exchange
         self._buffer = exchange.take_first(self._buffer)
         # Nor can the rest of its body, unless it is refused without a look at that.
-        is_unread = kind is LocalExchange and head.length == CHUNKED
+        is_unread = to is None and head.length == CHUNKED
         if self._half_closed and not exchange.request_done and not is_unread:
             self._exchange = None
             self.close()

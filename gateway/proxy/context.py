@@ -1,4 +1,4 @@
-"""What all connections of one gateway share."""
+"""What all connections of one gateway share, and what all exchanges with one of its targets do."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.clock import Clock
     from gateway.proxy.pool import UpstreamPool
+    from gateway.proxy.routes import Routes
     from gateway.proxy.target import TargetRoute
 
     LocalAnswer = tuple[int, list[tuple[str, str]], bytes]
@@ -39,8 +40,7 @@ class ProxyContext:
     clock: Clock
     parser: RequestParser
     admission: Admission
-    route: TargetRoute
-    pool: UpstreamPool
+    routes: Routes
     endpoint: Endpoint
     metrics: Metrics
     random: Callable[[], float] = random.random
@@ -51,3 +51,25 @@ class ProxyContext:
     """Set when the last connection has ended."""
     on_client_gone: Callable[[], None] = lambda: None
     """Called when any connection has ended."""
+
+
+@dataclass(slots=True)
+class Destination:
+    """One target with one of its keys: what an exchange with it uses, from its begin to its end.
+
+    Args:
+        shared: What all connections share.
+        settings: The configuration, with the target's own timeouts.
+        clock, metrics: As in `shared`.
+        admission: Checks the limits of tokens, and the target's own.
+        route: Writes request heads for this target and key.
+        pool: The connections to the target, whichever the key.
+    """
+
+    shared: ProxyContext
+    settings: Settings
+    clock: Clock
+    metrics: Metrics
+    admission: Admission
+    route: TargetRoute
+    pool: UpstreamPool

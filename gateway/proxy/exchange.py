@@ -17,6 +17,7 @@ from gateway.errors import (
     MethodNotAllowed,
     RequestTimeout,
     StoreUnavailable,
+    TokenMissing,
     UpstreamProtocolError,
     UpstreamTimeout,
     UpstreamUnreachable,
@@ -34,19 +35,20 @@ if TYPE_CHECKING:
     from gateway.admission import Subject
     from gateway.http1.message import AnswerHead, RequestHead
     from gateway.proxy.client import ClientConnection
-    from gateway.proxy.context import ProxyContext
+    from gateway.proxy.context import Destination
     from gateway.proxy.upstream import UpstreamConnection
     from gateway.stores import Verdict
 
-TARGET_NAME: Final = "api"
-"""What tokens call the one target."""
+_PROXY_ADVICE: Final = (
+    "Name the token in the proxy's URL, as in http://TOKEN:x@HOST:PORT; several clients send none without a password."
+)
 
 
 class Exchange:
     """A request to the target, its answer, and what the gateway holds for them meanwhile.
 
     Args:
-        context: What all exchanges share.
+        context: What all exchanges with its target share.
         client: The connection that the request came on.
         head: The request's head.
     """
@@ -61,7 +63,7 @@ class Exchange:
     )
     # fmt: on
 
-    def __init__(self, context: ProxyContext, client: ClientConnection, head: RequestHead) -> None:
+    def __init__(self, context: Destination, client: ClientConnection, head: RequestHead) -> None:
         self._lap_began_s = perf_counter()
         self._own_s = 0.0
         self._context = context
@@ -112,10 +114,11 @@ class Exchange:
                 raise MethodNotAllowed(RELAYED_METHODS)
             self._subject = subject = context.admission.authenticate(head.bearer, context.clock.wall_s)
             if subject.scope is not None:
-                subject.scope.check(TARGET_NAME, head.method, head.target[len(context.settings.target.prefix) :])
+                subject.scope.check(context.route.name, head.method, context.route.path_of(head.target))
             self._request = context.route.write_head(head)
         except GatewayError as error:
-            self._refuse(error)
+            is_missing = isinstance(error, TokenMissing) and not head.target.startswith(b"/")
+            self._refuse(TokenMissing(_PROXY_ADVICE) if is_missing else error)
             return
         context.admission.check(subject, self)
 
@@ -240,7 +243,7 @@ class Exchange:
         assert self._subject is not None and self._verdict is not None  # noqa: S101, PT018 - set before it was sent
         minor = self._head.minor
         ends_body = length == UNTIL_CLOSE or (length == CHUNKED and minor == 0)  # the connection's end is the body's
-        if ends_body or not self.request_done or self._context.draining:
+        if ends_body or not self.request_done or self._context.shared.draining:
             self._keep_alive = False
         limits = self._subject.limit_lines(self._verdict)
         own_s = self._own_s + perf_counter() - self._lap_began_s

@@ -67,7 +67,11 @@ class LocalExchange:
         head, context = self._head, self._context
         self._client.deadline_s = context.clock.soon_s + context.settings.header_timeout_s
         if head.method == b"CONNECT":
-            self._refuse(NotImplementedHere("No tunnels here: use this gateway as the API's base URL."))
+            self._refuse(
+                NotImplementedHere(
+                    "No tunnels here: use this gateway as the API's base URL, or write that with http: for a proxy."
+                )
+            )
         elif not head.target.startswith((b"/", b"*")):
             self._refuse(NotAllowed("This URL lies under no target of this gateway."))
         elif head.length == CHUNKED or head.length > MAX_BODY_BYTES:

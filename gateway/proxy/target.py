@@ -10,11 +10,17 @@ from gateway.http1 import fields
 from gateway.http1.message import CHUNKED, CRLF
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.config import Target
     from gateway.http1.message import AnswerHead, RequestHead
 
 MAX_TARGETS: Final = 1024
 MAX_TARGET_REMEMBERED: Final = 256  # bytes
+
+# RFC 3986 §3.1, §3.2.2: scheme and host in any case; §3.2.3: a port may be empty. The gate has found it well-formed.
+_URL: Final = re.compile(rb"(?i)(https?)://([^/?]*?)(?::([0-9]*))?([/?].*)?")
+_DEFAULT_PORTS: Final = {b"http": b"80", b"https": b"443"}
 
 # What some server might take for the end of a path segment, and for a dot segment with or without parameters.
 _SEPARATOR: Final = re.compile(rb"(?i)/|\\|%2f|%5c")
@@ -26,36 +32,74 @@ class TargetRoute:
 
     Args:
         target: Where requests go, and the key that they carry there.
+        name: What tokens call it.
     """
 
     __slots__ = (
+        "_authorities",
         "_base",
         "_host",
         "_key_query",
-        "_own_field",
-        "_prefix",
-        "_prefixes",
+        "_on_answer",
+        "_reads_answers",
+        "_replaced",
         "_starts",
         "_tail",
         "_tail_chunked",
+        "name",
+        "prefix",
     )
 
-    def __init__(self, target: Target) -> None:
-        self._prefix = target.prefix
-        self._prefixes = (target.prefix + b"/", target.prefix + b"?")
+    def __init__(self, target: Target, name: str = "api") -> None:
+        self.name = name
+        self.prefix = target.prefix
+        self._on_answer: Callable[[AnswerHead], None] | None = None
+        self._reads_answers = target.key_query is not None
         self._base = target.base_path
+        self._authorities = _authorities(target)
         self._host = b" HTTP/1.1\r\nHost: " + target.authority
         self._key_query = target.key_query
         # Credentials that clients send never get this far; a field of any other name has to be looked for.
-        self._own_field = target.key_field if target.key_field not in fields.REQUEST_FIELDS else None
-        key = target.key_line + CRLF if target.key_line is not None else b""
+        own = {target.key_field} if target.key_field is not None else set()
+        self._replaced = frozenset((target.removed | own) - fields.REQUEST_FIELDS.keys()) or None
+        added = target.added if target.key_line is None else (*target.added, target.key_line)
+        key = b"".join([line + CRLF for line in added])
         self._tail = key + CRLF
         self._tail_chunked = b"Transfer-Encoding: chunked\r\n" + key + CRLF
         self._starts: dict[bytes, bytes] = {}
 
-    def matches(self, target: bytes) -> bool:
-        """Whether a request-target lies under this target's prefix."""
-        return target.startswith(self._prefixes) or target == self._prefix
+    @property
+    def base_size(self) -> int:
+        """How long the target's own path is."""
+        return len(self._base)
+
+    def owns(self, url: bytes) -> bool:
+        """Whether a URL lies under this target's own."""
+        return self._rest_of_url(url) is not None
+
+    def path_of(self, target: bytes) -> bytes:
+        """Return what a request-target has behind the prefix, or a URL behind the target's own, query and all."""
+        return target[len(self.prefix) :] if target.startswith(b"/") else self._rest_of_url(target) or b""
+
+    def _rest_of_url(self, target: bytes) -> bytes | None:
+        """Return what a URL has behind this target's; None if it is no URL, or another's.
+
+        A client that takes the gateway for its HTTP proxy writes `http` for a target of either scheme, since of `https`
+        it would send nothing but a CONNECT. So the schemes' default ports count as one.
+        """
+        url = None if target.startswith(b"/") else _URL.fullmatch(target)
+        if url is None:
+            return None
+        authority, port = url[2].lower(), (url[3] or b"").lstrip(b"0")
+        if port and port != _DEFAULT_PORTS[url[1].lower()]:
+            authority += b":" + port
+        if authority not in self._authorities:
+            return None
+        rest = url[4] or b""
+        if not rest.startswith(self._base):
+            return None
+        rest = rest[len(self._base) :]
+        return rest if not rest or rest.startswith((b"/", b"?")) else None
 
     def write_head(self, head: RequestHead) -> bytes:
         """Make the upstream's request head. Strips first, then adds, so that no client can name our fields.
@@ -65,25 +109,37 @@ class TargetRoute:
         """
         start = self._starts.get(head.target) or self._write_start(head.target)
         lines = head.lines
-        if self._own_field is not None:
-            lines = fields.without(CRLF.join(lines).split(CRLF), (self._own_field,))
+        if self._replaced is not None:
+            lines = fields.without(CRLF.join(lines).split(CRLF), self._replaced)
         lines[0] = head.method + start
         lines.append(self._tail_chunked if head.length == CHUNKED else self._tail)
         return CRLF.join(lines)
 
     def request_trailers(self, lines: list[bytes]) -> list[bytes]:
-        """Return the trailers of a client's that go upstream: not the key's field, which some would merge into it."""
+        """Return the trailers of a client's that go upstream: not those that some would merge into our fields."""
         kept = fields.passable_trailers(lines)
-        return kept if self._own_field is None else fields.without(kept, (self._own_field,))
+        return kept if self._replaced is None else fields.without(kept, self._replaced)
 
     def answer_trailers(self, lines: list[bytes]) -> list[bytes]:
         """Return the trailers of the upstream's that go to the client, as `hide_key` does."""
         return self._without_key(fields.passable_trailers(lines))
 
     def hide_key(self, head: AnswerHead) -> None:
-        """Cut the key out of an answer's head, where it went upstream in the query and may come back in a URL."""
+        """Cut the key out of an answer's head, where it went upstream in the query and may come back in a URL.
+
+        Whoever watches the answers sees this one.
+        """
+        if not self._reads_answers:
+            return
+        if self._on_answer is not None:
+            self._on_answer(head)
         if self._key_query is not None:
             head.start_line, *head.lines = self._without_key([head.start_line, *head.lines])
+
+    def watch_answers(self, on_answer: Callable[[AnswerHead], None]) -> None:
+        """Have the head of each answer looked at."""
+        self._on_answer = on_answer
+        self._reads_answers = True
 
     def _without_key(self, lines: list[bytes]) -> list[bytes]:
         key = self._key_query
@@ -94,7 +150,7 @@ class TargetRoute:
 
     def _write_start(self, target: bytes) -> bytes:
         """Write what follows the method: the rest of the request line, and `Host`."""
-        path = target[len(self._prefix) :]
+        path = self.path_of(target)
         if _climbs(path.partition(b"?")[0]):
             raise BadRequest("The path climbs out of its prefix with dot segments.")
         if not path.startswith(b"/") and not self._base:
@@ -108,6 +164,13 @@ class TargetRoute:
                 self._starts.clear()
             self._starts[target] = start
         return start
+
+
+def _authorities(target: Target) -> frozenset[bytes]:
+    """Return how a URL of this target may name its host and port, less what is the default port of the URL's scheme."""
+    written = target.authority
+    port = b":%d" % target.port
+    return frozenset({written, written if written.endswith(port) else written + port})
 
 
 def _climbs(path: bytes) -> bool:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.proxy.client import ClientConnection
-    from gateway.proxy.context import ProxyContext
+    from gateway.proxy.context import Destination
     from gateway.proxy.upstream import UpstreamConnection
 
 FAREWELL_S: Final = 2.0
@@ -28,7 +28,7 @@ class Tunnel:
     The client connection treats it as it does an `Exchange` whose request is whole.
 
     Args:
-        context: What all exchanges share.
+        context: What all exchanges with its target share.
         client: The connection that asked for the switch.
         upstream: The connection that switched.
         on_end: Called when either connection has ended, perhaps for each.
@@ -43,7 +43,7 @@ class Tunnel:
 
     def __init__(
         self,
-        context: ProxyContext,
+        context: Destination,
         client: ClientConnection,
         upstream: UpstreamConnection,
         on_end: Callable[[], None],

@@ -7,7 +7,7 @@ from typing import Final
 from gateway.http1.chunked import MAX_CHUNK_LINE_BYTES
 from gateway.http1.message import MAX_FIELDS, MAX_LINE_BYTES
 from gateway.http1.partial import MAX_EMPTY_LINES
-from tests.conformance.case import CHUNKED, POISON, Fields, H, Taken, get, post
+from tests.conformance.case import CHUNKED, POISON, TOKEN, Fields, H, Taken, get, post
 
 POST: Final = b"POST /v1/x HTTP/1.1"
 LAST: Final = b"0\r\n\r\n"
@@ -87,6 +87,26 @@ TARGETS: Final = {
     "odd-query": below(b"/x?a&&b=;c&=d&+%20"),
     "asterisk": below(b"/*"),
     "long": below(b"/" + b"x" * (MAX_LINE_BYTES - len(b"GET /api/ HTTP/1.1"))),
+}
+
+URLS: Final = {
+    "path-and-query": target(b"http://api.test:8080/v1/x?y=z", b"/v1/x?y=z"),
+    "base-path": target(b"http://api.test:8080/v1", b"/v1"),
+    "query-behind-the-base-path": target(b"http://api.test:8080/v1?y", b"/v1?y"),
+    "upper-case-host": target(b"HTTP://API.TEST:8080/v1/X", b"/v1/X"),
+    "another-scheme": target(b"https://api.test:8080/v1/x", b"/v1/x"),
+    "odd-path": target(b"http://api.test:8080/v1//a%2Fb;c/./d/../%0d%0a", b"/v1//a%2Fb;c/./d/../%0d%0a"),
+    "host-field-of-another": Taken(
+        get(start=b"GET http://api.test:8080/v1/x HTTP/1.1", host=b"Host: evil.test\r\n"), b"GET /v1/x HTTP/1.1"
+    ),
+    "token-for-the-proxy": Taken(
+        b"GET http://api.test:8080/v1/x HTTP/1.1\r\n"
+        + H
+        + b"Proxy-Authorization: Bearer "
+        + TOKEN
+        + b"\r\nAuthorization: Bearer sk-of-the-app\r\n\r\n",
+        b"GET /v1/x HTTP/1.1",
+    ),
 }
 
 HOSTS: Final = {
@@ -257,6 +277,7 @@ PIPELINED: Final = {
 TAKEN: Final = {
     "method": ("RFC 9110 §9.1", METHODS),
     "target": ("RFC 3986 §3.3", TARGETS),
+    "url": ("RFC 9112 §3.2.2", URLS),
     "host": ("RFC 9110 §7.2", HOSTS),
     "field": ("RFC 9110 §5.5", FIELDS),
     "length": ("RFC 9110 §8.6", LENGTHS),

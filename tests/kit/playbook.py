@@ -24,8 +24,10 @@ from gateway.http1.parser import AnswerParser, RequestParser
 from gateway.metrics import Metrics
 from gateway.proxy.client import ClientConnection
 from gateway.proxy.clock import Clock
-from gateway.proxy.context import ProxyContext
+from gateway.proxy.context import Destination, ProxyContext
+from gateway.proxy.keys import KeyRing
 from gateway.proxy.pool import UpstreamPool
+from gateway.proxy.routes import Routes
 from gateway.proxy.target import TargetRoute
 from gateway.tokens import TokenSigner
 from tests.kit.printed import printed
@@ -202,19 +204,20 @@ class Playbook:
         self.metrics = Metrics()
         self.jitter = 0.0
         clock = Clock(self.loop)
-        self._pool = pool = UpstreamPool(self._dial, settings, AnswerParser(), clock)
+        self.pool = pool = UpstreamPool(self._dial, settings, AnswerParser(), clock)
         self.context = context = ProxyContext(
             loop=self.loop,
             settings=settings,
             clock=clock,
             parser=RequestParser(),
             admission=self.admission,
-            route=TargetRoute(settings.target),
-            pool=pool,
+            routes=Routes(),
             endpoint=Endpoints(self.admission, self.store, self.metrics, settings.admin_key, lambda: context.draining),
             metrics=self.metrics,
             random=lambda: self.jitter,
         )
+        to = Destination(context, settings, clock, self.metrics, self.admission, TargetRoute(settings.target), pool)
+        context.routes = Routes([KeyRing("api", [to], clock)])
         clock.watched.add(pool)
         clock.start()
         self.token = self.admission.issue(time.time())[0].encode()
@@ -275,8 +278,8 @@ class Playbook:
             for connection in tuple(self.context.connections):
                 self.loop.act(connection.abort)
             assert not self.context.connections
-            assert self.context.clock.watched == {self._pool}, "still watched by the clock"
-            self.loop.act(self._pool.close)
+            assert self.context.clock.watched == {self.pool}, "still watched by the clock"
+            self.loop.act(self.pool.close)
             assert all(upstream.transport.lost for upstream in self.upstreams), "an upstream connection was left open"
             left = asyncio.all_tasks(self.loop)
             assert not left, left

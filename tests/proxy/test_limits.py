@@ -148,7 +148,7 @@ def test_a_defect_in_the_middle_gives_the_place_back(
     def fail(_: object) -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(play.context.pool, "give_back", fail, raising=True)
+    monkeypatch.setattr(play.pool, "give_back", fail, raising=True)
     with pytest.raises(RuntimeError, match="a defect"):
         play.upstream.answers()
     play.loop.failures.clear()

@@ -1,0 +1,90 @@
+"""Builds what exchanges with the targets of a configuration use, and ends it: pools, dialers, routes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from gateway.config import TargetSettings
+from gateway.proxy.context import Destination
+from gateway.proxy.dial import Dialer
+from gateway.proxy.keys import KeyRing
+from gateway.proxy.pool import UpstreamPool
+from gateway.proxy.routes import Routes
+from gateway.proxy.target import TargetRoute
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.admission import Admission
+    from gateway.certificates import ReloadedTls
+    from gateway.config import Settings, Target
+    from gateway.http1.parser import AnswerParser
+    from gateway.proxy.context import ProxyContext
+
+TIMEOUTS = ("connect_timeout_s", "response_timeout_s", "idle_timeout_s")
+
+
+class Upstreams:
+    """The connections to all targets. Its length is how many there are.
+
+    Args:
+        parser: The process's answer parser.
+    """
+
+    def __init__(self, parser: AnswerParser) -> None:
+        self._parser = parser
+        self._ends: list[tuple[UpstreamPool, Dialer]] = []
+
+    def __len__(self) -> int:
+        """Count the connections, idle or not, and the attempts at one."""
+        return sum(len(pool) for pool, _ in self._ends)
+
+    def connect(
+        self,
+        settings: Settings,
+        context: ProxyContext,
+        admission: Admission,
+        tls_of: Callable[[Target], ReloadedTls | None],
+    ) -> Routes:
+        """Make ready for the targets of a configuration; nothing is connected to yet.
+
+        Args:
+            settings: That configuration.
+            context: What all connections share.
+            admission: Checks the limits that do not depend on the target.
+            tls_of: Returns the TLS to speak with a target; None for plain HTTP.
+
+        Raises:
+            OSError: A CA file cannot be read, or has no certificate in it (an SSLError).
+        """
+        targets = (TargetSettings(name="api", keyed=(settings.target,)), *settings.targets)
+        # First what can fail: then nothing is left behind.
+        dialers = [Dialer(target.keyed[0], tls_of(target.keyed[0])) for target in targets]
+        rings = []
+        for target, dialer in zip(targets, dialers, strict=True):
+            given = {name: value for name in TIMEOUTS if (value := getattr(target, name)) is not None}
+            own = replace(settings, **given)
+            pool = UpstreamPool(dialer, own, self._parser, context.clock)
+            context.clock.watched.add(pool)
+            self._ends.append((pool, dialer))
+            limited = admission.beside(target.limits)
+            destinations = [
+                Destination(
+                    context, own, context.clock, context.metrics, limited, TargetRoute(keyed, target.name), pool
+                )
+                for keyed in target.keyed
+            ]
+            rings.append(KeyRing(target.name, destinations, context.clock))
+        return Routes(rings)
+
+    def close(self) -> None:
+        """End every connection, idle or not, and every attempt at one."""
+        for pool, _ in self._ends:
+            pool.close()
+
+    async def closed(self) -> None:
+        """Wait until the attempts that `close` ended are over."""
+        for pool, dialer in self._ends:
+            await pool.closed()
+            await dialer.closed()
