@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
 from gateway.admission import Admission
@@ -24,15 +25,26 @@ from gateway.proxy.routes import Routes
 from gateway.proxy.upstreams import Upstreams
 from gateway.stores.choice import make_store
 from gateway.tokens import TokenSigner
+from gateway.watching import FileWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from gateway.config import Config, Settings
     from gateway.stores import Store
 
 _SECRET_BYTES: Final = 32
+
+_FIXED: Final = {
+    "listen": "GATEWAY_LISTEN",
+    "redis": "REDIS_URL",
+    "on_store_loss": "ON_STORE_LOSS",
+    "store_timeout_s": "STORE_TIMEOUT",
+    "log_level": "LOG_LEVEL",
+}
+"""Settings that are looked at once, at the start."""
 
 _log = logging.getLogger("gateway")
 
@@ -50,6 +62,7 @@ class Gateway:
         self._store: Store | None = None
         self._context: ProxyContext | None = None
         self._upstreams = Upstreams(AnswerParser())
+        self._signer: TokenSigner | None = None
 
     async def start(self) -> None:
         """Connect to the store and listen.
@@ -63,7 +76,8 @@ class Gateway:
         self._store = store = make_store(settings)
         try:
             await store.start()
-            signer = TokenSigner(settings.token_secrets or [await store.agree_secret(os.urandom(_SECRET_BYTES))])
+            secrets = settings.token_secrets or [await store.agree_secret(os.urandom(_SECRET_BYTES))]
+            self._signer = signer = TokenSigner(secrets)
             admission = Admission(
                 store, signer, settings.limits, settings.common_limits, settings.token_ttl_s, shadow=settings.shadow
             )
@@ -124,6 +138,47 @@ class Gateway:
             raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
         return self._context.admission.issue(time.time(), name=name, limits=limits, ttl_s=ttl_s)[0]
 
+    def reload(self, config: Config) -> list[str]:
+        """Go on with another configuration; what is in flight ends as it began.
+
+        Args:
+            config: The whole of it, found good.
+
+        Returns:
+            The settings that differ and stay as they were, because they cannot change while the gateway runs.
+
+        Raises:
+            OSError: A CA file cannot be read. Then nothing has changed.
+            RuntimeError: The gateway is not running.
+        """
+        context, store, signer = self._context, self._store, self._signer
+        if context is None or store is None or signer is None:
+            raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
+        settings, left = _reloadable(self._settings, config.settings)
+        if settings.token_secrets and settings.token_secrets != self._settings.token_secrets:
+            signer = TokenSigner(settings.token_secrets)
+        admission = context.admission.renewed(
+            signer, settings.limits, settings.common_limits, settings.token_ttl_s, shadow=settings.shadow
+        )
+        routes = self._upstreams.connect(settings, context, admission)
+        # Nothing from here on can fail, and nothing waits: no request sees a part of it.
+        self._settings, self._signer = settings, signer
+        context.settings, context.admission, context.routes = settings, admission, routes
+        context.endpoint = Endpoints(admission, store, context.metrics, settings.admin_key, lambda: context.draining)
+        return left
+
+    def watch_files(self, paths: Sequence[Path], on_change: Callable[[], None]) -> FileWatch:
+        """Look at files about once a second, until `close`; `on_change` is called after one has changed.
+
+        Raises:
+            RuntimeError: The gateway is not running.
+        """
+        if self._context is None:
+            raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
+        watch = FileWatch(paths, self._context.clock, on_change)
+        self._context.clock.watched.add(watch)
+        return watch
+
     async def drain(self) -> bool:
         """Stop listening, and let what is in flight end, for `DRAIN_TIMEOUT` at most.
 
@@ -175,6 +230,15 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _reloadable(old: Settings, new: Settings) -> tuple[Settings, list[str]]:
+    """Return what a running gateway can go on with, and the names of the settings that it cannot change."""
+    fixed = dict(_FIXED)
+    if bool(old.token_secrets) is not bool(new.token_secrets):  # the store's own secret is agreed on at start
+        fixed["token_secrets"] = "TOKEN_SECRET"  # noqa: S105 - a name
+    left = [name for attribute, name in fixed.items() if getattr(old, attribute) != getattr(new, attribute)]
+    return replace(new, **{attribute: getattr(old, attribute) for attribute in fixed}), left
 
 
 def _sent_to(settings: Settings) -> str:
