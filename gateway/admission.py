@@ -136,6 +136,20 @@ class Admission:
         self._revoked: dict[str, None] = {}
         self._memories = [self._subjects]
 
+    def renewed(
+        self,
+        signer: TokenSigner,
+        limits: Sequence[Policy],
+        common_limits: Sequence[Policy],
+        token_ttl_s: int | None,
+        *,
+        shadow: bool,
+    ) -> Admission:
+        """Return one with other settings, on the same store, that knows the same revoked tokens; see the class."""
+        other = Admission(self._store, signer, limits, common_limits, token_ttl_s, shadow=shadow)
+        other._revoked = self._revoked
+        return other
+
     def beside(self, limits: Sequence[Policy]) -> Admission:
         """Return one for the same tokens, which checks these limits as well: those of one target, say.
 

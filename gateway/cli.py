@@ -161,7 +161,7 @@ def _file(options: argparse.Namespace) -> Path | None:
     return Path(name) if name else None
 
 
-def _load(options: argparse.Namespace) -> Config:
+def _arguments(options: argparse.Namespace) -> dict[str, str]:
     arguments = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
     for name in arguments:
         setting = SETTINGS[name]
@@ -171,11 +171,21 @@ def _load(options: argparse.Namespace) -> Config:
                 f"list; give it as {setting.environment} in the environment",
                 file=sys.stderr,
             )
-    return load(arguments=arguments, environ=os.environ, file=_file(options))
+    return arguments
+
+
+def _load(options: argparse.Namespace) -> Config:
+    return load(arguments=_arguments(options), environ=os.environ, file=_file(options))
 
 
 def _serve(options: argparse.Namespace) -> int:
-    config = _load(options)
+    # A reload has them again, and nobody else.
+    arguments, environ, file = _arguments(options), dict(os.environ), _file(options)
+
+    def read() -> Config:
+        return load(arguments=arguments, environ=environ, file=file)
+
+    config = read()
     # What this process may start has no business with the keys. (/proc/PID/environ keeps them, for the same
     # user and root alone.)
     for setting in SETTINGS.values():
@@ -186,7 +196,7 @@ def _serve(options: argparse.Namespace) -> int:
         del os.environ[variable]
     from gateway.workers import serve  # loads the server
 
-    return serve(config)
+    return serve(config, read, file)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
 from gateway.admission import Admission
@@ -24,10 +25,12 @@ from gateway.proxy.routes import Routes
 from gateway.proxy.upstreams import Upstreams
 from gateway.stores.choice import make_store
 from gateway.tokens import TokenSigner
+from gateway.watching import FileWatch
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from gateway.certificates import ReloadedTls
@@ -35,6 +38,16 @@ if TYPE_CHECKING:
     from gateway.stores import Store
 
 _SECRET_BYTES: Final = 32
+
+_FIXED: Final = {
+    "listen": "GATEWAY_LISTEN",
+    "tls": "GATEWAY_TLS_CERT",
+    "redis": "REDIS_URL",
+    "on_store_loss": "ON_STORE_LOSS",
+    "store_timeout_s": "STORE_TIMEOUT",
+    "log_level": "LOG_LEVEL",
+}
+"""Settings that are looked at once, at the start."""
 
 _log = logging.getLogger("gateway")
 
@@ -58,7 +71,9 @@ class Gateway:
         self._store: Store | None = None
         self._context: ProxyContext | None = None
         self._upstreams = Upstreams(AnswerParser())
-        self._reloaded: list[ReloadedTls] = []
+        self._own_tls: ReloadedTls | None = None
+        self._target_tls: list[ReloadedTls] = []
+        self._signer: TokenSigner | None = None
 
     async def start(self) -> None:
         """Connect to the store and listen.
@@ -72,12 +87,13 @@ class Gateway:
         self._store = store = make_store(settings)
         try:
             await store.start()
-            signer = TokenSigner(settings.token_secrets or [await store.agree_secret(os.urandom(_SECRET_BYTES))])
+            secrets = settings.token_secrets or [await store.agree_secret(os.urandom(_SECRET_BYTES))]
+            self._signer = signer = TokenSigner(secrets)
             admission = Admission(
                 store, signer, settings.limits, settings.common_limits, settings.token_ttl_s, shadow=settings.shadow
             )
             clock = Clock(loop)
-            tls = self._own_tls(clock)
+            tls = self._spoken_with_clients(clock)
             context = ProxyContext(
                 loop=loop,
                 settings=settings,
@@ -89,9 +105,7 @@ class Gateway:
                 metrics=self.metrics,
             )
             self._context = context
-            context.routes = self._upstreams.connect(
-                settings, context, admission, lambda target: self._upstream_tls(target, clock)
-            )
+            context.routes = self._connect(settings, context, admission)
             clock.start()
             descriptors = Descriptors(soft_limit(), self._upstreams)
             self._listener = listener = Listener(
@@ -110,45 +124,45 @@ class Gateway:
             _log.info("tokens end with this process: neither TOKEN_SECRET nor REDIS_URL is set")
         _log.info("listening on %s, sending to %s", ", ".join(self.urls), _sent_to(settings))
 
-    def _own_tls(self, clock: Clock) -> ReloadedTls | None:
-        """Return what is spoken with clients on TCP; None for plain HTTP."""
+    def _connect(self, settings: Settings, context: ProxyContext, admission: Admission) -> Routes:
+        """Make ready for the targets of a configuration. If that fails, those before stay as they were."""
+        clock, before, made = context.clock, self._target_tls, []
+
+        def tls_of(target: Target) -> ReloadedTls | None:
+            if not target.tls:
+                return None
+            from gateway.certificates import ReloadedTls, client_context
+
+            shown = target.client or (None, None)
+            files = [file for file in (target.ca_file, *shown) if file is not None]
+            what = f"the TLS of {target.url}"
+            made.append(ReloadedTls(what, files, lambda: client_context(target.ca_file, *shown), clock))
+            _check_mode(target.client)
+            return made[-1]
+
+        routes = self._upstreams.connect(settings, context, admission, tls_of)
+        self._target_tls = made
+        clock.watched.difference_update(before)
+        clock.watched.update(made)
+        return routes
+
+    def _spoken_with_clients(self, clock: Clock) -> ReloadedTls | None:
+        """Return the TLS of clients on TCP; None for plain HTTP."""
         own = self._settings.tls
         if own is None:
             return None
         from gateway.certificates import ReloadedTls, server_context
 
-        return self._watch(ReloadedTls("the certificate", own.files, lambda: server_context(*own), clock), own, clock)
-
-    def _upstream_tls(self, target: Target, clock: Clock) -> ReloadedTls | None:
-        """Return what is spoken with a target; None for plain HTTP."""
-        if not target.tls:
-            return None
-        from gateway.certificates import ReloadedTls, client_context
-
-        shown = target.client or (None, None)
-        files = [file for file in (target.ca_file, *shown) if file is not None]
-        what = f"the TLS of {target.url}"
-        tls = ReloadedTls(what, files, lambda: client_context(target.ca_file, *shown), clock)
-        return self._watch(tls, target.client, clock)
-
-    def _watch(self, tls: ReloadedTls, pair: KeyPair | None, clock: Clock) -> ReloadedTls:
-        from gateway.certificates import is_open_to_others
-
-        self._reloaded.append(tls)
+        self._own_tls = tls = ReloadedTls("the certificate", own.files, lambda: server_context(*own), clock)
+        _check_mode(own)
         clock.watched.add(tls)
-        if pair is not None and is_open_to_others(pair.key_file):
-            _log.warning("%s, a private key, is open to other users of this machine: chmod 600", pair.key_file)
         return tls
-
-    @property
-    def has_certificates(self) -> bool:
-        """Whether there is anything for `reload_certificates` to read."""
-        return bool(self._reloaded)
 
     def reload_certificates(self) -> None:
         """Read the PEM files now, as is done by itself within seconds of a change."""
-        for tls in self._reloaded:
-            tls.reload()
+        for tls in (self._own_tls, *self._target_tls):
+            if tls is not None:
+                tls.reload()
 
     @property
     def urls(self) -> list[str]:
@@ -177,6 +191,47 @@ class Gateway:
         if self._context is None:
             raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
         return self._context.admission.issue(time.time(), name=name, limits=limits, ttl_s=ttl_s)[0]
+
+    def reload(self, config: Config) -> list[str]:
+        """Go on with another configuration; what is in flight ends as it began.
+
+        Args:
+            config: The whole of it, found good.
+
+        Returns:
+            The settings that differ and stay as they were, because they cannot change while the gateway runs.
+
+        Raises:
+            OSError, ValueError: A CA file, or a certificate to show, cannot be read. Then nothing has changed.
+            RuntimeError: The gateway is not running.
+        """
+        context, store, signer = self._context, self._store, self._signer
+        if context is None or store is None or signer is None:
+            raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
+        settings, left = _reloadable(self._settings, config.settings)
+        if settings.token_secrets and settings.token_secrets != self._settings.token_secrets:
+            signer = TokenSigner(settings.token_secrets)
+        admission = context.admission.renewed(
+            signer, settings.limits, settings.common_limits, settings.token_ttl_s, shadow=settings.shadow
+        )
+        routes = self._connect(settings, context, admission)
+        # Nothing from here on can fail, and nothing waits: no request sees a part of it.
+        self._settings, self._signer = settings, signer
+        context.settings, context.admission, context.routes = settings, admission, routes
+        context.endpoint = Endpoints(admission, store, context.metrics, settings.admin_key, lambda: context.draining)
+        return left
+
+    def watch_files(self, paths: Sequence[Path], on_change: Callable[[], None]) -> FileWatch:
+        """Look at files about once a second, until `close`; `on_change` is called after one has changed.
+
+        Raises:
+            RuntimeError: The gateway is not running.
+        """
+        if self._context is None:
+            raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
+        watch = FileWatch(paths, self._context.clock, on_change)
+        self._context.clock.watched.add(watch)
+        return watch
 
     async def drain(self) -> bool:
         """Stop listening, and let what is in flight end, for `DRAIN_TIMEOUT` at most.
@@ -231,6 +286,22 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _reloadable(old: Settings, new: Settings) -> tuple[Settings, list[str]]:
+    """Return what a running gateway can go on with, and the names of the settings that it cannot change."""
+    fixed = dict(_FIXED)
+    if bool(old.token_secrets) is not bool(new.token_secrets):  # the store's own secret is agreed on at start
+        fixed["token_secrets"] = "TOKEN_SECRET"  # noqa: S105 - a name
+    left = [name for attribute, name in fixed.items() if getattr(old, attribute) != getattr(new, attribute)]
+    return replace(new, **{attribute: getattr(old, attribute) for attribute in fixed}), left
+
+
+def _check_mode(pair: KeyPair | None) -> None:
+    from gateway.certificates import is_open_to_others  # only where there is TLS: ssl takes 10 ms to load
+
+    if pair is not None and is_open_to_others(pair.key_file):
+        _log.warning("%s, a private key, is open to other users of this machine: chmod 600", pair.key_file)
 
 
 def _sent_to(settings: Settings) -> str:

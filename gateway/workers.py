@@ -9,18 +9,21 @@ import logging
 import os
 import resource
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import uvloop
 
 from gateway.activation import inherited_sockets
+from gateway.errors import ConfigError
 from gateway.server import Gateway
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.config import Config
+    from gateway.watching import FileWatch
 
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Requests leave almost no cycles behind; the default of 700 allocations would scan for them all the time."""
@@ -28,8 +31,13 @@ GC_THRESHOLDS: Final = (50_000, 20, 50)
 _log = logging.getLogger("gateway")
 
 
-def serve(config: Config) -> int:
-    """Run the gateway until SIGTERM or SIGINT, then drain it.
+def serve(config: Config, reread: Callable[[], Config], file: Path | None) -> int:
+    """Run the gateway until SIGTERM or SIGINT, then drain it. SIGHUP, and a change of its files, reload it.
+
+    Args:
+        config: What it does.
+        reread: Makes the configuration anew, from where this one came.
+        file: Where some of it came from, or None.
 
     Returns:
         0: everything in flight ended within `DRAIN_TIMEOUT`, or had to be cut off then.
@@ -48,7 +56,7 @@ def serve(config: Config) -> int:
     if sockets:
         _log.info("listening on %d sockets that this process was started with, not on GATEWAY_LISTEN", len(sockets))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(config, sockets))
+        return runner.run(_serve(config, sockets, reread, file))
 
 
 def _allow_all_descriptors() -> None:
@@ -59,14 +67,65 @@ def _allow_all_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _serve(config: Config, sockets: Sequence[socket.socket]) -> int:
+class _Reloading:
+    """Gives a running gateway the configuration as it is now; one that is no good leaves the old one standing.
+
+    Args:
+        gateway: That gateway.
+        config: What it runs with.
+        reread: Makes the configuration anew.
+        file: Where some of it comes from, or None.
+    """
+
+    def __init__(self, gateway: Gateway, config: Config, reread: Callable[[], Config], file: Path | None) -> None:
+        self._gateway = gateway
+        self._reread = reread
+        self._file = file
+        self._config = config
+        self._watch: FileWatch | None = None
+        self._is_due = False
+
+    def begin(self) -> None:
+        """Watch the files, now that the gateway runs; and reload if somebody has asked for it already."""
+        self._watch = self._gateway.watch_files(self._files(self._config), self)
+        if self._is_due:
+            self()
+
+    def __call__(self) -> None:
+        """Reload now, or as soon as the gateway runs."""
+        if self._watch is None:
+            self._is_due = True
+            return
+        self._gateway.reload_certificates()
+        try:
+            config = self._reread()
+            left = self._gateway.reload(config)
+        except (ConfigError, OSError, ValueError) as error:
+            _log.error("not reloaded, the configuration stays as it was: %s", error)
+            return
+        self._watch.watch(self._files(config))
+        _log.info("reloaded")
+        for name in left:
+            _log.warning("%s has changed, and takes a restart: it stays as it was", name)
+
+    def _files(self, config: Config) -> list[Path]:
+        settings = config.settings
+        named = [settings.target.ca_file, *(file for target in settings.targets for file in target.files)]
+        return [*([self._file] if self._file else []), *(Path(name) for name in named if name)]
+
+
+async def _serve(
+    config: Config, sockets: Sequence[socket.socket], reread: Callable[[], Config], file: Path | None
+) -> int:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    async with Gateway(config, sockets=sockets) as gateway:
-        if gateway.has_certificates:
-            loop.add_signal_handler(signal.SIGHUP, gateway.reload_certificates)
+    gateway = Gateway(config, sockets=sockets)
+    reloading = _Reloading(gateway, config, reread, file)
+    loop.add_signal_handler(signal.SIGHUP, reloading)  # from the start: else it would end the program
+    async with gateway:
+        reloading.begin()
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)

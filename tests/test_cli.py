@@ -23,7 +23,7 @@ from gateway.config import SETTINGS
 from tests.kit.printed import printed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from gateway.config import Config
@@ -317,27 +317,35 @@ def test_serve_runs_until_a_signal_and_exits_0(number: signal.Signals) -> None:
         assert_no_canary(told)
 
 
-def test_serve_takes_the_secrets_out_of_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_takes_the_secrets_out_of_its_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     served: list[Config] = []
 
-    def serve(config: Config) -> int:
-        served.append(config)
+    def serve(config: Config, reread: Callable[[], Config], file: Path | None) -> int:
+        served.extend((config, reread()))  # which has them still
+        assert file == tmp_path / "gateway.toml"
         return 0
+
+    (tmp_path / "gateway.toml").write_text(
+        '[targets.maps]\nurl = "http://maps.test"\nkey_env = "MAPS_KEY"\n', encoding="ascii"
+    )
+    monkeypatch.setenv("MAPS_KEY", "sk-canary-maps")
 
     monkeypatch.setattr(workers, "serve", serve)
     monkeypatch.setenv("TARGET_API_URL", URL)
     for name, value in CANARIES.items():
         monkeypatch.setenv(name, value)
-    assert cli.main(["serve"]) == 0
-    assert served[0].target_api_key == CANARIES["TARGET_API_KEY"]
-    assert not CANARIES.keys() & os.environ.keys()
+    assert cli.main(["serve", "--config", str(tmp_path / "gateway.toml")]) == 0
+    for config in served:
+        assert config.target_api_key == CANARIES["TARGET_API_KEY"]
+        assert config.settings.targets[0].keys == ("sk-canary-maps",)
+    assert not (CANARIES.keys() | {"MAPS_KEY"}) & os.environ.keys()
     assert os.environ["TARGET_API_URL"] == URL
 
 
 def test_an_interrupt_before_there_is_a_handler_is_quiet(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(_: Config) -> int:
+    def interrupted(*_: object) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(workers, "serve", interrupted)

@@ -72,6 +72,7 @@ class TargetSettings:
         connect_timeout_s, response_timeout_s, idle_timeout_s: None: the gateway's.
         auth: As written.
         keys: As written; for nothing but to tell how long they are.
+        files: What else was read for it: the key's file, the CA file.
     """
 
     name: str
@@ -82,6 +83,7 @@ class TargetSettings:
     idle_timeout_s: float | None = None
     auth: str = "bearer"
     keys: tuple[str, ...] = field(default=(), repr=False)
+    files: tuple[str, ...] = ()
 
 
 class TargetReader:
@@ -154,6 +156,7 @@ class TargetReader:
             name=name,
             keyed=keyed or (target,),
             keys=tuple(keys),
+            files=tuple(str(table[source]) for source in ("key_file", "ca_file") if source in table),
             limits=text("rate_limit", lambda limits: _limits(limits, name)) or (),
             connect_timeout_s=text("connect_timeout", duration_s),
             response_timeout_s=text("response_timeout", duration_s),

@@ -100,6 +100,12 @@ class UpstreamPool:
             self._idle.pop(0).close()
         self.deadline_s = now_s + TICK_S
 
+    def retire(self) -> None:
+        """Keep no connection from now on: those that idle end at once, those that are lent as they come back."""
+        self._most_idle = 0
+        for connection in tuple(self._idle):
+            connection.close()
+
     def close(self) -> None:
         """End every connection, idle or not, and every attempt at one."""
         for task in tuple(self._connecting):

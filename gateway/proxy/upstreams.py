@@ -49,6 +49,8 @@ class Upstreams:
     ) -> Routes:
         """Make ready for the targets of a configuration; nothing is connected to yet.
 
+        Connections for an earlier configuration end as their exchanges do.
+
         Args:
             settings: That configuration.
             context: What all connections share.
@@ -59,8 +61,12 @@ class Upstreams:
             OSError: A CA file cannot be read, or has no certificate in it (an SSLError).
         """
         targets = (TargetSettings(name="api", keyed=(settings.target,)), *settings.targets)
-        # First what can fail: then nothing is left behind.
+        # First what can fail: then all stays as it was.
         dialers = [Dialer(target.keyed[0], tls_of(target.keyed[0])) for target in targets]
+        for pool, _ in self._ends:
+            pool.retire()
+            context.clock.watched.discard(pool)
+        self._ends = [(pool, dialer) for pool, dialer in self._ends if len(pool) or dialer.is_making]
         rings = []
         for target, dialer in zip(targets, dialers, strict=True):
             given = {name: value for name in TIMEOUTS if (value := getattr(target, name)) is not None}

@@ -1,0 +1,31 @@
+"""Admissions made from another one: all of them know which tokens are revoked, whatever becomes of the store."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.admission import Admission
+from gateway.errors import TokenRevoked
+from gateway.limits import parse_limits
+from gateway.stores.memory import MemoryStore
+from gateway.tokens import TokenSigner
+
+LIMITS = parse_limits("5/minute")
+
+
+async def test_a_revoked_token_is_known_to_all_without_the_store() -> None:
+    signer = TokenSigner([b"s" * 32])
+    first = Admission(MemoryStore(), signer, LIMITS, (), None)
+    token, claims = first.issue(0.0)
+    before = first.beside(LIMITS)
+    assert before.authenticate(token.encode(), 0.0).id == claims.id
+    await first.revoke(claims.id, None, now_s=0.0)
+    renewed = first.renewed(signer, LIMITS, (), None, shadow=False)
+    for admission in (first, before, first.beside(LIMITS), renewed, renewed.beside(LIMITS)):
+        with pytest.raises(TokenRevoked):
+            admission.authenticate(token.encode(), 0.0)
+
+
+def test_without_limits_of_its_own_a_target_needs_no_other() -> None:
+    admission = Admission(MemoryStore(), TokenSigner([b"s" * 32]), LIMITS, (), None)
+    assert admission.beside(()) is admission
