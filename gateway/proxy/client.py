@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, cast
 
 from gateway.errors import Draining, GatewayError, RateLimited, RequestTimeout
@@ -15,12 +14,14 @@ from gateway.proxy.clock import NEVER
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.hangup import HangupWatch
 from gateway.proxy.local import LocalExchange
+from gateway.proxy.peer import peer_of
 from gateway.proxy.sockets import end_writing, reset, still_takes, untaken
 
 if TYPE_CHECKING:
     from gateway.http1.message import RequestHead
     from gateway.http1.opening import Opening
     from gateway.proxy.context import LocalAnswer, ProxyContext
+    from gateway.proxy.peer import Peer
     from gateway.proxy.tunnel import Tunnel
 
 MAX_PIPELINED_BYTES: Final = 64 * 1024
@@ -404,13 +405,6 @@ class ClientConnection(asyncio.Protocol):
         return self._exchange is not None and self._exchange.takes_interim
 
     @property
-    def is_local(self) -> bool:
-        """Whether the peer is on this machine: loopback, or a unix socket."""
-        peer = self.transport.get_extra_info("peername")
-        if isinstance(peer, str | bytes):  # the name of a unix socket
-            return True
-        if peer is None:  # it has gone already
-            return False
-        address = ip_address(peer[0].partition("%")[0])
-        mapped = getattr(address, "ipv4_mapped", None)
-        return (mapped or address).is_loopback
+    def peer(self) -> Peer:
+        """Who is at the other end."""
+        return peer_of(self.transport.get_extra_info("peername"))

@@ -33,12 +33,12 @@ from gateway.proxy.tunnel import Tunnel
 if TYPE_CHECKING:
     import asyncio
 
-    from gateway.admission import Subject
     from gateway.http1.message import AnswerHead, RequestHead
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import ProxyContext
     from gateway.proxy.upstream import UpstreamConnection
     from gateway.stores import Verdict
+    from gateway.subject import Subject
 
 TARGET_NAME: Final = "api"
 """What tokens call the one target."""
