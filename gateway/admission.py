@@ -6,21 +6,24 @@ used, `release` says that a request is over. The store calls back; see `stores.W
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway.errors import ConcurrencyLimited, RateLimited, TokenExpired, TokenInvalid, TokenMissing, TokenRevoked
-from gateway.limits import Kind, parse_limits
+from gateway.errors import RateLimited, TokenExpired, TokenInvalid, TokenMissing, TokenRevoked
+from gateway.limits import parse_limits
 from gateway.limits.policy import MAX_GENERATIONS, check_subject, lineage
-from gateway.stores import REVOKED, UNCHECKED
+from gateway.stores import REVOKED
+from gateway.subject import REVOKED_DETAIL, Subject
 from gateway.tokens import Claims, is_token_id, new_token_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.errors import StoreUnavailable
     from gateway.limits import Policy
-    from gateway.stores import Plan, Standing, Store, Verdict, Waiter
+    from gateway.stores import Standing, Store, Verdict, Waiter
     from gateway.tokens import TokenSigner
 
 MAX_SUBJECTS: Final = 8192
@@ -29,79 +32,31 @@ MAX_POLICIES: Final = 50
 """Of one token with those it was made from and the common ones: what one check costs is bounded."""
 MAX_REVOKED: Final = 65_536
 """How many revoked tokens are remembered: about 100 bytes each. The store knows the others."""
+REGISTRATIONS: Final = parse_limits("10/minute")
+"""Of one address that has no admin key: else a new token would be a way round any limit."""
 FOR_EVER_S: Final = 10 * 366 * 86_400
 """How long a revocation lasts of a token that has no end: longer than any Redis, but every key expires."""
 
-_REVOKED: Final = "The token was revoked; get a new one from whoever issued it."
 _ENDED: Final = float("-inf")
 
-_UNCHECKED: Final = b"X-Gateway-Limits: unchecked"
-"""In place of what nobody knows: Redis is out, and `ON_STORE_LOSS=allow` let the request pass."""
 
+class _Awaited:
+    """A waiter that a coroutine awaits: off the hot path only."""
 
-class Subject:
-    """A verified token: whose it is, and the limits it is under.
+    __slots__ = ("future",)
 
-    Args:
-        claims: What the token says.
-        policies: Its limits and the shared ones, as the store counts them.
-        plan: The store's preparation of them.
-    """
+    def __init__(self, future: asyncio.Future[Verdict]) -> None:
+        self.future = future
 
-    __slots__ = ("_lines", "claims", "expires_at_s", "id", "is_special", "plan", "policies", "scope")
+    def on_verdict(self, verdict: Verdict) -> None:
+        """See `stores.Waiter`."""
+        if not self.future.done():  # whoever waited may have left
+            self.future.set_result(verdict)
 
-    def __init__(self, claims: Claims, policies: Sequence[Policy], plan: Plan) -> None:
-        self.claims = claims
-        self.id = claims.id
-        self.expires_at_s = float("inf") if claims.expires_at_s is None else claims.expires_at_s
-        scope = claims.scope()
-        self.scope = scope if scope.is_narrow else None
-        """What the token may be used for; None: anything. To be checked before its limits are."""
-        self.plan = plan
-        self.policies = policies
-        # Whether its verdicts may have a lease or shadows: whoever is in a hurry need not look for them else.
-        self.is_special = any(policy.shadow or policy.kind is Kind.LEASE for policy in policies)
-        listed = ", ".join(map(_quota_of, policies))
-        self._lines = [
-            f'RateLimit-Policy: {listed}\r\nRateLimit: "{policy.label}";r=%d;t=%d{_shadow_of(policy)}'.encode()
-            for policy in policies
-        ]
-
-    def limit_lines(self, verdict: Verdict) -> bytes:
-        """Spell how the limits stand, for the limit nearest its end.
-
-        Returns:
-            Two field lines, without the last line end; one where no limit was checked; b"" where there is none.
-
-        Source: draft-ietf-httpapi-ratelimit-headers-10, §3 and §4; `t` is the time until a place comes free.
-        """
-        if verdict.policy < 0:
-            return _UNCHECKED if verdict.policy == UNCHECKED else b""
-        return self._lines[verdict.policy] % (verdict.remaining, -(-verdict.reset_us // 1_000_000))
-
-    def refusal(self, verdict: Verdict) -> RateLimited | TokenRevoked:
-        """Say what refused, and until when."""
-        if verdict.policy == REVOKED:
-            return TokenRevoked(_REVOKED)
-        policy = self.policies[verdict.policy]
-        kind = ConcurrencyLimited if policy.kind is Kind.LEASE else RateLimited
-        return kind(policy.label, policy.quota, policy.window_s, verdict.reset_us)
-
-    def shadowed(self, verdict: Verdict) -> list[str]:
-        """Name the limits that would have refused this request, were they not but shadows."""
-        return [policy.label for index, policy in enumerate(self.policies) if verdict.shadowed >> index & 1]
-
-
-def _quota_of(policy: Policy) -> str:
-    """Spell a limit as an item of `RateLimit-Policy`; §3.1.2 has the unit for requests in flight."""
-    unit = 'qu="concurrent-requests"' if policy.kind is Kind.LEASE else f"w={policy.window_s}"
-    # Who holds us to a window must not take a bucket for one: it may let nearly twice as many through.
-    bucket = ";bucket" if policy.kind is Kind.BUCKET else ""
-    return f'"{policy.label}";q={policy.quota};{unit}{bucket}{_shadow_of(policy)}'
-
-
-def _shadow_of(policy: Policy) -> str:
-    return ";shadow" if policy.shadow else ""
+    def on_store_loss(self, error: StoreUnavailable) -> None:
+        """See `stores.Waiter`."""
+        if not self.future.done():
+            self.future.set_exception(error)
 
 
 class Admission:
@@ -182,7 +137,7 @@ class Admission:
         if subject.expires_at_s <= now_s:
             del self._subjects[token]
             if not self._revoked.keys().isdisjoint(lineage(subject.id)):
-                raise TokenRevoked(_REVOKED)
+                raise TokenRevoked(REVOKED_DETAIL)
             raise TokenExpired("The token has expired; POST /register issues a new one.")
         return subject
 
@@ -208,6 +163,27 @@ class Admission:
             self._remember_revoked(subject.id)
         return subject.refusal(verdict)
 
+    async def count_registration(self, peer: str) -> None:
+        """Count that somebody without the admin key asks for a new token, whatever becomes of it.
+
+        Args:
+            peer: Whose address it is, in letters, digits, `-` and `_`.
+
+        Raises:
+            RateLimited: That is too often. It has the fields that say so.
+            StoreUnavailable: The store did not decide in time.
+        """
+        name = f"register-{peer}"
+        subject = Subject(Claims(id=name, issued_at_s=0), REGISTRATIONS, self._store.plan(name, REGISTRATIONS))
+        waiter = _Awaited(asyncio.get_running_loop().create_future())
+        self._store.check(subject.plan, waiter)
+        verdict = await waiter.future
+        if not verdict.admitted:
+            refusal = subject.refusal(verdict)
+            lines = subject.limit_lines(verdict).decode().split("\r\n")
+            refusal.limit_fields = [(field, value) for field, _, value in (line.partition(": ") for line in lines)]
+            raise refusal
+
     async def usage(self, subject: Subject) -> list[Standing]:
         """Say how each of a subject's limits stands, in the order of `Subject.policies`; nothing is charged.
 
@@ -218,7 +194,7 @@ class Admission:
         standings = await self._store.look(subject.plan)
         if standings is None:
             self._remember_revoked(subject.id)
-            raise TokenRevoked(_REVOKED)
+            raise TokenRevoked(REVOKED_DETAIL)
         return standings
 
     async def revoke(self, token_id: str, until_s: float | None, *, now_s: float) -> None:

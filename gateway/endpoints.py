@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gateway.http1.message import RequestHead
     from gateway.limits import Policy
     from gateway.metrics import Metrics
+    from gateway.proxy.peer import Peer
     from gateway.stores import Standing, Store
     from gateway.tokens import Claims
 
@@ -61,13 +62,13 @@ class Endpoints:
         self._admin_key = admin_key
         self._is_draining = is_draining
 
-    async def __call__(self, head: RequestHead, body: bytes, is_local: bool) -> Answer:  # noqa: FBT001
+    async def __call__(self, head: RequestHead, body: bytes, peer: Peer) -> Answer:
         """Answer one request.
 
         Args:
             head: Its head.
             body: All of its body.
-            is_local: Whether its peer is on this machine.
+            peer: Whose it is.
 
         Raises:
             GatewayError: The refusal to send instead.
@@ -76,17 +77,17 @@ class Endpoints:
         match head.target.partition(b"?")[0]:
             case b"/register" if head.target == b"/register":
                 _need(head, b"POST")
-                return self._register(head, body, is_local=is_local)
+                return await self._register(head, body, peer)
             case b"/tokens" if head.target == b"/tokens":
                 _need(head, b"POST")
                 return await self._make_child(head, body)
             case b"/admin/tokens":
                 _need(head, b"GET", b"HEAD")
-                self._need_right(head, "This endpoint", is_local=is_local)
+                self._need_right(head, "This endpoint", peer)
                 return await self._tokens()
             case path if path.startswith(_TOKENS):
                 _need(head, b"DELETE")
-                self._need_right(head, "This endpoint", is_local=is_local)
+                self._need_right(head, "This endpoint", peer)
                 return await self._revoke(path[len(_TOKENS) :])
             case b"/usage":
                 _need(head, b"GET", b"HEAD")
@@ -99,9 +100,13 @@ class Endpoints:
                 return await self._ready()
         raise NotFound("No endpoint and no target has this path; the API is under /api/.")
 
-    def _register(self, head: RequestHead, body: bytes, *, is_local: bool) -> Answer:
-        self._need_right(head, "Registering", is_local=is_local)
-        wishes = _read_wishes(body) if self._is_admin(head.bearer) else {}
+    async def _register(self, head: RequestHead, body: bytes, peer: Peer) -> Answer:
+        is_admin = self._is_admin(head.bearer)
+        if not is_admin:
+            # Before anything else, so that it counts as well who guesses at the key.
+            await self._admission.count_registration(peer.name)
+        self._need_right(head, "Registering", peer)
+        wishes = _read_wishes(body) if is_admin else {}
         try:
             token, claims = self._admission.issue(time.time(), **wishes)
         except ValueError as error:
@@ -134,13 +139,13 @@ class Endpoints:
             raise NotFound("This is no token's id.") from None
         return _json(200, {"id": token_id, "revoked": True})
 
-    def _need_right(self, head: RequestHead, what: str, *, is_local: bool) -> None:
+    def _need_right(self, head: RequestHead, what: str, peer: Peer) -> None:
         """Refuse who is neither an admin nor, where there is no admin key, a program on this machine."""
         if self._is_admin(head.bearer):
             return
         if self._admin_key is not None:
             raise NotAllowed(f"{what} takes the admin key as 'Authorization: Bearer KEY'.")
-        if not is_local:
+        if not peer.is_local:
             raise NotAllowed(f"{what} is for peers on the gateway's own machine, as long as no ADMIN_KEY is set.")
         if _comes_from_a_page(head):
             raise NotAllowed(f"{what}, used from a web page, takes an ADMIN_KEY.")

@@ -11,10 +11,11 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
-from gateway.admission import MAX_SUBJECTS, Subject
+from gateway.admission import MAX_SUBJECTS
 from gateway.config import Config
 from gateway.errors import RateLimited
 from gateway.stores.choice import make_store
+from gateway.subject import Subject
 from gateway.tokens import Claims
 
 if TYPE_CHECKING:

@@ -94,8 +94,8 @@ class Claims:
 
 
 def is_token_id(text: str) -> bool:
-    """Whether it may be a token's id."""
-    return _ID.fullmatch(text) is not None
+    """Whether it may be a token's id; `global` is everybody's own name, which nobody's limits may be counted under."""
+    return _ID.fullmatch(text) is not None and text.partition(".")[0] != "global"
 
 
 def new_token_id(parent: str | None = None) -> str:

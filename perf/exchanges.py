@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     _Deliveries = list[tuple[Callable[[bytes], None], bytes]]
     _Batch = tuple[_Deliveries, bytes, _Deliveries]
 
+_NOTED: Final = b":1\r\n"
+"""Redis's reply to what comes before a token's first check: it is noted in the register."""
 _TURNS_TO_CONNECT: Final = 1000
 _ADDED: Final = re.compile(rb"(?i)(RateLimit|RateLimit-Policy|Server-Timing): .*")
 _MOST: Final = "1000000000/minute"
@@ -145,7 +147,7 @@ class _Exchanges:
             receive(request)
         if self._uses_redis:
             yield
-            self._loop.redis[0].receive(replies)
+            self._loop.redis[0].receive(_NOTED + replies)
         upstreams = self._loop.upstreams
         for _ in range(_TURNS_TO_CONNECT):
             if len(upstreams) == self._connections and all(wire.sent for wire in upstreams):

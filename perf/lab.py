@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from perf.client import Connection
+from perf.client import ADMIN_KEY, Connection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,6 +40,7 @@ PORT_TRIES: Final = 3
 _TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
 _PASSED_ON: Final = ("PATH", "HOME", "LANG", "VIRTUAL_ENV")
 _GATEWAY_SETTINGS: Final = {
+    "ADMIN_KEY": ADMIN_KEY,
     "TARGET_API_KEY": "sk-real",
     "RATE_LIMIT": "1000000000/minute",
     "DRAIN_TIMEOUT": "1s",

@@ -14,12 +14,14 @@ from gateway.proxy.clock import NEVER
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.hangup import HangupWatch
 from gateway.proxy.local import LocalExchange
-from gateway.proxy.sockets import end_writing, is_local, reset, still_takes, untaken
+from gateway.proxy.peer import peer_of
+from gateway.proxy.sockets import end_writing, reset, still_takes, untaken
 
 if TYPE_CHECKING:
     from gateway.http1.message import RequestHead
     from gateway.http1.opening import Opening
     from gateway.proxy.context import LocalAnswer, ProxyContext
+    from gateway.proxy.peer import Peer
     from gateway.proxy.tunnel import Tunnel
 
 MAX_PIPELINED_BYTES: Final = 64 * 1024
@@ -409,6 +411,6 @@ class ClientConnection(asyncio.Protocol):
         return self._exchange is not None and self._exchange.takes_interim
 
     @property
-    def is_local(self) -> bool:
-        """Whether the peer is on this machine: loopback, or a unix socket."""
-        return is_local(self.transport)
+    def peer(self) -> Peer:
+        """Who is at the other end."""
+        return peer_of(self.transport.get_extra_info("peername"))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gateway.metrics import Metrics
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.clock import Clock
+    from gateway.proxy.peer import Peer
     from gateway.proxy.pool import UpstreamPool
     from gateway.proxy.routes import Routes
     from gateway.proxy.target import TargetRoute
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     LocalAnswer = tuple[int, list[tuple[str, str]], bytes]
     """Status, fields and content of an answer of the gateway's own."""
 
-    Endpoint = Callable[[RequestHead, bytes, bool], Awaitable[LocalAnswer]]
-    """Answers a request to the gateway itself, given its head, its body and whether its peer is local.
+    Endpoint = Callable[[RequestHead, bytes, Peer], Awaitable[LocalAnswer]]
+    """Answers a request to the gateway itself, given its head, its body and whose it is.
 
     Raises a GatewayError to refuse.
     """

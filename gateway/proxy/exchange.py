@@ -32,12 +32,12 @@ from gateway.proxy.tunnel import Tunnel
 if TYPE_CHECKING:
     import asyncio
 
-    from gateway.admission import Subject
     from gateway.http1.message import AnswerHead, RequestHead
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import Destination
     from gateway.proxy.upstream import UpstreamConnection
     from gateway.stores import Verdict
+    from gateway.subject import Subject
 
 _PROXY_ADVICE: Final = (
     "Name the token in the proxy's URL, as in http://TOKEN:x@HOST:PORT; several clients send none without a password."

@@ -126,7 +126,7 @@ class LocalExchange:
     async def _ask_endpoint(self) -> None:
         head, client = self._head, self._client
         try:
-            answer = await self._context.endpoint(head, self._body, client.is_local)
+            answer = await self._context.endpoint(head, self._body, client.peer)
         except GatewayError as error:
             self._refuse(error)
             return
@@ -141,4 +141,6 @@ class LocalExchange:
     def _refuse(self, error: GatewayError) -> None:
         if not self._over:
             self._over = True
-            self._client.refuse(error, self._head, keep_alive=self._head.keep_alive and self.request_done)
+            keep_alive = self._head.keep_alive and self.request_done
+            limit_lines = "\r\n".join(f"{name}: {value}" for name, value in error.limit_fields).encode()
+            self._client.refuse(error, self._head, keep_alive=keep_alive, limit_lines=limit_lines)

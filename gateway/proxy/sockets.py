@@ -9,7 +9,6 @@ import socket
 import struct
 import sys
 import termios
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
@@ -106,15 +105,3 @@ def is_lost(sock: socket.socket, missing_bytes: int) -> bool:
 def _queued(sock: socket.socket, queue: int) -> int:
     """Count the bytes in a queue (tcp(7)): FIONREAD, to be read; TIOCOUTQ, not sent or not acknowledged."""
     return int.from_bytes(fcntl.ioctl(sock.fileno(), queue, bytes(4)), sys.byteorder)
-
-
-def is_local(transport: asyncio.Transport) -> bool:
-    """Whether the peer is on this machine: loopback, or a unix socket."""
-    peer = transport.get_extra_info("peername")
-    if isinstance(peer, str | bytes):  # the name of a unix socket
-        return True
-    if peer is None:  # it has gone already
-        return False
-    address = ip_address(peer[0].partition("%")[0])
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback

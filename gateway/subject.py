@@ -1,0 +1,86 @@
+"""A subject: a verified token with the limits it is under, and how those are told of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from gateway.errors import ConcurrencyLimited, RateLimited, TokenRevoked
+from gateway.limits import Kind
+from gateway.stores import REVOKED, UNCHECKED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.limits import Policy
+    from gateway.stores import Plan, Verdict
+    from gateway.tokens import Claims
+
+REVOKED_DETAIL: Final = "The token was revoked; get a new one from whoever issued it."
+
+_UNCHECKED: Final = b"X-Gateway-Limits: unchecked"
+"""In place of what nobody knows: Redis is out, and `ON_STORE_LOSS=allow` let the request pass."""
+
+
+class Subject:
+    """A verified token: whose it is, and the limits it is under.
+
+    Args:
+        claims: What the token says.
+        policies: Its limits and the shared ones, as the store counts them.
+        plan: The store's preparation of them.
+    """
+
+    __slots__ = ("_lines", "claims", "expires_at_s", "id", "is_special", "plan", "policies", "scope")
+
+    def __init__(self, claims: Claims, policies: Sequence[Policy], plan: Plan) -> None:
+        self.claims = claims
+        self.id = claims.id
+        self.expires_at_s = float("inf") if claims.expires_at_s is None else claims.expires_at_s
+        scope = claims.scope()
+        self.scope = scope if scope.is_narrow else None
+        """What the token may be used for; None: anything. To be checked before its limits are."""
+        self.plan = plan
+        self.policies = policies
+        # Whether its verdicts may have a lease or shadows: whoever is in a hurry need not look for them else.
+        self.is_special = any(policy.shadow or policy.kind is Kind.LEASE for policy in policies)
+        listed = ", ".join(map(_quota_of, policies))
+        self._lines = [
+            f'RateLimit-Policy: {listed}\r\nRateLimit: "{policy.label}";r=%d;t=%d{_shadow_of(policy)}'.encode()
+            for policy in policies
+        ]
+
+    def limit_lines(self, verdict: Verdict) -> bytes:
+        """Spell how the limits stand, for the limit nearest its end.
+
+        Returns:
+            Two field lines, without the last line end; one where no limit was checked; b"" where there is none.
+
+        Source: draft-ietf-httpapi-ratelimit-headers-10, §3 and §4; `t` is the time until a place comes free.
+        """
+        if verdict.policy < 0:
+            return _UNCHECKED if verdict.policy == UNCHECKED else b""
+        return self._lines[verdict.policy] % (verdict.remaining, -(-verdict.reset_us // 1_000_000))
+
+    def refusal(self, verdict: Verdict) -> RateLimited | TokenRevoked:
+        """Say what refused, and until when."""
+        if verdict.policy == REVOKED:
+            return TokenRevoked(REVOKED_DETAIL)
+        policy = self.policies[verdict.policy]
+        kind = ConcurrencyLimited if policy.kind is Kind.LEASE else RateLimited
+        return kind(policy.label, policy.quota, policy.window_s, verdict.reset_us)
+
+    def shadowed(self, verdict: Verdict) -> list[str]:
+        """Name the limits that would have refused this request, were they not but shadows."""
+        return [policy.label for index, policy in enumerate(self.policies) if verdict.shadowed >> index & 1]
+
+
+def _quota_of(policy: Policy) -> str:
+    """Spell a limit as an item of `RateLimit-Policy`; §3.1.2 has the unit for requests in flight."""
+    unit = 'qu="concurrent-requests"' if policy.kind is Kind.LEASE else f"w={policy.window_s}"
+    # Who holds us to a window must not take a bucket for one: it may let nearly twice as many through.
+    bucket = ";bucket" if policy.kind is Kind.BUCKET else ""
+    return f'"{policy.label}";q={policy.quota};{unit}{bucket}{_shadow_of(policy)}'
+
+
+def _shadow_of(policy: Policy) -> str:
+    return ";shadow" if policy.shadow else ""

@@ -1,0 +1,82 @@
+"""Registering is no way round a limit: whoever has no admin key gets ten tries a minute for an address."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.proxy.peer import Peer, peer_of
+from tests.proxy.test_endpoints import ADMIN, ADMIN_KEY, ELSEWHERE, PAGES, ask, minted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.kit.playbook import Client, Playbook
+
+
+def tries(client: Client, *lines: bytes) -> int:
+    ask(client, b"POST", b"/register", *lines)
+    return client.answer().status
+
+
+def test_the_eleventh_in_a_minute_is_a_429_that_says_when_to_come_back(play: Playbook) -> None:
+    for _ in range(10):
+        ask(play.client, b"POST", b"/register")
+        minted(play.client.answer())
+    ask(play.client, b"POST", b"/register")
+    refusal = play.client.problem(429, "rate_limited")
+    assert b"gw_" not in refusal.body
+    assert refusal.value(b"ratelimit-policy") == b'"minute";q=10;w=60'
+    assert refusal.value(b"ratelimit") == b'"minute";r=0;t=61'
+    assert (refusal.value(b"retry-after"), refusal.value(b"x-ratelimit-limit")) == (b"61", b"10")
+    assert tries(play.connect(("127.0.0.1", 1))) == 429  # another connection is no other address
+    assert tries(play.connect("")) == 201
+    play.pass_time(61)
+    assert tries(play.connect()) == 201
+
+
+@pytest.mark.parametrize("line", [ADMIN + b"x", b"X: none", PAGES[0]])
+def test_failures_count_and_the_admin_is_not_counted(make_play: Callable[..., Playbook], line: bytes) -> None:
+    play = make_play(admin_key=ADMIN_KEY.decode())
+    client = play.connect(ELSEWHERE)
+    assert [tries(client, line) for _ in range(11)] == [403] * 10 + [429]
+    assert [tries(client, ADMIN) for _ in range(12)] == [201] * 12
+
+
+def test_nothing_that_a_client_says_makes_it_another(play: Playbook) -> None:
+    statuses = [tries(play.client, b"X-Forwarded-For: 10.0.0.%d" % number) for number in range(11)]
+    assert statuses == [201] * 10 + [429]
+
+
+def test_a_lost_store_is_a_503(play: Playbook) -> None:
+    play.store.holds = True
+    ask(play.client, b"POST", b"/register")
+    play.store.lose()
+    play.client.problem(503, "store_unavailable")
+
+
+def test_who_leaves_while_the_store_decides_leaves_nothing_behind(play: Playbook) -> None:
+    play.store.holds = True
+    ask(play.client, b"POST", b"/register")
+    play.client.resets()
+    play.store.decide()
+
+
+@pytest.mark.parametrize(
+    ("peername", "peer"),
+    [
+        (("127.0.0.1", 1), Peer("127-0-0-1", True)),
+        (("::ffff:127.0.0.1", 1, 0, 0), Peer("127-0-0-1", True)),
+        (("203.0.113.7", 1), Peer("203-0-113-7", False)),
+        (("::1", 1, 0, 0), Peer("0000-0000-0000-0000", True)),
+        (("2001:db8:1:2:3::4", 1, 0, 0), Peer("2001-0db8-0001-0002", False)),
+        (("2001:db8:1:2::5", 1, 0, 0), Peer("2001-0db8-0001-0002", False)),
+        (("fe80::1%eth0", 1, 0, 2), Peer("fe80-0000-0000-0000", False)),
+        ("", Peer("unix", True)),
+        (b"\0name", Peer("unix", True)),
+        (None, Peer("gone", False)),
+    ],
+)
+def test_whose_address_it_is(peername: object, peer: Peer) -> None:
+    assert peer_of(peername) == peer
