@@ -32,7 +32,7 @@ MAX_POLICIES: Final = 50
 """Of one token with those it was made from and the common ones: what one check costs is bounded."""
 MAX_REVOKED: Final = 65_536
 """How many revoked tokens are remembered: about 100 bytes each. The store knows the others."""
-REGISTRATIONS: Final = parse_limits("10/minute")
+REGISTRATIONS: Final = parse_limits("60/minute")
 """Of one address that has no admin key: else a new token would be a way round any limit."""
 FOR_EVER_S: Final = 10 * 366 * 86_400
 """How long a revocation lasts of a token that has no end: longer than any Redis, but every key expires."""
