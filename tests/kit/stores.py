@@ -16,7 +16,7 @@ from gateway.limits.places import LEASE_US
 from gateway.stores.address import RedisAddress
 from gateway.stores.memory import MemoryStore
 from gateway.stores.redis import CHECK_SCRIPT, RENEW_SCRIPT, RedisStore
-from tests.kit.redis import running_redis
+from tests.kit.redis import running_redis, valkey_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,15 +194,15 @@ def fake_redis() -> Iterator[RedisAddress]:
 
 @contextlib.contextmanager
 def subject(kind: str) -> Iterator[Subject]:
-    """Yield a store of the kind: `memory`, `fakeredis` or `redis`."""
+    """Yield a store of the kind: `memory`, `fakeredis`, `redis` or `valkey`."""
     if kind == "memory":
         yield MemorySubject()
     elif kind == "fakeredis":
         with fake_redis() as address:
             yield RedisSubject(address)
     else:
-        with running_redis() as server:
+        with running_redis(binary=valkey_server() if kind == "valkey" else None) as server:
             yield RedisSubject(server.address)
 
 
-KINDS = ("memory", "fakeredis", "redis")
+KINDS = ("memory", "fakeredis", "redis", "valkey")
