@@ -105,6 +105,10 @@ class Admission:
         other._revoked = self._revoked
         return other
 
+    def give_way_to(self, other: Admission) -> None:
+        """Tell the one that goes on of tokens that this one still learns to be revoked, for requests under way."""
+        self._memories[:] = other._memories
+
     def beside(self, limits: Sequence[Policy]) -> Admission:
         """Return one for the same tokens, which checks these limits as well: those of one target, say.
 

@@ -29,13 +29,14 @@ from gateway.watching import FileWatch
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
     from gateway.certificates import ReloadedTls
     from gateway.config import Config, KeyPair, Settings, Target
     from gateway.stores import Store
+    from gateway.watching import Stamp
 
 _SECRET_BYTES: Final = 32
 
@@ -217,19 +218,24 @@ class Gateway:
         routes = self._connect(settings, context, admission)
         # Nothing from here on can fail, and nothing waits: no request sees a part of it.
         self._settings, self._signer = settings, signer
+        context.admission.give_way_to(admission)
+        if self._own_tls is not None:
+            self._own_tls.reload()
         context.settings, context.admission, context.routes = settings, admission, routes
         context.endpoint = Endpoints(admission, store, context.metrics, settings.admin_key, lambda: context.draining)
         return left
 
-    def watch_files(self, paths: Sequence[Path], on_change: Callable[[], None]) -> FileWatch:
-        """Look at files about once a second, until `close`; `on_change` is called after one has changed.
+    def watch_files(
+        self, paths: Sequence[Path], on_change: Callable[[], None], known: Mapping[Path, Stamp | None]
+    ) -> FileWatch:
+        """Look at files about once a second, until `close`; see `FileWatch`.
 
         Raises:
             RuntimeError: The gateway is not running.
         """
         if self._context is None:
             raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
-        watch = FileWatch(paths, self._context.clock, on_change)
+        watch = FileWatch(paths, self._context.clock, on_change, known)
         self._context.clock.watched.add(watch)
         return watch
 

@@ -6,14 +6,15 @@ import os
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from gateway.proxy.clock import Clock
 
 POLL_S: Final = 1.0
 
-_Stamp = tuple[int, int, int] | None
+Stamp = tuple[int, int, int]
+"""When it was changed last, its size, its inode."""
 
 
 class FileWatch:
@@ -25,18 +26,31 @@ class FileWatch:
         paths: The files; they need not exist. May be replaced.
         clock: The process's coarse time.
         on_change: Called after a change.
+        known: The stamps of files before they were read; the others are known as they are now.
     """
 
-    def __init__(self, paths: Sequence[Path], clock: Clock, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        clock: Clock,
+        on_change: Callable[[], None],
+        known: Mapping[Path, Stamp | None] | None = None,
+    ) -> None:
         self._clock = clock
         self._on_change = on_change
         self.deadline_s = 0.0
-        self.watch(paths)
+        self._begin(paths, known or {})
 
     def watch(self, paths: Sequence[Path]) -> None:
-        """Look at these from now on; as they are now, they are known."""
+        """Look at these from now on.
+
+        Those looked at before are known as they were last seen, for they may have changed while they were read.
+        """
+        self._begin(paths, dict(zip(self._paths, self._seen, strict=True)))
+
+    def _begin(self, paths: Sequence[Path], known: Mapping[Path, Stamp | None]) -> None:
         self._paths = tuple(paths)
-        self._known = self._seen = self._stamps()
+        self._known = self._seen = [known[path] if path in known else stamp(path) for path in self._paths]
 
     def on_deadline(self) -> None:
         """See `clock.Watched`."""
@@ -46,11 +60,12 @@ class FileWatch:
             self._known = self._seen
             self._on_change()
 
-    def _stamps(self) -> list[_Stamp]:
-        return [_stamp(path) for path in self._paths]
+    def _stamps(self) -> list[Stamp | None]:
+        return [stamp(path) for path in self._paths]
 
 
-def _stamp(path: Path) -> _Stamp:
+def stamp(path: Path) -> Stamp | None:
+    """Return what changes with a file; None if it is not there."""
     try:
         status = os.stat(path)  # noqa: PTH116 - links are followed: what is mounted as a secret is changed by a link
     except OSError:

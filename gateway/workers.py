@@ -17,6 +17,7 @@ import uvloop
 from gateway.activation import inherited_sockets
 from gateway.errors import ConfigError
 from gateway.server import Gateway
+from gateway.watching import stamp
 
 if TYPE_CHECKING:
     import socket
@@ -82,31 +83,39 @@ class _Reloading:
         self._reread = reread
         self._file = file
         self._config = config
+        # Before anything else: what changes from here on is to be noticed.
+        self._known = {path: stamp(path) for path in self._files(config)}
         self._watch: FileWatch | None = None
-        self._is_due = False
+        self._is_due = self._is_over = False
 
     def begin(self) -> None:
         """Watch the files, now that the gateway runs; and reload if somebody has asked for it already."""
-        self._watch = self._gateway.watch_files(self._files(self._config), self)
+        self._watch = self._gateway.watch_files(self._files(self._config), self, self._known)
         if self._is_due:
             self()
 
     def __call__(self) -> None:
         """Reload now, or as soon as the gateway runs."""
+        if self._is_over:
+            return
         if self._watch is None:
             self._is_due = True
             return
-        self._gateway.reload_certificates()
         try:
             config = self._reread()
             left = self._gateway.reload(config)
         except (ConfigError, OSError, ValueError) as error:
             _log.error("not reloaded, the configuration stays as it was: %s", error)
+            self._gateway.reload_certificates()
             return
         self._watch.watch(self._files(config))
         _log.info("reloaded")
         for name in left:
             _log.warning("%s has changed, and takes a restart: it stays as it was", name)
+
+    def end(self) -> None:
+        """Reload no more: the gateway is stopping."""
+        self._is_over = True
 
     def _files(self, config: Config) -> list[Path]:
         settings = config.settings
@@ -130,6 +139,7 @@ async def _serve(
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         await stopping.wait()
+        reloading.end()
         _log.info("stopping: finishing what is in flight")
         if not await gateway.drain():
             _log.warning("some exchanges did not end within DRAIN_TIMEOUT and were cut off")

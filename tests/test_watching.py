@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.proxy.clock import TICK_S, Clock
-from gateway.watching import POLL_S, FileWatch
+from gateway.watching import POLL_S, FileWatch, stamp
 from tests.kit.script import ScriptLoop
 
 if TYPE_CHECKING:
@@ -75,7 +75,37 @@ def test_a_file_that_is_replaced_goes_and_comes(watching: Watching, tmp_path: Pa
     assert watching.after(3) == 3
 
 
-def test_what_is_watched_anew_is_known_as_it_is(watching: Watching) -> None:
-    watching.file.write_text("other", encoding="ascii")
-    watching.watch.watch([watching.file])
+def test_what_is_watched_anew_is_known_as_it_is(watching: Watching, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("two", encoding="ascii")
+    watching.watch.watch([other])
     assert watching.after(3) == 0
+    watching.file.write_text("nobody looks any more", encoding="ascii")
+    assert watching.after(3) == 0
+
+
+def test_what_changes_while_it_is_read_is_told_of_as_well(watching: Watching) -> None:
+    def read_and_watch_on() -> None:
+        watching.told += 1
+        if watching.told == 1:
+            watching.file.write_text("in the meantime", encoding="ascii")
+        watching.watch.watch([watching.file])
+
+    watching.watch._on_change = read_and_watch_on
+    watching.file.write_text("other", encoding="ascii")
+    assert watching.after(8) == 2
+
+
+def test_what_changed_before_the_watch_began_is_told_of(tmp_path: Path) -> None:
+    file, told = tmp_path / "file", []
+    file.write_text("one", encoding="ascii")
+    known = {file: stamp(file)}
+    file.write_text("other", encoding="ascii")
+    loop = ScriptLoop()
+    clock = Clock(loop)
+    clock.watched.add(FileWatch([file], clock, lambda: told.append(file), known))
+    clock.start()
+    loop.pass_time(3 * (POLL_S + TICK_S))
+    clock.stop()
+    loop.close()
+    assert told == [file]

@@ -13,6 +13,8 @@ import pytest
 
 from gateway import Config, Gateway
 from gateway.certificates import ReloadedTls
+from gateway.errors import TokenRevoked
+from gateway.stores import REVOKED, Verdict
 from tests.e2e import connected, fetch, request
 from tests.kit.process import Program, start
 from tests.kit.tls import server_side
@@ -311,3 +313,18 @@ async def test_a_target_behind_tls_is_reloaded_with_its_certificates(ca: trustme
             gateway.reload(config(upstream))  # with the system's roots, which do not know this one
             assert (await fetch(gateway.url, request("/api/x", token))).status == 502
         assert len(upstream.requests) == 3
+
+
+async def test_who_is_revoked_late_is_so_after_a_reload_too(upstream: Upstream) -> None:
+    async with Gateway(config(upstream)) as gateway:
+        token, now_s = gateway.issue_token(), time.time()
+        assert gateway._context is not None
+        before = gateway._context.admission
+        subject = before.authenticate(token.encode(), now_s)
+        gateway.reload(config(upstream))
+        assert (await fetch(gateway.url, request("/api/x", token))).status == 200
+        # A request that began before the reload hears of it only now.
+        with pytest.raises(TokenRevoked):
+            raise before.refusal(subject, Verdict(False, REVOKED, 0, 0, 1))
+        assert (await fetch(gateway.url, request("/api/x", token)))["x-gateway-error"] == "token_revoked"
+        assert len(upstream.requests) == 1
