@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -88,6 +87,8 @@ def _rest_s(head: AnswerHead, wall_s: float) -> float:
     if text.isascii() and text.isdigit() and len(text) < 10:
         wait_s = float(text)
     else:
+        from email.utils import parsedate_to_datetime  # only here: a megabyte that few APIs' answers are worth
+
         try:
             wait_s = parsedate_to_datetime(text).timestamp() - wall_s
         except (ValueError, OverflowError):
