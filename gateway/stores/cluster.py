@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from gateway.stores.address import ClusterAddress, RedisAddress
     from gateway.stores.link import Link
     from gateway.stores.pipeline import Connection
-    from gateway.stores.slots import Share
+    from gateway.stores.slots import Redirect, Share
 
 REDIRECTS: Final = 3
 """How often one check is sent on. More would be nodes that do not agree: they will, but not in time for this one."""
@@ -107,7 +107,7 @@ class ClusterStore(RedisStore):
         more: As for `RedisStore`.
     """
 
-    __slots__ = ("_cluster", "_follower", "_left", "_links", "_owners", "_refreshing")
+    __slots__ = ("_cluster", "_follower", "_left", "_links", "_named", "_owners", "_refreshing")
 
     def __init__(self, address: ClusterAddress, **more: Any) -> None:  # noqa: ANN401 - as RedisStore has them
         self._follower = _Follower(self)
@@ -116,6 +116,8 @@ class ClusterStore(RedisStore):
         self._links: dict[RedisAddress, Link] = {}
         self._owners: list[Link | None] = [None] * SLOTS
         self._left: list[Link] = []
+        # Who a node last named as having a slot. He knows; the others may tell of the one before him for a while.
+        self._named: RedisAddress | None = None
         self._refreshing: asyncio.Task[None] | None = None
 
     def plan(self, subject: str, policies: Sequence[Policy]) -> Any:  # noqa: ANN401 - opaque, one of two kinds
@@ -233,10 +235,9 @@ class ClusterStore(RedisStore):
             self._refresh()
             self.lose(plan, waiter, "The nodes of the cluster do not agree who has the keys.")
             return
-        link = self._link_to(self._cluster.node(redirect.host or self._cluster.seeds[0].host, redirect.port))
+        link = self._link_to(redirect)
         if redirect.for_good:
-            self._owners[redirect.slot] = plan.link = link
-            self._refresh()
+            plan.link = link
         connection = link.live
         if connection is None or connection.congested:
             self.lose(plan, waiter, link.outage)
@@ -254,13 +255,11 @@ class ClusterStore(RedisStore):
 
     def follow(self, packed: bytes, reply: object) -> None:
         """Send such a command to the node that another one named, once."""
-        self._refresh()
         redirect = read_redirect(str(reply))
         if redirect is None:
+            self._refresh()
             return
-        link = self._link_to(self._cluster.node(redirect.host or self._cluster.seeds[0].host, redirect.port))
-        if redirect.for_good:
-            self._owners[redirect.slot] = link
+        link = self._link_to(redirect)
         connection = link.live
         if connection is not None and not connection.congested:
             if not redirect.for_good:
@@ -279,12 +278,17 @@ class ClusterStore(RedisStore):
         if plan.link.live is None:
             plan.link = self._owners[plan.slot] or plan.link
 
-    def _link_to(self, place: RedisAddress) -> Link:
-        """Return the link to a node; one that was not known is connected to."""
+    def _link_to(self, redirect: Redirect) -> Link:
+        """Return the link to the node that has a slot; one that was not known is connected to."""
+        place = self._cluster.node(redirect.host or self._cluster.seeds[0].host, redirect.port)
         link = self._links.get(place)
         if link is None:
             link = self._new_link(place, 0, SLOTS - 1)
             link.begin()
+        if redirect.for_good:
+            self._owners[redirect.slot] = link
+            self._named = place
+            self._refresh()
         return link
 
     def _new_link(self, place: RedisAddress, first: int, last: int) -> Link:
@@ -323,10 +327,17 @@ class ClusterStore(RedisStore):
         for delay_s in chain(BACK_OFF_S, iter(lambda: BACK_OFF_S[-1], None)):
             await asyncio.sleep(delay_s)
             with contextlib.suppress(StoreUnavailable):
-                for place in self._take_over(*await self._learn((*self._links, *self._cluster.seeds), CONNECT_S)):
+                for place in self._take_over(*await self._learn_anew()):
                     self._links[place].begin()
-                if all(link.live is not None for link in self._links.values()):
+                if self._named is None and all(link.live is not None for link in self._links.values()):
                     return
+
+    async def _learn_anew(self) -> tuple[list[Share], RedisAddress]:
+        named, self._named = self._named, None
+        if named is not None:
+            with contextlib.suppress(StoreUnavailable):
+                return await self._learn((named,), CONNECT_S)
+        return await self._learn((*self._links, *self._cluster.seeds), CONNECT_S)
 
     async def _learn(self, places: Sequence[RedisAddress], within_s: float) -> tuple[list[Share], RedisAddress]:
         """Ask all of these nodes at once who has which slots, and take the first answer."""

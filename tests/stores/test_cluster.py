@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from gateway.stores import Plan, Standing, Verdict
+    from gateway.stores.slots import Share
     from tests.kit.redis import RedisServer
 
 PLENTY = parse_limits("1000000/day")
@@ -275,6 +276,41 @@ async def test_a_replica_that_takes_over_is_found(cluster: Cluster, how: str) ->
         assert [(await ask(store, plan)).admitted for _ in range(2)] == [True, False]
         await back(store)
         assert RedisAddress("127.0.0.1", replica.port) in store._links
+
+
+class Behind(ClusterStore):
+    """A store that every node but one tells of the cluster as it was at the start: news takes a while to spread."""
+
+    informed: RedisAddress
+    old_news: tuple[list[Share], RedisAddress]
+
+    async def _ask_shares(self, place: RedisAddress, within_s: float) -> tuple[list[Share], RedisAddress]:
+        if place == self.informed:
+            return await super()._ask_shares(place, within_s)
+        if not self._links:
+            self.old_news = await super()._ask_shares(place, within_s)
+        return self.old_news
+
+
+async def test_the_node_that_another_one_names_is_believed_before_those_that_are_behind(cluster: Cluster) -> None:
+    old, replica = cluster.masters[0], cluster.replica
+    store = Behind(cluster.address, timeout_s=0.3)
+    store.informed = RedisAddress("127.0.0.1", replica.port)
+    await store.start()
+    try:
+        plan = store.plan(subject_of(cluster, old), parse_limits("5/day"))
+        assert (await ask(store, plan)).remaining == 4
+        cluster.fail_over()
+        with pytest.raises(StoreUnavailable, match="not connected yet"):
+            await ask(store, plan)
+        await back(store)
+        assert (await ask(store, plan)).remaining == 3
+        assert store._refreshing is not None
+        await store._refreshing
+        assert store.informed in store._links
+        assert (await ask(store, plan)).remaining == 2
+    finally:
+        await store.close()
 
 
 async def test_a_cluster_that_is_down_is_lost_until_its_node_is_back(cluster: Cluster) -> None:
