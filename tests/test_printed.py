@@ -107,8 +107,10 @@ LEAKS = {
 }
 
 
-@pytest.mark.parametrize("leak", LEAKS)
-def test_a_planted_leak_fails_the_run(tmp_path: Path, leak: str) -> None:
+@pytest.mark.parametrize(
+    ("leak", "processes"), [*((leak, "0") for leak in LEAKS), ("nothing", "2"), ("an answer", "2")]
+)
+def test_a_planted_leak_fails_the_run(tmp_path: Path, leak: str, processes: str) -> None:
     (tmp_path / "test_planted.py").write_text(
         f"""
 import asyncio, logging, subprocess, sys
@@ -121,9 +123,20 @@ def test_planted():
 """,
         encoding="utf-8",
     )
-    options = ("-q", "-p", "tests.kit.printed", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path))
+    options = (
+        "-q",
+        "-n",
+        processes,
+        "-p",
+        "tests.kit.printed",
+        "-p",
+        "no:cacheprovider",
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    )
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", *options],
+        [sys.executable, "-m", "pytest", *options, "--rootdir", str(tmp_path), str(tmp_path)],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
         capture_output=True,

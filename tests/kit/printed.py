@@ -36,7 +36,6 @@ SHORTEST = 10
 """Tests of other things use keys like `sk-1`, which is also in words."""
 
 SECRETS = ("target_api_key", "token_secret", "admin_key", "redis_url")
-_LEAKS = pytest.StashKey[list[str]]()
 _RANDOM = re.compile(r"(?=.*[a-z])(?=.*[A-Z])(?=.*[0-9])")
 
 
@@ -107,10 +106,27 @@ class Printed:
                     found.update((forms[form], line) for form in begins[window] if line.startswith(form, at))
         return sorted(f"{secret!r} in {line!r}" for secret, line in found)
 
-    def summary(self) -> str:
-        """Say how much was looked at."""
+    def measure(self) -> tuple[int, int]:
+        """Return how many bytes were looked at, and for how many secrets."""
         size = len(self._texts.getvalue().encode("utf-8", "backslashreplace"))
-        return f"{size} bytes printed by the program, {len(self._secrets) + len(self._signatures)} secrets"
+        return size, len(self._secrets) + len(self._signatures)
+
+
+class Found:
+    """What was looked at and found in one run, over all of its processes."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.secrets = 0
+        self.leaks: list[str] = []
+
+    def add(self, size: int, secrets: int, leaks: list[str]) -> None:
+        self.size += size
+        self.secrets += secrets
+        self.leaks += leaks
+
+
+_FOUND = pytest.StashKey[Found]()
 
 
 def disguises(secret: str) -> Iterator[str]:
@@ -178,18 +194,33 @@ def _recorded() -> Iterator[None]:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    for _, content in report.sections:
-        printed.note(content)
+    if not hasattr(report, "node"):  # else a worker of pytest-xdist has noted it already
+        for _, content in report.sections:
+            printed.note(content)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    session.config.stash[_LEAKS] = leaks = printed.leaks()
-    if leaks and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
+    config = session.config
+    found = config.stash.setdefault(_FOUND, Found())
+    found.add(*printed.measure(), printed.leaks())
+    worker = getattr(config, "workeroutput", None)
+    if worker is not None:  # pytest-xdist: this one has a controller to tell
+        worker["printed"] = [found.size, found.secrets, found.leaks]
+    elif found.leaks and session.exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of pytest-xdist has ended; one that crashed tells nothing, and fails the run."""
+    found = node.config.stash.setdefault(_FOUND, Found())
+    found.add(*getattr(node, "workeroutput", {}).get("printed", (0, 0, [])))
+
+
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    leaks = terminalreporter.config.stash.get(_LEAKS, [])
-    terminalreporter.write_line(f"secrets: {printed.summary()}, {len(leaks)} leaks")
-    for leak in leaks:
+    found = terminalreporter.config.stash.setdefault(_FOUND, Found())
+    terminalreporter.write_line(
+        f"secrets: {found.size} bytes printed by the program, {found.secrets} secrets, {len(found.leaks)} leaks"
+    )
+    for leak in found.leaks:
         terminalreporter.write_line(f"leaked: {leak}", red=True)

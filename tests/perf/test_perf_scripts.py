@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent.parent
 SCRIPTS = {"overhead": ["perf/overhead.py"], "compare": ["-m", "perf.compare"], "memory": ["perf/memory.py"]}
 
+pytestmark = pytest.mark.alone
+
 Runs = dict[str, subprocess.CompletedProcess[str]]
 
 

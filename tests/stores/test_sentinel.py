@@ -118,7 +118,7 @@ async def test_a_master_that_was_replaced_is_left_though_it_still_answers() -> N
         await link.start()
         master[0] = new.address
         async with asyncio.timeout(30):
-            while named(old) or not named(new):  # noqa: ASYNC110 - the servers tell nobody
+            while named(old) or not named(new) or link.live is None:  # noqa: ASYNC110 - the servers tell nobody
                 await asyncio.sleep(0.01)
         await link.ask(("PING",))
         await link.close()
