@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,13 +12,13 @@ import uvloop
 from gateway import Config, Gateway
 from tests.e2e import KEY, Client, connected
 from tests.e2e.corpora import folder
+from tests.kit.programs import node_has_fetch
 from tests.kit.tls import pem_file
 from tests.kit.upstream import Upstream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-NODE = shutil.which("node")
 ON_BOTH = {
     "test_bounds",
     "test_dial",
@@ -38,7 +36,7 @@ ON_BOTH = {
 # They are not part of the project, so their absence is neither a failure nor a skip.
 collect_ignore = [] if folder() else ["test_corpora.py"]
 # Too large to install for these tests alone: where there is none that has fetch, they are not there.
-if NODE is None or subprocess.run([NODE, "-e", "fetch"], capture_output=True, check=False).returncode:
+if not node_has_fetch():
     collect_ignore.append("test_clients_node.py")
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import shutil
+import subprocess
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.kit.upstream import soon
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin"))
 
@@ -29,10 +36,41 @@ def program(name: str, package: str = "") -> str:
     return found
 
 
-async def run(*command: str, given: bytes = b"") -> tuple[int, bytes, bytes]:
-    """Run a program to its end; return its exit code and what it wrote on stdout and stderr."""
+@functools.cache
+def node_has_fetch() -> bool:
+    """Tell whether there is a Node with fetch: it is too large to install, so its tests are there only where it is."""
+    node = shutil.which("node", path=_PATH)
+    return node is not None and subprocess.run([node, "-e", "fetch"], capture_output=True, check=False).returncode == 0
+
+
+def has_go() -> bool:
+    """Tell whether there is a Go; as with Node, tests of it are there only where it is."""
+    return shutil.which("go", path=_PATH) is not None
+
+
+def go_build(source: Path, into: Path) -> str:
+    """Build a Go program of one file and return its path. With a cold cache that takes half a minute."""
+    built = into / source.stem
+    # It needs nothing but Go's own library, without C; nothing is to be fetched, no toolchain either.
+    alone = {**os.environ, "CGO_ENABLED": "0", "GOPROXY": "off", "GOTOOLCHAIN": "local", "GOFLAGS": ""}
+    subprocess.run([program("go"), "build", "-o", str(built), str(source)], env=alone, check=True, timeout=300)
+    return str(built)
+
+
+async def run(*command: str, given: bytes = b"", env: Mapping[str, str] | None = None) -> tuple[int, bytes, bytes]:
+    """Run a program to its end; return its exit code and what it wrote on stdout and stderr.
+
+    Args:
+        command: Its path or name, and its arguments.
+        given: On its stdin.
+        env: Its whole environment; None: this process's.
+    """
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=env,
     )
     try:
         out, err = await soon(process.communicate(given))
