@@ -14,7 +14,7 @@ from gateway import Config, Gateway
 from tests.e2e import KEY
 from tests.kit.api import Api, running_api
 from tests.kit.printed import printed
-from tests.kit.programs import go_build, has_go, node_has_fetch, program, run
+from tests.kit.programs import node_has_fetch, program, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,10 +47,9 @@ CLIENTS = {
     **PYTHON,
     "curl.sh": Shown(r'{.*"id": "mock".*}', [MODELS]),
     **({"fetch.mjs": Shown(HELLO, [CHAT])} if node_has_fetch() else {}),
-    **({"main.go": Shown(r'{.*"id": "mock".*}', [MODELS])} if has_go() else {}),
 }
 OTHERS = {"embedded.py", "fetch.mjs", "main.go"}
-"""Not a client alone, or not to be run on every machine."""
+"""Not a client alone, or not to be run on every machine: `test_clients_go.py` has `main.go`."""
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +58,9 @@ def api() -> Iterator[Api]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return go_build(EXAMPLES / "main.go", tmp_path_factory.mktemp("go"))
-
-
 @pytest.fixture
-def command(name: str, request: pytest.FixtureRequest) -> list[str]:
+def command(name: str) -> list[str]:
     path = str(EXAMPLES / name)
-    if name.endswith(".go"):
-        return [request.getfixturevalue("built")]
     if name.endswith(".sh"):
         program("curl")
         return [path]
