@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import sys
@@ -12,9 +13,10 @@ import pytest
 
 from gateway import Config, Gateway
 from tests.e2e import KEY
-from tests.kit.api import Api, running_api
+from tests.kit.api import WORDS, Api, chat_events, message_events, running_api
 from tests.kit.printed import printed
 from tests.kit.programs import node_has_fetch, program, run
+from tests.kit.upstream import Call, Upstream, chunk, head, soon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,6 +109,36 @@ async def test_an_example_passes(api: Api, name: str, command: list[str]) -> Non
     assert (code, err) == (0, b"")
     assert re.fullmatch(CLIENTS[name].output, out.decode().replace("\r\n", "\n"))
     assert came_with_the_key(api, before) == CLIENTS[name].sent
+
+
+@pytest.mark.parametrize("name", ["openai_stream.py", "anthropic_stream.py", "aiohttp_client.py"])
+async def test_a_word_is_shown_before_the_next_one_is_made(upstream: Upstream, name: str, command: list[str]) -> None:
+    shown = asyncio.Event()
+
+    async def slowly(call: Call) -> None:
+        await call.content()
+        call.write(head("200 OK", "Content-Type: text/event-stream", "Transfer-Encoding: chunked"))
+        for event in message_events() if name.startswith("anthropic") else chat_events():
+            if WORDS[1].encode() in event:
+                await soon(shown.wait())
+            await call.send(chunk(event))
+        call.write(chunk(b""))
+
+    upstream.default = slowly
+    target = upstream.url.removesuffix("/v1") if name.startswith("anthropic") else upstream.url
+    async with Gateway(Config(target_api_url=target, target_api_key=KEY)) as gateway:
+        settings = client_environment(f"{gateway.url}/api", gateway.issue_token())
+        process = await asyncio.create_subprocess_exec(*command, env=settings, stdout=asyncio.subprocess.PIPE)
+        try:
+            assert process.stdout is not None
+            assert WORDS[0].encode() in await soon(process.stdout.readuntil(WORDS[0].encode()))
+            shown.set()
+            assert WORDS[1].encode() in await soon(process.stdout.read())
+            assert await soon(process.wait()) == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
 
 
 @pytest.mark.parametrize("name", [name for name in CLIENTS if not name.startswith(("openai", "anthropic"))])

@@ -15,7 +15,7 @@ async def main() -> None:
     ):
         async for line in answer.content:
             if line.strip():
-                print(line.decode().strip())
+                print(line.decode().strip(), flush=True)
 
 
 asyncio.run(main())
