@@ -162,10 +162,22 @@ async def test_the_example_with_httpx_says_when_to_come_back(api: Api) -> None:
     assert re.fullmatch(rb"the limit is reached; there is a place in 3\d{3} s\n", err)
 
 
+async def test_the_example_with_curl_comes_back_when_it_is_told_to(api: Api) -> None:
+    before = len(api.got)
+    program("curl")
+    async with Gateway(config(api)) as gateway:
+        settings = client_environment(f"{gateway.url}/api", gateway.issue_token(limits=["1/second"]))
+        for _ in range(2):
+            code, _, err = await run(str(EXAMPLES / "curl.sh"), env=settings)
+            assert code == 0, err
+    assert came_with_the_key(api, before) == [MODELS] * 2
+
+
 async def test_the_embedded_gateway(api: Api) -> None:
     before = len(api.got)
     settings = environment(TARGET_API_URL=f"{api.url}/v1", TARGET_API_KEY=KEY)
-    code, out, err = await run(sys.executable, "-W", "error", str(EXAMPLES / "embedded.py"), env=settings)
+    command = sys.executable, "-W", "always::ResourceWarning", str(EXAMPLES / "embedded.py")
+    code, out, err = await run(*command, env=settings)
     assert (code, out, err) == (0, b"Hello.\nHello.\n", b"")
     assert came_with_the_key(api, before) == [CHAT] * 2
 
