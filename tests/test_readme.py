@@ -597,6 +597,13 @@ def test_contributing_has_a_reason_for_each_dependency() -> None:
         assert sorted(listed) == sorted(requirement.partition(">=")[0] for requirement in wanted)
 
 
+def test_the_examples_are_those_that_there_are() -> None:
+    listed = [name for row in rows("Examples") for name in names(row[0])]
+    files = [path for path in (ROOT / "tools" / "examples").iterdir() if path.is_file()]
+    # Whoever follows the Compose file has secrets there, which git does not take.
+    assert sorted(listed) == sorted(path.name for path in files if path.suffix != ".env")
+
+
 # --- links and paths -------------------------------------------------------------------------------------------------
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,13 +12,13 @@ import uvloop
 from gateway import Config, Gateway
 from tests.e2e import KEY, Client, connected
 from tests.e2e.corpora import folder
+from tests.kit.programs import has_go, node_has_fetch
 from tests.kit.tls import pem_file
 from tests.kit.upstream import Upstream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-NODE = shutil.which("node")
 ON_BOTH = {
     "test_bounds",
     "test_dial",
@@ -37,9 +35,11 @@ ON_BOTH = {
 
 # They are not part of the project, so their absence is neither a failure nor a skip.
 collect_ignore = [] if folder() else ["test_corpora.py"]
-# Too large to install for these tests alone: where there is none that has fetch, they are not there.
-if NODE is None or subprocess.run([NODE, "-e", "fetch"], capture_output=True, check=False).returncode:
+# Node and Go are too large to install for their tests alone: where they are not there, neither are the tests.
+if not node_has_fetch():
     collect_ignore.append("test_clients_node.py")
+if not has_go():
+    collect_ignore.append("test_clients_go.py")
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

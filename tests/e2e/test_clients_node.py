@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 SCRIPT = str(Path(__file__).with_name("node_client.mjs"))
+PROXY_SCRIPT = str(Path(__file__).with_name("proxy_client.mjs"))
 
 
 @pytest.fixture
@@ -213,3 +214,13 @@ async def test_trailers_pass_both_ways(upstream: Upstream, gateway: Gateway) -> 
     assert await node(gateway, "trailers") == [reply] * 2
     for received in upstream.requests:
         assert received.raw_body.lower().endswith(b"0\r\nx-sum: 5\r\n\r\n")
+
+
+async def test_through_a_proxy(upstream: Upstream, gateway: Gateway) -> None:
+    url, token = f"{upstream.url}/x?q=%20", gateway.issue_token()
+    code, out, err = await run(program("node"), PROXY_SCRIPT, gateway.url, url, token)
+    assert (code, err, json.loads(out)) == (0, b"", [200, "ok"])
+    (received,) = upstream.requests
+    assert received.start_line == b"GET /v1/x?q=%20 HTTP/1.1"
+    assert received.field(b"authorization") == f"Bearer {KEY}".encode()
+    assert received.field(b"proxy-authorization") is None

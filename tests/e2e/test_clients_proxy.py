@@ -1,15 +1,17 @@
-"""The clients that people have, unchanged but for a proxy: the token in its URL, the API's own URL to ask for."""
+"""The clients that people have, unchanged but for a proxy: the token in its URL, the API's own URL to ask for.
+
+Node's and Go's are in `test_clients_node.py` and `test_clients_go.py`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
+import itertools
 import urllib.error
 import urllib.request
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import aiohttp
 import httpx
 import pytest
 import requests
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 Reply = tuple[int, bytes]
-NODE_CLIENT = str(Path(__file__).with_name("proxy_client.mjs"))
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +90,40 @@ async def test_a_token_with_any_password(upstream: Upstream, gateway: Gateway, n
     assert seen(upstream) == GOOD
 
 
+def by_the_environment(name: str, url: str) -> bytes:
+    """Ask for a URL with nothing said about a proxy."""
+
+    async def with_aiohttp() -> bytes:
+        async with aiohttp.ClientSession(trust_env=True) as session, session.get(url) as answer:
+            return await answer.read()
+
+    if name == "aiohttp":
+        return asyncio.run(with_aiohttp())
+    if name == "urllib":
+        # `urlopen` does the same, but looks at the environment once.
+        with urllib.request.build_opener().open(url, timeout=TIMEOUT_S) as answer:
+            return bytes(answer.read())
+    answer = requests.get(url, timeout=TIMEOUT_S) if name == "requests" else httpx.get(url, timeout=TIMEOUT_S)
+    return answer.content
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "password"),
+    [
+        *itertools.product([*PYTHON, "aiohttp"], ["HTTP_PROXY", "http_proxy"], [":x"]),
+        ("requests", "ALL_PROXY", ":x"),
+        ("httpx", "ALL_PROXY", ":x"),
+        ("aiohttp", "HTTP_PROXY", ""),
+    ],
+)
+async def test_the_environment_alone(
+    upstream: Upstream, gateway: Gateway, name: str, variable: str, password: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, proxy(gateway, gateway.issue_token() + password))
+    assert await asyncio.to_thread(by_the_environment, name, f"{upstream.url}/x?q=%20") == b"hello"
+    assert seen(upstream) == GOOD
+
+
 @pytest.mark.parametrize(("name", "status"), [("requests", 401), ("httpx", 200), ("urllib", 401)])
 async def test_who_sends_a_token_without_a_password(
     upstream: Upstream, gateway: Gateway, name: str, status: int
@@ -140,12 +175,3 @@ async def test_an_https_url_is_told_what_to_do_instead(upstream: Upstream, gatew
     assert code == 56  # curl's "failure in receiving network data": its tunnel was refused
     assert out.split(b" ")[1] == b"501"
     assert upstream.requests == []
-
-
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is too large to install for this test alone")
-async def test_node_http(upstream: Upstream, gateway: Gateway) -> None:
-    code, out, err = await run(
-        program("node"), NODE_CLIENT, gateway.url, f"{upstream.url}/x?q=%20", gateway.issue_token()
-    )
-    assert (code, err, json.loads(out)) == (0, b"", [200, "hello"])
-    assert seen(upstream) == GOOD

@@ -279,21 +279,6 @@ async def test_a_start_that_fails_tells_no_secret(upstream: Upstream) -> None:
 # --- memory --------------------------------------------------------------------------------------------------------
 
 
-class Meter:
-    """What one end has moved so far; the other end waits for it to stand still."""
-
-    def __init__(self) -> None:
-        self.size = 0
-
-    async def rests(self) -> None:
-        """Wait until no byte moves any more: every buffer on the way is full."""
-        seen = -1
-        async with asyncio.timeout(20):
-            while seen != self.size:
-                seen = self.size
-                await asyncio.sleep(0.1)
-
-
 async def test_a_gibibyte_through_a_reader_that_stalls_leaves_memory_flat(upstream: Upstream, program: Program) -> None:
     await assert_flat_download(upstream, program, 1024 * MIB, "length")
 
@@ -304,14 +289,15 @@ async def test_other_framings_leave_memory_flat_too(upstream: Upstream, program:
 
 
 async def assert_flat_download(upstream: Upstream, program: Program, size: int, framing: Framing) -> None:
-    meter = Meter()
+    sent = 0
 
     async def counted(call: Call) -> None:
         send = call.send
 
         async def count(data: bytes) -> None:
+            nonlocal sent
             await send(data)
-            meter.size += len(data)
+            sent += len(data)
 
         call.send = count  # type: ignore[method-assign]
         await generated(size, framing)(call)
@@ -342,8 +328,8 @@ async def assert_flat_download(upstream: Upstream, program: Program, size: int, 
             check.feed(piece)
             if stalls and check.size > stalls[0]:
                 del stalls[0]
-                await meter.rests()
-                assert meter.size < size
+                await until(program.leaves_unread)
+                assert sent < size
         assert not stalls
         if framing == "close":
             assert await soon(loop.sock_recv(sock, 1)) == b""
@@ -387,7 +373,7 @@ class Dechunked:
 async def test_an_upload_to_an_upstream_that_stalls_leaves_memory_flat(
     upstream: Upstream, program: Program, framing: str, size: int
 ) -> None:
-    meter = Meter()
+    sent = 0
     check = PatternCheck()
     rested: list[int] = []
 
@@ -397,8 +383,8 @@ async def test_an_upload_to_an_upstream_that_stalls_leaves_memory_flat(
             check.feed(piece)
             if stalls and check.size > stalls[0]:
                 del stalls[0]
-                await meter.rests()
-                rested.append(meter.size)
+                await until(program.leaves_unread)
+                rested.append(sent)
         await answering(b"%d" % check.size)(call)
 
     upstream.paths = {b"/v1/big": stalling, b"/v1/warm-up": answering()}
@@ -413,7 +399,7 @@ async def test_an_upload_to_an_upstream_that_stalls_leaves_memory_flat(
             piece = pattern(start_of_piece, PIECE_BYTES)
             client.write(chunk(piece) if framing == "chunked" else piece)
             await soon(client.writer.drain())
-            meter.size += len(piece)
+            sent += len(piece)
         if framing == "chunked":
             client.write(chunk(b""))
         answer = await client.answer()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).parents[2]
 _KEPT = ("PATH", "HOME", "LANG", "PYTHONPATH", "VIRTUAL_ENV")
+_ESTABLISHED = "01"
 _LISTENING = re.compile(r"listening on (?:\S+, )*?(https?://127\.0\.0\.1:\d+), ")
 
 
@@ -89,6 +90,24 @@ class Program:
             with contextlib.suppress(FileNotFoundError):
                 count += os.readlink(descriptor).startswith("socket:")  # noqa: PTH115 - it is no path
         return count
+
+    def leaves_unread(self) -> bool:
+        """Whether it sleeps though bytes wait for it: it does not want them, so all it may write into is full."""
+        before = self._scheduled()
+        inodes = set()
+        for descriptor in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                inodes.add(os.readlink(descriptor).removeprefix("socket:[").removesuffix("]"))  # noqa: PTH115
+        rows = [row.split() for row in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+        # proc(5): the state, the queues as `sent:received` in hexadecimal, six fields on the inode.
+        waiting = [int(row[4].partition(":")[2], 16) for row in rows if row[3] == _ESTABLISHED and row[9] in inodes]
+        # What comes wakes it, so it has to have slept all the while.
+        return any(waiting) and "S (sleeping)" in before[0] and before == self._scheduled()
+
+    def _scheduled(self) -> list[str]:
+        """Its state, and how often it has given the processor away or had to."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+        return re.findall(r"^(?:State|(?:non)?voluntary_ctxt_switches):.*$", status, re.MULTILINE)
 
     async def _collect(self, stream: asyncio.StreamReader) -> None:
         async for raw in stream:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import shutil
+import subprocess
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.kit.upstream import soon
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+BUILD_S = 300.0
+"""For a build with a cold cache, on a machine that does ten other things."""
 
 _PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin"))
 
@@ -29,10 +39,43 @@ def program(name: str, package: str = "") -> str:
     return found
 
 
-async def run(*command: str, given: bytes = b"") -> tuple[int, bytes, bytes]:
-    """Run a program to its end; return its exit code and what it wrote on stdout and stderr."""
+@functools.cache
+def node_has_fetch() -> bool:
+    """Tell whether there is a Node with fetch: it is too large to install, so its tests are there only where it is."""
+    node = shutil.which("node", path=_PATH)
+    return node is not None and subprocess.run([node, "-e", "fetch"], capture_output=True, check=False).returncode == 0
+
+
+def has_go() -> bool:
+    """Tell whether there is a Go; as with Node, tests of it are there only where it is."""
+    return shutil.which("go", path=_PATH) is not None
+
+
+def go_build(source: Path, into: Path) -> str:
+    """Build a Go program of one file and return its path. With a cold cache that takes half a minute."""
+    built = into / source.stem
+    # It needs nothing but Go's own library, without C; nothing is to be fetched, no toolchain either.
+    environ = {**os.environ, "CGO_ENABLED": "0", "GOPROXY": "off", "GOTOOLCHAIN": "local", "GOFLAGS": ""}
+    # Unoptimised: it is built in two thirds of the time, and runs for an instant.
+    options = ("-gcflags=all=-N -l", "-ldflags=-s -w", "-o", str(built))
+    subprocess.run([program("go"), "build", *options, str(source)], env=environ, check=True, timeout=BUILD_S)
+    return str(built)
+
+
+async def run(*command: str, given: bytes = b"", env: Mapping[str, str] | None = None) -> tuple[int, bytes, bytes]:
+    """Run a program to its end; return its exit code and what it wrote on stdout and stderr.
+
+    Args:
+        command: Its path or name, and its arguments.
+        given: On its stdin.
+        env: Its whole environment; None: this process's.
+    """
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=env,
     )
     try:
         out, err = await soon(process.communicate(given))

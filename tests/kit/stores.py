@@ -12,6 +12,7 @@ import fakeredis
 import redis
 from fakeredis._clients._tcp_server import TCPFakeRequestHandler
 
+from gateway.errors import StoreUnavailable
 from gateway.limits.places import LEASE_US
 from gateway.stores.address import RedisAddress
 from gateway.stores.memory import MemoryStore
@@ -19,9 +20,9 @@ from gateway.stores.redis import CHECK_SCRIPT, RENEW_SCRIPT, RedisStore
 from tests.kit.redis import running_redis, valkey_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from gateway.errors import StoreUnavailable
+    from gateway.limits import Policy
     from gateway.stores import Plan, Store, Verdict
 
 TIMEOUT_S = 10.0
@@ -55,6 +56,33 @@ async def ask(store: Store, plan: Plan) -> Verdict:
     waiting = Waiting()
     store.check(plan, waiting)
     return await waiting.future
+
+
+async def many(store: Store, subject: str, policies: Sequence[Policy], count: int) -> list[Verdict]:
+    """Check `count` times with all in flight at once."""
+    plan = store.plan(subject, policies)
+    waiting = [Waiting() for _ in range(count)]
+    for waiter in waiting:
+        store.check(plan, waiter)
+    return [await waiter.future for waiter in waiting]
+
+
+async def until_answered(store: Pinged) -> None:
+    """Wait until a server that was out, or moved, decides again."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await store.ping()
+            except StoreUnavailable:
+                await asyncio.sleep(0.01)  # the servers tell nobody
+            else:
+                return
+
+
+class Pinged(Protocol):
+    """A store with a server behind it."""
+
+    async def ping(self) -> None: ...
 
 
 class Subject(Protocol):

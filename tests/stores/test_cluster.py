@@ -20,7 +20,7 @@ from gateway.stores.instances import Instances
 from gateway.stores.redis import RedisStore
 from gateway.stores.slots import key_slot
 from tests.kit.redis import until
-from tests.kit.stores import TIMEOUT_S, Waiting, ask
+from tests.kit.stores import TIMEOUT_S, Waiting, ask, many, until_answered
 from tests.kit.topologies import Cluster, cluster_info, running_cluster
 
 if TYPE_CHECKING:
@@ -56,29 +56,10 @@ def subject_of(cluster: Cluster, master: RedisServer) -> str:
     return next(name for name in names if cluster.of_key(f"gateway:{{{name}}}:") is master)
 
 
-async def many(store: ClusterStore, subject: str, policies: Any, count: int) -> list[Verdict]:
-    plan = store.plan(subject, policies)
-    waiting = [Waiting() for _ in range(count)]
-    for waiter in waiting:
-        store.check(plan, waiter)
-    return [await waiter.future for waiter in waiting]
-
-
 async def look(store: ClusterStore, plan: Plan) -> list[Standing]:
     standings = await store.look(plan)
     assert standings is not None
     return standings
-
-
-async def back(store: ClusterStore) -> None:
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                await store.ping()
-            except StoreUnavailable:
-                await asyncio.sleep(0.01)
-            else:
-                return
 
 
 async def test_a_family_of_tokens_is_in_one_slot_and_ends_together(cluster: Cluster) -> None:
@@ -260,7 +241,7 @@ async def test_a_replica_that_takes_over_is_found(cluster: Cluster, how: str) ->
             # The old master is up, and sends the check on to one that the store is not connected to yet.
             with pytest.raises(StoreUnavailable, match="not connected yet"):
                 await ask(store, plan)
-            await back(store)
+            await until_answered(store)
             assert (await ask(store, plan)).admitted
         else:
             old.kill() if how == "killed" else old.signal(signal.SIGSTOP)
@@ -269,12 +250,12 @@ async def test_a_replica_that_takes_over_is_found(cluster: Cluster, how: str) ->
             # The others go on while it is out.
             assert (await ask(store, store.plan(elsewhere, PLENTY))).admitted
             await asyncio.to_thread(cluster.taken_over)
-            await back(store)
+            await until_answered(store)
             if how == "hung":
                 old.signal(signal.SIGCONT)
             assert (await ask(store, plan)).admitted
         assert [(await ask(store, plan)).admitted for _ in range(2)] == [True, False]
-        await back(store)
+        await until_answered(store)
         assert RedisAddress("127.0.0.1", replica.port) in store._links
 
 
@@ -303,7 +284,7 @@ async def test_the_node_that_another_one_names_is_believed_before_those_that_are
         cluster.fail_over()
         with pytest.raises(StoreUnavailable, match="not connected yet"):
             await ask(store, plan)
-        await back(store)
+        await until_answered(store)
         assert (await ask(store, plan)).remaining == 3
         assert store._refreshing is not None
         await store._refreshing
@@ -325,7 +306,7 @@ async def test_a_cluster_that_is_down_is_lost_until_its_node_is_back(cluster: Cl
             await ask(store, plan)
         gone.start()
         until(lambda: all(b"cluster_state:ok" in cluster_info(one) for one in cluster.masters), "a cluster that is up")
-        await back(store)
+        await until_answered(store)
         assert (await ask(store, plan)).remaining == 3
 
 
@@ -363,7 +344,7 @@ async def test_what_is_lost_goes_to_the_policy_step_by_step(cluster: Cluster) ->
             else:
                 assert [verdict.admitted for verdict in verdicts] == [True] * 9 + [False]
             owner.signal(signal.SIGCONT)
-            await back(store)
+            await until_answered(store)
 
 
 async def test_a_dead_seed_does_not_matter_and_no_seed_is_told(cluster: Cluster) -> None:
@@ -488,4 +469,4 @@ async def test_what_redis_did_not_decide_in_time_is_not_asked_a_second_time(clus
         finally:
             for master in cluster.masters:
                 master.signal(signal.SIGCONT)
-        await back(store)
+        await until_answered(store)

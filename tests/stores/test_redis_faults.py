@@ -21,7 +21,7 @@ from gateway.stores.instances import Instances
 from gateway.stores.link import BACK_OFF_S, CONNECT_S
 from gateway.stores.redis import RedisStore
 from tests.kit.rule import T
-from tests.kit.stores import CLOCK_SCRIPT, TIMEOUT_S, Waiting, ask, connect
+from tests.kit.stores import CLOCK_SCRIPT, TIMEOUT_S, Waiting, ask, connect, many
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -48,15 +48,6 @@ async def back(store: RedisStore) -> None:
     await store.ping()
 
 
-async def many(store: RedisStore, limits: str, count: int) -> list[Verdict]:
-    """Check `count` times with all in flight at once."""
-    plan = store.plan("many", parse_limits(limits))
-    waiting = [Waiting() for _ in range(count)]
-    for waiter in waiting:
-        store.check(plan, waiter)
-    return [await waiter.future for waiter in waiting]
-
-
 def test_the_back_off_lets_no_outage_last_a_second_longer_than_redis_does() -> None:
     assert CONNECT_S + max(BACK_OFF_S) < 1
 
@@ -66,7 +57,8 @@ def test_exactly_the_quota_is_admitted_over_four_instances(server: RedisServer, 
     async def hammer() -> int:
         async with contextlib.AsyncExitStack() as stack:
             stores = [await stack.enter_async_context(started(server)) for _ in range(4)]
-            verdicts = await asyncio.gather(*(many(store, "100/hour,333/day", 200) for store in stores))
+            policies = parse_limits("100/hour,333/day")
+            verdicts = await asyncio.gather(*(many(store, "many", policies, 200) for store in stores))
             return sum(verdict.admitted for of_one in verdicts for verdict in of_one)
 
     with asyncio.Runner(loop_factory=loop) as runner:
@@ -78,7 +70,7 @@ async def test_the_lost_script_fails_no_request(server: RedisServer) -> None:
     async with started(server) as store:
         for _ in range(20):
             server.call("SCRIPT", "FLUSH")
-            verdicts = await many(store, "1000000/day", 50)
+            verdicts = await many(store, "many", PLENTY, 50)
             assert all(verdict.admitted for verdict in verdicts)
         assert min(verdict.remaining for verdict in verdicts) == 1_000_000 - 20 * 50
 

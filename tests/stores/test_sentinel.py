@@ -16,7 +16,7 @@ from gateway.stores.address import RedisAddress, SentinelAddress
 from gateway.stores.link import Link
 from gateway.stores.redis import RedisStore
 from tests.kit.redis import running_redis, until
-from tests.kit.stores import TIMEOUT_S, Waiting, ask
+from tests.kit.stores import TIMEOUT_S, Waiting, ask, until_answered
 from tests.kit.topologies import Sentinels, running_sentinels
 
 if TYPE_CHECKING:
@@ -42,28 +42,17 @@ async def store(sentinels: Sentinels) -> AsyncIterator[RedisStore]:
     await store.close()
 
 
-async def load(store: RedisStore, over: asyncio.Event) -> list[Verdict | BaseException]:
-    """Check over and over, a few at a time, and return all that came of it."""
+async def load(store: RedisStore, begun: asyncio.Event, over: asyncio.Event) -> list[Verdict | BaseException]:
+    """Check over and over, a few at a time, and return all that came of it; it has begun when the first came back."""
     plan, outcomes = store.plan("load", PLENTY), []
     while not over.is_set():
         waiting = [Waiting() for _ in range(8)]
         for waiter in waiting:
             store.check(plan, waiter)
         outcomes += await asyncio.gather(*(waiter.future for waiter in waiting), return_exceptions=True)
+        begun.set()
         await asyncio.sleep(0.005)  # the pace of the load
     return outcomes
-
-
-async def back(store: RedisStore) -> None:
-    """Wait until checks are decided again."""
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                await store.ping()
-            except StoreUnavailable:
-                await asyncio.sleep(0.01)
-            else:
-                return
 
 
 @pytest.mark.parametrize("how", ["killed", "hung", "demoted"])
@@ -77,9 +66,9 @@ async def test_a_failover_under_load_loses_some_checks_and_no_count(
     # Replication is asynchronous: what is not with the replica when the master dies is lost with it.
     key = "gateway:{few}:limit:day"
     until(lambda: new.call("GET", key) == old.call("GET", key), "a replica in step")
-    over = asyncio.Event()
-    loading = asyncio.ensure_future(load(store, over))
-    await asyncio.sleep(0.1)  # some load before
+    begun, over = asyncio.Event(), asyncio.Event()
+    loading = asyncio.ensure_future(load(store, begun, over))
+    await asyncio.wait_for(begun.wait(), 30)
     if how == "killed":
         old.kill()
     elif how == "hung":
@@ -92,7 +81,7 @@ async def test_a_failover_under_load_loses_some_checks_and_no_count(
     async with asyncio.timeout(30):
         while not new.call("GET", "gateway:{global}:probe"):  # noqa: ASYNC110 - the store has come to the new master
             await asyncio.sleep(0.01)
-    await back(store)
+    await until_answered(store)
     over.set()
     outcomes = await loading
     assert {type(outcome) for outcome in outcomes} <= {Verdict, StoreUnavailable}
