@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from gateway.limits import Policy
     from gateway.stores import Plan, Standing, Verdict, Waiter
     from gateway.stores.address import ClusterAddress, RedisAddress
-    from gateway.stores.link import Link
+    from gateway.stores.link import Command, Link
     from gateway.stores.pipeline import Connection
     from gateway.stores.slots import Redirect, Share
 
@@ -67,7 +67,7 @@ class _Follower:
             self._store.follow(packed, reply)
 
     def on_loss(self, connection: Connection, packed: bytes, reason: str) -> None:
-        """Do nothing: what was taken ends by itself."""
+        """Do nothing: it ends by itself."""
 
     def on_late_reply(self, connection: Connection, reply: object) -> None:
         """Do nothing."""
@@ -165,11 +165,10 @@ class ClusterStore(RedisStore):
         """Say how each policy stands; see `Store.look`.
 
         Raises:
-            StoreUnavailable: A node did not answer, or has the keys no more: then it is found out who has.
+            StoreUnavailable: A node did not answer, or the keys are on their way: then it is found out who has them.
         """
         try:
             if not isinstance(plan, TwoPlans):
-                self._reroute(cast("_Plan", plan))
                 return await super().look(plan)
             own, shared = await self.look(plan.own), await self.look(plan.shared)
         except StoreUnavailable:
@@ -183,6 +182,22 @@ class ClusterStore(RedisStore):
     def link_of(self, key: str) -> Link:
         """Return the way to the master that has a key's slot."""
         return self._owners[key_slot(key.encode())] or self.link
+
+    async def ask_of(self, key: str, *commands: Command) -> list[object]:
+        """Send commands about what is in the slot of a key, to wherever that is by now; see `Link.ask`."""
+        replies = await super().ask_of(key, *commands)
+        return [await self._settled(command, reply) for command, reply in zip(commands, replies, strict=True)]
+
+    async def _settled(self, command: Command, reply: object) -> object:
+        """Return the reply to a command; if it was another node's name, that node's."""
+        for _ in range(REDIRECTS):
+            redirect = read_redirect(str(reply))
+            if redirect is None:
+                break
+            self._link_to(redirect)
+            asking = () if redirect.for_good else (("ASKING",),)
+            *_, reply = await self._ask_at(self._place_of(redirect), CONNECT_S, *asking, command)
+        return reply
 
     async def start(self) -> None:
         """Learn who has which slots, and connect to each.
@@ -278,9 +293,12 @@ class ClusterStore(RedisStore):
         if plan.link.live is None:
             plan.link = self._owners[plan.slot] or plan.link
 
+    def _place_of(self, redirect: Redirect) -> RedisAddress:
+        return self._cluster.node(redirect.host or self._cluster.seeds[0].host, redirect.port)
+
     def _link_to(self, redirect: Redirect) -> Link:
         """Return the link to the node that has a slot; one that was not known is connected to."""
-        place = self._cluster.node(redirect.host or self._cluster.seeds[0].host, redirect.port)
+        place = self._place_of(redirect)
         link = self._links.get(place)
         if link is None:
             link = self._new_link(place, 0, SLOTS - 1)
@@ -358,21 +376,26 @@ class ClusterStore(RedisStore):
         raise StoreUnavailable(reason)
 
     async def _ask_shares(self, place: RedisAddress, within_s: float) -> tuple[list[Share], RedisAddress]:
-        link = self._links.get(place)
-        connection: Connection | None = None
+        (reply,) = await self._ask_at(place, within_s, ("CLUSTER", "SLOTS"))
+        expect(reply, "CLUSTER SLOTS")
         try:
-            if link is not None and link.live is not None:
-                (reply,) = await link.ask(("CLUSTER", "SLOTS"))
-            else:
-                connection = await dial(place, within_s, lambda _connection, _reason: None)
-                expect(await log_in(connection, place), "AUTH")
-                (reply,) = await ask(connection, ("CLUSTER", "SLOTS"))
-            expect(reply, "CLUSTER SLOTS")
             return read_shares(reply), place
-        except OSError as error:
-            raise StoreUnavailable(f"Redis cannot be reached: {why(error)}") from error
         except ValueError as error:
             raise StoreUnavailable(f"{place.host_port}: {error}.") from error
+
+    async def _ask_at(self, place: RedisAddress, within_s: float, *commands: Command) -> list[object]:
+        """Ask one node, over a connection for this alone if none is live."""
+        link = self._links.get(place)
+        if link is not None and link.live is not None:
+            return await link.ask(*commands)
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(within_s):
+                connection = await dial(place, within_s, lambda _connection, _reason: None)
+                expect(await log_in(connection, place), "AUTH")
+                return await ask(connection, *commands)
+        except OSError as error:
+            raise StoreUnavailable(f"Redis cannot be reached: {why(error)}") from error
         finally:
             if connection is not None:
                 connection.end("The node was asked.")

@@ -489,3 +489,59 @@ async def test_what_redis_did_not_decide_in_time_is_not_asked_a_second_time(clus
             for master in cluster.masters:
                 master.signal(signal.SIGCONT)
         await back(store)
+
+
+@pytest.mark.parametrize("to", ["a master", "a replica that took over"])
+async def test_what_is_asked_beside_the_checks_follows_its_slot_in_the_same_call(cluster: Cluster, to: str) -> None:
+    source, other = cluster.masters[:2]
+    # A subject that the first master has, and what all share, which is then moved there as well.
+    subject, shared = subject_of(cluster, source), key_slot(b"{global}")
+    if (owner := cluster.of_key("gateway:{global}:")) is not source:
+        cluster.move_slot(shared, owner, source)
+    instances = Instances()
+    async with started(cluster, instances=instances) as store, started(cluster) as issuer:
+        plan = store.plan(subject, parse_limits("5/day"))
+        assert (await ask(store, plan)).admitted
+        secret = await store.agree_secret(b"x" * 32)
+        if to == "a master":
+            for slot in (key_slot(f"{{{subject}}}".encode()), shared):
+                cluster.move_slot(slot, source, other)
+        else:
+            cluster.fail_over()
+        # Each of the first is asked of the node that has the keys no more.
+        steps = {
+            "a look": store.look(plan),
+            "the secret": store.agree_secret(b"y" * 32),
+            "the register": issuer.noted(),
+            "the instances": instances.announce(),
+            "a revocation": issuer.revoke(subject, 60),
+        }
+        outcomes = dict(zip(steps, [await step for step in steps.values()], strict=True))
+        assert outcomes["the secret"] == secret
+        assert [one.used for one in outcomes["a look"]] == [1]  # type: ignore[union-attr]
+        assert (await ask(store, plan)).policy == REVOKED
+        assert (await issuer.noted()).revoked == {subject}
+
+
+async def test_a_token_that_is_issued_after_its_register_has_moved_is_in_it(cluster: Cluster) -> None:
+    source = cluster.of_key("gateway:{global}:")
+    target = next(one for one in cluster.masters if one is not source)
+    async with started(cluster) as store:
+        cluster.move_slot(key_slot(b"{global}"), source, target)
+        store.note("line", 2**31)
+        await back(store)
+        assert (await store.noted()).lines == ["line"]
+
+
+async def test_what_is_asked_of_a_slot_on_its_way_is_answered(cluster: Cluster) -> None:
+    source = cluster.of_key("gateway:{global}:")
+    target = next(one for one in cluster.masters if one is not source)
+    async with started(cluster) as store:
+        secret = await store.agree_secret(b"x" * 32)
+        cluster.begin_move(key_slot(b"{global}"), source, target)
+        # The secret is still here; the register, which is nowhere yet, is asked for there.
+        assert await store.agree_secret(b"y" * 32) == secret
+        assert (await store.noted()).lines == []
+        await store.revoke("abc", 60)
+        cluster.end_move(key_slot(b"{global}"), source, target)
+        assert (await store.noted()).revoked == {"abc"}
