@@ -12,8 +12,6 @@ import contextlib
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import hiredis
-
 from gateway.errors import StoreUnavailable
 from gateway.stores.link import (
     BACK_OFF_S,
@@ -29,6 +27,7 @@ from gateway.stores.link import (
     pack,
     why,
 )
+from gateway.stores.redirects import Follower, SentOn
 from gateway.stores.redis import RedisStore, _Plan
 from gateway.stores.slots import SLOTS, key_slot, probe_tag, read_redirect, read_shares
 from gateway.stores.two_steps import TwoPlans, TwoSteps, TwoVerdicts
@@ -53,52 +52,6 @@ _REHEARSED: Final = frozenset({"MOVED", "ASK", "TRYAGAIN"})
 _ASKING: Final = pack("ASKING")
 
 
-class _Follower:
-    """The recipient of replies to commands that nobody waits for: a node that has their keys no more sends them on."""
-
-    __slots__ = ("_store",)
-
-    def __init__(self, store: ClusterStore) -> None:
-        self._store = store
-
-    def on_reply(self, packed: bytes, reply: object) -> None:
-        """Send the command to the node that this one named."""
-        if isinstance(reply, hiredis.ReplyError) and error_code(reply) in {"MOVED", "ASK"}:
-            self._store.follow(packed, reply)
-
-    def on_loss(self, connection: Connection, packed: bytes, reason: str) -> None:
-        """Do nothing: it ends by itself."""
-
-    def on_late_reply(self, connection: Connection, reply: object) -> None:
-        """Do nothing."""
-
-
-class _SentOn:
-    """The recipient of the reply to a check that another node sent on."""
-
-    __slots__ = ("_left", "_plan", "_store")
-
-    def __init__(self, store: ClusterStore, plan: _Plan, left: int) -> None:
-        self._store = store
-        self._plan = plan
-        self._left = left
-
-    def on_reply(self, waiter: Waiter, reply: object) -> None:
-        """Tell the verdict, or send the check on once more."""
-        if isinstance(reply, hiredis.ReplyError) and error_code(reply) in {"MOVED", "ASK"}:
-            self._store.send_on(self._plan, waiter, reply, self._left)
-        else:
-            self._plan.on_reply(waiter, reply)
-
-    def on_loss(self, connection: Connection, waiter: Waiter, reason: str) -> None:
-        """Tell the loss."""
-        self._plan.on_loss(connection, waiter, reason)
-
-    def on_late_reply(self, connection: Connection, reply: object) -> None:
-        """Give back what was charged."""
-        self._plan.on_late_reply(connection, reply)
-
-
 class ClusterStore(RedisStore):
     """Checks and charges limits in a Redis Cluster.
 
@@ -110,7 +63,7 @@ class ClusterStore(RedisStore):
     __slots__ = ("_cluster", "_follower", "_left", "_links", "_named", "_owners", "_refreshing")
 
     def __init__(self, address: ClusterAddress, **more: Any) -> None:  # noqa: ANN401 - as RedisStore has them
-        self._follower = _Follower(self)
+        self._follower = Follower(self)
         super().__init__(address.seeds[0], **more)
         self._cluster = address
         self._links: dict[RedisAddress, Link] = {}
@@ -262,7 +215,7 @@ class ClusterStore(RedisStore):
             # With the script, for what that node answers is not looked at for NOSCRIPT: it would not be asked again.
             packed = plan.pack_with_script()
             connection.send(_ASKING, NOBODY)
-        connection.send(packed, _SentOn(self, plan, left - 1), waiter)
+        connection.send(packed, SentOn(self, plan, left - 1), waiter)
 
     def send_away(self, connection: Connection, packed: bytes) -> None:
         """Send a command whose reply nobody waits for, to wherever its keys are by now."""
@@ -345,16 +298,20 @@ class ClusterStore(RedisStore):
         for delay_s in chain(BACK_OFF_S, iter(lambda: BACK_OFF_S[-1], None)):
             await asyncio.sleep(delay_s)
             with contextlib.suppress(StoreUnavailable):
-                for place in self._take_over(*await self._learn_anew()):
+                shares, said_by = await self._learn_anew()
+                for place in self._take_over(shares, said_by):
                     self._links[place].begin()
-                if self._named is None and all(link.live is not None for link in self._links.values()):
+                if self._named in {None, said_by} and all(link.live is not None for link in self._links.values()):
+                    self._named = None
                     return
 
     async def _learn_anew(self) -> tuple[list[Share], RedisAddress]:
-        named, self._named = self._named, None
+        named = self._named
         if named is not None:
             with contextlib.suppress(StoreUnavailable):
                 return await self._learn((named,), CONNECT_S)
+            if self._named == named:  # nobody else was named meanwhile
+                self._named = None
         return await self._learn((*self._links, *self._cluster.seeds), CONNECT_S)
 
     async def _learn(self, places: Sequence[RedisAddress], within_s: float) -> tuple[list[Share], RedisAddress]:

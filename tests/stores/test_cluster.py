@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from gateway.stores import Plan, Standing, Verdict
+    from gateway.stores.link import Link, Locate
     from gateway.stores.slots import Share
     from tests.kit.redis import RedisServer
 
@@ -282,20 +283,35 @@ class Behind(ClusterStore):
     """A store that every node but one tells of the cluster as it was at the start: news takes a while to spread."""
 
     informed: RedisAddress
+    told = 0
+    """How often the one that knows has been asked."""
+    slow: asyncio.Event
+    """Set when a connection to it may be made: that takes longer than to ask."""
     old_news: tuple[list[Share], RedisAddress]
 
     async def _ask_shares(self, place: RedisAddress, within_s: float) -> tuple[list[Share], RedisAddress]:
         if place == self.informed:
+            self.told += 1
             return await super()._ask_shares(place, within_s)
         if not self._links:
             self.old_news = await super()._ask_shares(place, within_s)
         return self.old_news
+
+    def _link(self, name: str, locate: Locate, **more: Any) -> Link:
+        async def slowly(within_s: float) -> RedisAddress:
+            place = await locate(within_s)
+            if place == self.informed:
+                await self.slow.wait()
+            return place
+
+        return super()._link(name, slowly, **more)
 
 
 async def test_the_node_that_another_one_names_is_believed_before_those_that_are_behind(cluster: Cluster) -> None:
     old, replica = cluster.masters[0], cluster.replica
     store = Behind(cluster.address, timeout_s=0.3)
     store.informed = RedisAddress("127.0.0.1", replica.port)
+    store.slow = asyncio.Event()
     await store.start()
     try:
         plan = store.plan(subject_of(cluster, old), parse_limits("5/day"))
@@ -303,6 +319,10 @@ async def test_the_node_that_another_one_names_is_believed_before_those_that_are
         cluster.fail_over()
         with pytest.raises(StoreUnavailable, match="not connected yet"):
             await ask(store, plan)
+        async with asyncio.timeout(30):
+            while store.told < 4:  # noqa: ASYNC110 - several turns of looking for a cluster that is well
+                await asyncio.sleep(0.01)
+        store.slow.set()
         await back(store)
         assert (await ask(store, plan)).remaining == 3
         assert store._refreshing is not None
