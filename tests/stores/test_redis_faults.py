@@ -273,7 +273,9 @@ async def test_the_rights_that_the_readme_names_suffice(server: RedisServer) -> 
     assert await store.look(held) is not None
     store.note("line", 2**31)
     await store.revoke("abc", 60)
-    assert await store.noted() == (["line"], {"abc"})
+    noted = await store.noted()
+    assert noted.lines == ["line"]
+    assert noted.revoked == {"abc"}
     assert (await ask(store, plan)).policy == REVOKED
     await store.close()
     keys = cast("list[bytes]", server.call("KEYS", "*"))
