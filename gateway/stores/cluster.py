@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 REDIRECTS: Final = 3
 """How often one check is sent on. More would be nodes that do not agree: they will, but not in time for this one."""
+NEWS_S: Final = 5.0
+"""How long the node that was named knows better than the others: by then they have heard, or it may be cut off."""
 
 _GLOBAL: Final = "global"
 _GLOBAL_SLOT: Final = key_slot(b"{global}")
@@ -60,7 +62,7 @@ class ClusterStore(RedisStore):
         more: As for `RedisStore`.
     """
 
-    __slots__ = ("_cluster", "_follower", "_left", "_links", "_named", "_owners", "_refreshing")
+    __slots__ = ("_cluster", "_follower", "_left", "_links", "_named", "_named_s", "_owners", "_refreshing")
 
     def __init__(self, address: ClusterAddress, **more: Any) -> None:  # noqa: ANN401 - as RedisStore has them
         self._follower = Follower(self)
@@ -71,6 +73,7 @@ class ClusterStore(RedisStore):
         self._left: list[Link] = []
         # Who a node last named as having a slot. He knows; the others may tell of the one before him for a while.
         self._named: RedisAddress | None = None
+        self._named_s = 0.0
         self._refreshing: asyncio.Task[None] | None = None
 
     def plan(self, subject: str, policies: Sequence[Policy]) -> Any:  # noqa: ANN401 - opaque, one of two kinds
@@ -258,7 +261,7 @@ class ClusterStore(RedisStore):
             link.begin()
         if redirect.for_good:
             self._owners[redirect.slot] = link
-            self._named = place
+            self._named, self._named_s = place, asyncio.get_running_loop().time()
             self._refresh()
         return link
 
@@ -307,11 +310,11 @@ class ClusterStore(RedisStore):
 
     async def _learn_anew(self) -> tuple[list[Share], RedisAddress]:
         named = self._named
-        if named is not None:
+        if named is not None and asyncio.get_running_loop().time() < self._named_s + NEWS_S:
             with contextlib.suppress(StoreUnavailable):
                 return await self._learn((named,), CONNECT_S)
-            if self._named == named:  # nobody else was named meanwhile
-                self._named = None
+        if self._named == named:  # nobody else was named meanwhile
+            self._named = None
         return await self._learn((*self._links, *self._cluster.seeds), CONNECT_S)
 
     async def _learn(self, places: Sequence[RedisAddress], within_s: float) -> tuple[list[Share], RedisAddress]:

@@ -13,6 +13,7 @@ import pytest
 from gateway.errors import StoreUnavailable
 from gateway.limits import parse_concurrency, parse_limits
 from gateway.stores import REVOKED
+from gateway.stores import cluster as cluster_module
 from gateway.stores.address import ClusterAddress, RedisAddress
 from gateway.stores.cluster import ClusterStore
 from gateway.stores.fallback import Allow, Local
@@ -284,7 +285,9 @@ class Behind(ClusterStore):
 
     informed: RedisAddress
     told = 0
-    """How often the one that knows has been asked."""
+    """How often the one that knows has been asked,"""
+    others_told = 0
+    """and how often one of the others."""
     slow: asyncio.Event
     """Set when a connection to it may be made: that takes longer than to ask."""
     old_news: tuple[list[Share], RedisAddress]
@@ -295,6 +298,7 @@ class Behind(ClusterStore):
             return await super()._ask_shares(place, within_s)
         if not self._links:
             self.old_news = await super()._ask_shares(place, within_s)
+        self.others_told += 1
         return self.old_news
 
     def _link(self, name: str, locate: Locate, **more: Any) -> Link:
@@ -329,6 +333,27 @@ async def test_the_node_that_another_one_names_is_believed_before_those_that_are
         await store._refreshing
         assert store.informed in store._links
         assert (await ask(store, plan)).remaining == 2
+    finally:
+        await store.close()
+
+
+async def test_the_node_that_was_named_is_not_believed_for_ever_when_nobody_can_connect_to_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "NEWS_S", 0.5)
+    store = Behind(cluster.address, timeout_s=0.3)
+    store.informed = RedisAddress("127.0.0.1", cluster.replica.port)
+    store.slow = asyncio.Event()
+    await store.start()
+    try:
+        cluster.fail_over()
+        with pytest.raises(StoreUnavailable, match="not connected yet"):
+            await ask(store, store.plan(subject_of(cluster, cluster.masters[0]), PLENTY))
+        store.others_told = 0
+        async with asyncio.timeout(30):
+            while not store.others_told:  # noqa: ASYNC110 - several turns of looking for a cluster that is well
+                await asyncio.sleep(0.01)
+        assert store.told > 1
     finally:
         await store.close()
 
