@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from functools import partial
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +21,7 @@ from gateway.stores.fallback import Deny
 from gateway.stores.leases import Leases
 from gateway.stores.link import NOBODY, Link, at, error_code, expect, pack
 from gateway.stores.register import RedisLines
-from gateway.stores.sentinel import find_master
+from gateway.stores.sentinel import Whereabouts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -208,7 +207,7 @@ class RedisStore:
         self._timeout_s = timeout_s
         self.script = script
         self.script_sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-        locate = partial(find_master, address) if isinstance(address, SentinelAddress) else at(address)
+        locate = Whereabouts(address) if isinstance(address, SentinelAddress) else at(address)
         self.link = self._link(str(address), locate, moves=isinstance(address, SentinelAddress))
         self.lease_us = lease_us
         self.leases = Leases(self.link_of, self.send_away, lease_us, renew_script)
@@ -217,11 +216,10 @@ class RedisStore:
     def _link(self, name: str, locate: Locate, *, probe_tag: str = _PROBE_TAG, **more: Any) -> Link:  # noqa: ANN401
         """Return a link that is not started yet; see `Link`."""
         # The probe is a check like any other: what would refuse those refuses it.
-        keys = revocation_key(probe_tag), f"gateway:{{{probe_tag}}}:probe"
-        probe = ("EVALSHA", self.script_sha, len(keys), *keys, "w", "", 10**9, 16_667)
+        probed = revocation_key(probe_tag), key_of(probe_tag, "probe")
+        probe = ("EVALSHA", self.script_sha, len(probed), *probed, "w", "", 10**9, 16_667)
         rehearsal = (("SCRIPT", "LOAD", self.script), probe)
-        consequence = self._loss.consequence
-        more |= {"rehearsal": rehearsal, "consequence": consequence, "on_back": self._on_back}
+        more |= {"rehearsal": rehearsal, "consequence": self._loss.consequence, "on_back": self._on_back}
         return Link(name, locate, timeout_s=self._timeout_s, **more)
 
     def plan(self, subject: str, policies: Sequence[Policy]) -> _Plan:
