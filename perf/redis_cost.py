@@ -54,7 +54,11 @@ class _Redis:
     def __init__(self, path: str) -> None:
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(path)
+        try:
+            self._socket.connect(path)
+        except OSError:
+            self._socket.close()
+            raise
         self._reader = hiredis.Reader()
 
     def call(self, *command: str | int) -> Any:  # noqa: ANN401 - whatever Redis answers
@@ -75,6 +79,13 @@ class _Redis:
         self._socket.close()
 
 
+def _connected(path: str) -> _Redis | None:
+    # The file is there a moment before anybody listens.
+    with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+        return _Redis(path)
+    return None
+
+
 @contextlib.contextmanager
 def _redis(binary: str) -> Iterator[_Redis]:
     with tempfile.TemporaryDirectory(prefix="redis-") as directory:
@@ -82,9 +93,10 @@ def _redis(binary: str) -> Iterator[_Redis]:
         command = [binary, "--port", "0", "--unixsocket", path, "--save", "", "--dir", directory]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
-            while not Path(path).exists() and process.poll() is None:
+            while (redis := _connected(path)) is None and process.poll() is None:
                 time.sleep(0.01)
-            redis = _Redis(path)
+            if redis is None:
+                raise RuntimeError(f"redis-server ended with {process.returncode}")
             yield redis
             redis.close()
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -59,7 +60,8 @@ class LimitMiddleware:
 
 async def _refuse(error: GatewayError, scope: Scope, receive: Receive, send: Send) -> None:
     content = problem(error)
-    fields = [*error_fields(error), ("Content-Length", str(len(content))), *error.limit_fields]
+    told = error_fields(error, jitter=random.random())  # noqa: S311 - no secret
+    fields = [*told, ("Content-Length", str(len(content))), *error.limit_fields]
     kind = "http.response"
     if scope["type"] == "websocket":
         await receive()  # the client's `websocket.connect`, which comes before any answer to it

@@ -9,6 +9,7 @@ openai.AsyncOpenAI(http_client=httpx.AsyncClient(transport=LimitTransport(admiss
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Final
 
 import httpx
@@ -50,7 +51,8 @@ class LimitTransport(httpx.AsyncBaseTransport):
         try:
             grant = await self._admission.admit(subject)
         except GatewayError as error:
-            fields = [*error_fields(error), *error.limit_fields]
+            told = error_fields(error, jitter=random.random())  # noqa: S311 - no secret
+            fields = [*told, *error.limit_fields]
             return httpx.Response(error.status, headers=fields, content=problem(error))
         try:
             response = await self._transport.handle_async_request(request)

@@ -103,6 +103,14 @@ class Policy:
         return self.interval_us if self.kind is Kind.BUCKET else self.segment_us
 
     @property
+    def most(self) -> int:
+        """How many admissions an interval as long as the window can hold; for a lease, how many there are at once.
+
+        A bucket that was full gives its quota at once, and by the end of the window all but one of another.
+        """
+        return 2 * self.quota - 1 if self.kind is Kind.BUCKET else self.quota
+
+    @property
     def label(self) -> str:
         """The name users see in `RateLimit` headers: `minute`, `global-minute` for a shared limit, `parent-minute`.
 

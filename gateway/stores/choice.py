@@ -26,7 +26,7 @@ def make_store(settings: Settings) -> Store:
     instances = Instances() if settings.on_store_loss == "local" else None
     loss: LossPolicy
     if instances is not None:
-        loss = Local(instances, (*settings.limits, *settings.common_limits))
+        loss = Local(instances, () if settings.shadow else (*settings.limits, *settings.common_limits))
     else:
         loss = Allow() if settings.on_store_loss == "allow" else Deny()
     timeout_s = settings.store_timeout_s

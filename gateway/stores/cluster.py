@@ -12,8 +12,6 @@ import contextlib
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import hiredis
-
 from gateway.errors import StoreUnavailable
 from gateway.stores.link import (
     BACK_OFF_S,
@@ -29,6 +27,7 @@ from gateway.stores.link import (
     pack,
     why,
 )
+from gateway.stores.redirects import Follower, SentOn
 from gateway.stores.redis import RedisStore, _Plan
 from gateway.stores.slots import SLOTS, key_slot, probe_tag, read_redirect, read_shares
 from gateway.stores.two_steps import TwoPlans, TwoSteps, TwoVerdicts
@@ -39,64 +38,20 @@ if TYPE_CHECKING:
     from gateway.limits import Policy
     from gateway.stores import Plan, Standing, Verdict, Waiter
     from gateway.stores.address import ClusterAddress, RedisAddress
-    from gateway.stores.link import Link
+    from gateway.stores.link import Command, Link
     from gateway.stores.pipeline import Connection
     from gateway.stores.slots import Redirect, Share
 
 REDIRECTS: Final = 3
 """How often one check is sent on. More would be nodes that do not agree: they will, but not in time for this one."""
+NEWS_S: Final = 5.0
+"""How long the node that was named knows better than the others: by then they have heard, or it may be cut off."""
 
 _GLOBAL: Final = "global"
 _GLOBAL_SLOT: Final = key_slot(b"{global}")
 _REHEARSED: Final = frozenset({"MOVED", "ASK", "TRYAGAIN"})
 """What a node may answer to the probe: it is up, and its share has changed since the probe's key was chosen."""
 _ASKING: Final = pack("ASKING")
-
-
-class _Follower:
-    """The recipient of replies to commands that nobody waits for: a node that has their keys no more sends them on."""
-
-    __slots__ = ("_store",)
-
-    def __init__(self, store: ClusterStore) -> None:
-        self._store = store
-
-    def on_reply(self, packed: bytes, reply: object) -> None:
-        """Send the command to the node that this one named."""
-        if isinstance(reply, hiredis.ReplyError) and error_code(reply) in {"MOVED", "ASK"}:
-            self._store.follow(packed, reply)
-
-    def on_loss(self, connection: Connection, packed: bytes, reason: str) -> None:
-        """Do nothing: what was taken ends by itself."""
-
-    def on_late_reply(self, connection: Connection, reply: object) -> None:
-        """Do nothing."""
-
-
-class _SentOn:
-    """The recipient of the reply to a check that another node sent on."""
-
-    __slots__ = ("_left", "_plan", "_store")
-
-    def __init__(self, store: ClusterStore, plan: _Plan, left: int) -> None:
-        self._store = store
-        self._plan = plan
-        self._left = left
-
-    def on_reply(self, waiter: Waiter, reply: object) -> None:
-        """Tell the verdict, or send the check on once more."""
-        if isinstance(reply, hiredis.ReplyError) and error_code(reply) in {"MOVED", "ASK"}:
-            self._store.send_on(self._plan, waiter, reply, self._left)
-        else:
-            self._plan.on_reply(waiter, reply)
-
-    def on_loss(self, connection: Connection, waiter: Waiter, reason: str) -> None:
-        """Tell the loss."""
-        self._plan.on_loss(connection, waiter, reason)
-
-    def on_late_reply(self, connection: Connection, reply: object) -> None:
-        """Give back what was charged."""
-        self._plan.on_late_reply(connection, reply)
 
 
 class ClusterStore(RedisStore):
@@ -107,10 +62,10 @@ class ClusterStore(RedisStore):
         more: As for `RedisStore`.
     """
 
-    __slots__ = ("_cluster", "_follower", "_left", "_links", "_named", "_owners", "_refreshing")
+    __slots__ = ("_cluster", "_follower", "_left", "_links", "_named", "_named_s", "_owners", "_refreshing")
 
     def __init__(self, address: ClusterAddress, **more: Any) -> None:  # noqa: ANN401 - as RedisStore has them
-        self._follower = _Follower(self)
+        self._follower = Follower(self)
         super().__init__(address.seeds[0], **more)
         self._cluster = address
         self._links: dict[RedisAddress, Link] = {}
@@ -118,6 +73,7 @@ class ClusterStore(RedisStore):
         self._left: list[Link] = []
         # Who a node last named as having a slot. He knows; the others may tell of the one before him for a while.
         self._named: RedisAddress | None = None
+        self._named_s = 0.0
         self._refreshing: asyncio.Task[None] | None = None
 
     def plan(self, subject: str, policies: Sequence[Policy]) -> Any:  # noqa: ANN401 - opaque, one of two kinds
@@ -165,11 +121,10 @@ class ClusterStore(RedisStore):
         """Say how each policy stands; see `Store.look`.
 
         Raises:
-            StoreUnavailable: A node did not answer, or has the keys no more: then it is found out who has.
+            StoreUnavailable: A node did not answer, or the keys are on their way: then it is found out who has them.
         """
         try:
             if not isinstance(plan, TwoPlans):
-                self._reroute(cast("_Plan", plan))
                 return await super().look(plan)
             own, shared = await self.look(plan.own), await self.look(plan.shared)
         except StoreUnavailable:
@@ -183,6 +138,22 @@ class ClusterStore(RedisStore):
     def link_of(self, key: str) -> Link:
         """Return the way to the master that has a key's slot."""
         return self._owners[key_slot(key.encode())] or self.link
+
+    async def ask_of(self, key: str, *commands: Command) -> list[object]:
+        """Send commands about what is in the slot of a key, to wherever that is by now; see `Link.ask`."""
+        replies = await super().ask_of(key, *commands)
+        return [await self._settled(command, reply) for command, reply in zip(commands, replies, strict=True)]
+
+    async def _settled(self, command: Command, reply: object) -> object:
+        """Return the reply to a command; if it was another node's name, that node's."""
+        for _ in range(REDIRECTS):
+            redirect = read_redirect(str(reply))
+            if redirect is None:
+                break
+            self._link_to(redirect)
+            asking = () if redirect.for_good else (("ASKING",),)
+            *_, reply = await self._ask_at(self._place_of(redirect), CONNECT_S, *asking, command)
+        return reply
 
     async def start(self) -> None:
         """Learn who has which slots, and connect to each.
@@ -247,7 +218,7 @@ class ClusterStore(RedisStore):
             # With the script, for what that node answers is not looked at for NOSCRIPT: it would not be asked again.
             packed = plan.pack_with_script()
             connection.send(_ASKING, NOBODY)
-        connection.send(packed, _SentOn(self, plan, left - 1), waiter)
+        connection.send(packed, SentOn(self, plan, left - 1), waiter)
 
     def send_away(self, connection: Connection, packed: bytes) -> None:
         """Send a command whose reply nobody waits for, to wherever its keys are by now."""
@@ -278,16 +249,19 @@ class ClusterStore(RedisStore):
         if plan.link.live is None:
             plan.link = self._owners[plan.slot] or plan.link
 
+    def _place_of(self, redirect: Redirect) -> RedisAddress:
+        return self._cluster.node(redirect.host or self._cluster.seeds[0].host, redirect.port)
+
     def _link_to(self, redirect: Redirect) -> Link:
         """Return the link to the node that has a slot; one that was not known is connected to."""
-        place = self._cluster.node(redirect.host or self._cluster.seeds[0].host, redirect.port)
+        place = self._place_of(redirect)
         link = self._links.get(place)
         if link is None:
             link = self._new_link(place, 0, SLOTS - 1)
             link.begin()
         if redirect.for_good:
             self._owners[redirect.slot] = link
-            self._named = place
+            self._named, self._named_s = place, asyncio.get_running_loop().time()
             self._refresh()
         return link
 
@@ -327,16 +301,20 @@ class ClusterStore(RedisStore):
         for delay_s in chain(BACK_OFF_S, iter(lambda: BACK_OFF_S[-1], None)):
             await asyncio.sleep(delay_s)
             with contextlib.suppress(StoreUnavailable):
-                for place in self._take_over(*await self._learn_anew()):
+                shares, said_by = await self._learn_anew()
+                for place in self._take_over(shares, said_by):
                     self._links[place].begin()
-                if self._named is None and all(link.live is not None for link in self._links.values()):
+                if self._named in {None, said_by} and all(link.live is not None for link in self._links.values()):
+                    self._named = None
                     return
 
     async def _learn_anew(self) -> tuple[list[Share], RedisAddress]:
-        named, self._named = self._named, None
-        if named is not None:
+        named = self._named
+        if named is not None and asyncio.get_running_loop().time() < self._named_s + NEWS_S:
             with contextlib.suppress(StoreUnavailable):
                 return await self._learn((named,), CONNECT_S)
+        if self._named == named:  # nobody else was named meanwhile
+            self._named = None
         return await self._learn((*self._links, *self._cluster.seeds), CONNECT_S)
 
     async def _learn(self, places: Sequence[RedisAddress], within_s: float) -> tuple[list[Share], RedisAddress]:
@@ -358,21 +336,26 @@ class ClusterStore(RedisStore):
         raise StoreUnavailable(reason)
 
     async def _ask_shares(self, place: RedisAddress, within_s: float) -> tuple[list[Share], RedisAddress]:
-        link = self._links.get(place)
-        connection: Connection | None = None
+        (reply,) = await self._ask_at(place, within_s, ("CLUSTER", "SLOTS"))
+        expect(reply, "CLUSTER SLOTS")
         try:
-            if link is not None and link.live is not None:
-                (reply,) = await link.ask(("CLUSTER", "SLOTS"))
-            else:
-                connection = await dial(place, within_s, lambda _connection, _reason: None)
-                expect(await log_in(connection, place), "AUTH")
-                (reply,) = await ask(connection, ("CLUSTER", "SLOTS"))
-            expect(reply, "CLUSTER SLOTS")
             return read_shares(reply), place
-        except OSError as error:
-            raise StoreUnavailable(f"Redis cannot be reached: {why(error)}") from error
         except ValueError as error:
             raise StoreUnavailable(f"{place.host_port}: {error}.") from error
+
+    async def _ask_at(self, place: RedisAddress, within_s: float, *commands: Command) -> list[object]:
+        """Ask one node, over a connection for this alone if none is live."""
+        link = self._links.get(place)
+        if link is not None and link.live is not None:
+            return await link.ask(*commands)
+        connection: Connection | None = None
+        try:
+            async with asyncio.timeout(within_s):
+                connection = await dial(place, within_s, lambda _connection, _reason: None)
+                expect(await log_in(connection, place), "AUTH")
+                return await ask(connection, *commands)
+        except OSError as error:
+            raise StoreUnavailable(f"Redis cannot be reached: {why(error)}") from error
         finally:
             if connection is not None:
                 connection.end("The node was asked.")

@@ -146,11 +146,11 @@ class Local:
     def consequence(self) -> str:
         """Say by how much the limits may be exceeded."""
         seen = self._instances.seen
-        worst = ", ".join(f"'{one.label}' {seen * one.quota} more than {one.quota}" for one in self._policies)
-        return (
-            "Until it is back, each instance counts alone (ON_STORE_LOSS=local). "
-            f"Instances seen: {seen}; so at worst, one window of {worst}."
+        worst = ", ".join(
+            f"'{one.label}' {seen * one.most} more than {one.most}" for one in self._policies if not one.shadow
         )
+        said = f"Until it is back, each instance counts alone (ON_STORE_LOSS=local). Instances seen: {seen}"
+        return f"{said}; so at worst, one window of {worst}." if worst else f"{said}; no limit refuses anything."
 
 
 def _tell(waiter: Waiter, verdict: Verdict) -> None:

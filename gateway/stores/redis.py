@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from functools import partial
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +21,7 @@ from gateway.stores.fallback import Deny
 from gateway.stores.leases import Leases
 from gateway.stores.link import NOBODY, Link, at, error_code, expect, pack
 from gateway.stores.register import RedisLines
-from gateway.stores.sentinel import find_master
+from gateway.stores.sentinel import Whereabouts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +44,7 @@ RENEW_SCRIPT: Final = resources.files("gateway.stores").joinpath("renew.lua").re
 SECRET_LIVES_S: Final = 400 * 86_400
 """Renewed at each start: a deployment that rests for a year still knows its tokens."""
 
-_SECRET_KEY: Final = b"gateway:{global}:secret"
+_SECRET_KEY: Final = "gateway:{global}:secret"  # noqa: S105 - where it is, not what it is
 _PROBE_TAG: Final = "global"
 _KEY_TROUBLE: Final = frozenset({"ERR", "WRONGTYPE"})
 """Errors that come from the value of one key. They must not stop the checks of everybody else."""
@@ -69,7 +68,7 @@ class _Plan:
 
     # fmt: off
     __slots__ = (
-        "_charged", "_keys", "_kinds", "_numbers", "_parts", "_store", "link", "packed", "places", "slot",
+        "_charged", "_keys", "_kinds", "_numbers", "_parts", "_store", "key", "link", "packed", "places", "slot",
         "known", "local", "policies", "subject",
     )
     # fmt: on
@@ -84,7 +83,8 @@ class _Plan:
         self.policies = policies
         self.known: list[Verdict | None] = [None] * len(policies)
         self.local: Plan | None = None
-        self._keys = [revocation_key(tag or subject)]
+        self.key = revocation_key(tag or subject)  # all the others are in its slot, in a cluster
+        self._keys = [self.key]
         self._keys += [key_of(policy.owner(subject), policy.counter) for policy in policies]
         letters = [_LETTERS[policy.kind] for policy in policies]
         self._kinds = "".join(
@@ -207,20 +207,19 @@ class RedisStore:
         self._timeout_s = timeout_s
         self.script = script
         self.script_sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-        locate = partial(find_master, address) if isinstance(address, SentinelAddress) else at(address)
+        locate = Whereabouts(address) if isinstance(address, SentinelAddress) else at(address)
         self.link = self._link(str(address), locate, moves=isinstance(address, SentinelAddress))
         self.lease_us = lease_us
         self.leases = Leases(self.link_of, self.send_away, lease_us, renew_script)
-        self._lines = RedisLines(self.link_of)
+        self._lines = RedisLines(self.link_of, self.send_away, self.ask_of)
 
     def _link(self, name: str, locate: Locate, *, probe_tag: str = _PROBE_TAG, **more: Any) -> Link:  # noqa: ANN401
         """Return a link that is not started yet; see `Link`."""
         # The probe is a check like any other: what would refuse those refuses it.
-        keys = revocation_key(probe_tag), f"gateway:{{{probe_tag}}}:probe"
-        probe = ("EVALSHA", self.script_sha, len(keys), *keys, "w", "", 10**9, 16_667)
+        probed = revocation_key(probe_tag), key_of(probe_tag, "probe")
+        probe = ("EVALSHA", self.script_sha, len(probed), *probed, "w", "", 10**9, 16_667)
         rehearsal = (("SCRIPT", "LOAD", self.script), probe)
-        consequence = self._loss.consequence
-        more |= {"rehearsal": rehearsal, "consequence": consequence, "on_back": self._on_back}
+        more |= {"rehearsal": rehearsal, "consequence": self._loss.consequence, "on_back": self._on_back}
         return Link(name, locate, timeout_s=self._timeout_s, **more)
 
     def plan(self, subject: str, policies: Sequence[Policy]) -> _Plan:
@@ -273,7 +272,7 @@ class RedisStore:
         Raises:
             StoreUnavailable: Redis did not answer, or refused.
         """
-        (reply,) = await plan.link.ask(plan.pack_look())  # type: ignore[attr-defined]  # opaque to others
+        (reply,) = await self.ask_of(plan.key, plan.pack_look())  # type: ignore[attr-defined]  # opaque to others
         expect(reply, "the script")
         if not isinstance(reply, list):
             raise StoreUnavailable("Redis answered something that is no standing.")
@@ -291,7 +290,7 @@ class RedisStore:
         """
         check_subject(subject)
         key = revocation_key(subject)
-        (reply,) = await self.link_of(key).ask(("SET", key, "1", "EX", lives_s))
+        (reply,) = await self.ask_of(key, ("SET", key, "1", "EX", lives_s))
         expect(reply, "SET")
         await self._lines.note_revoked(subject, lives_s)
 
@@ -307,9 +306,8 @@ class RedisStore:
         """Send a command whose reply nobody waits for."""
         connection.send(packed, NOBODY)
 
-    def link_of(self, key: str) -> Link:
+    def link_of(self, _key: str) -> Link:
         """Return the way to whoever has a key."""
-        del key
         return self.link
 
     async def start(self) -> None:
@@ -324,7 +322,11 @@ class RedisStore:
 
     async def ask(self, *commands: Command) -> list[object]:
         """Send commands that are about no subject; see `Link.ask`."""
-        return await self.link.ask(*commands)
+        return await self.ask_of(_SECRET_KEY, *commands)
+
+    async def ask_of(self, key: str, *commands: Command) -> list[object]:
+        """Send commands about what is in the slot of a key; see `Link.ask`."""
+        return await self.link_of(key).ask(*commands)
 
     async def ping(self) -> None:
         """Return when Redis answers; raise StoreUnavailable, with what that means, when it does not in time."""

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.errors import StoreUnavailable
 from gateway.stores.lines import MAX_LINES, Noted
-from gateway.stores.link import NOBODY, expect, pack
+from gateway.stores.link import expect, pack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from gateway.stores.link import Command, Link
+    from gateway.stores.pipeline import Connection
 
 NOTE_SCRIPT: Final = resources.files("gateway.stores").joinpath("note.lua").read_text("utf-8")
 
@@ -28,20 +29,30 @@ class RedisLines:
 
     Args:
         link_of: Finds the way to a key.
+        send: Sends a command whose reply nobody waits for.
+        ask_of: Sends commands about a key and returns the replies (`RedisStore.ask_of`).
         now_s: Seconds since the epoch.
     """
 
-    __slots__ = ("_link_of", "_now_s")
+    __slots__ = ("_ask_of", "_link_of", "_now_s", "_send")
 
-    def __init__(self, link_of: Callable[[str], Link], now_s: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        link_of: Callable[[str], Link],
+        send: Callable[[Connection, bytes], None],
+        ask_of: Callable[..., Awaitable[list[object]]],
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
         self._link_of = link_of
+        self._send = send
+        self._ask_of = ask_of
         self._now_s = now_s
 
     def note(self, line: str, ends_s: int) -> None:
         """Note a token; while Redis cannot be reached, nothing is noted."""
-        link = self._link_of(_TOKENS_KEY)
-        if link.live is not None and not link.live.congested:
-            link.live.send(pack(*self._noting(_TOKENS_KEY, line, ends_s)), NOBODY)
+        connection = self._link_of(_TOKENS_KEY).live
+        if connection is not None and not connection.congested:
+            self._send(connection, pack(*self._noting(_TOKENS_KEY, line, ends_s)))
 
     async def note_revoked(self, token_id: str, lives_s: int) -> None:
         """Note that a token is revoked.
@@ -50,7 +61,7 @@ class RedisLines:
             StoreUnavailable: Redis did not answer, or refused.
         """
         noting = self._noting(_REVOKED_KEY, token_id, int(self._now_s()) + lives_s)
-        (reply,) = await self._link_of(_REVOKED_KEY).ask(noting)
+        (reply,) = await self._ask_of(_REVOKED_KEY, noting)
         expect(reply, "the script")
 
     async def noted(self) -> Noted:
@@ -60,8 +71,10 @@ class RedisLines:
             StoreUnavailable: Redis did not answer, or refused.
         """
         after = f"({int(self._now_s())}"
-        lines, revoked = await self._link_of(_TOKENS_KEY).ask(
-            ("ZREVRANGEBYSCORE", _TOKENS_KEY, "+inf", after), ("ZREVRANGEBYSCORE", _REVOKED_KEY, "+inf", after)
+        lines, revoked = await self._ask_of(
+            _TOKENS_KEY,
+            ("ZREVRANGEBYSCORE", _TOKENS_KEY, "+inf", after),
+            ("ZREVRANGEBYSCORE", _REVOKED_KEY, "+inf", after),
         )
         expect(lines, "ZREVRANGEBYSCORE")
         expect(revoked, "ZREVRANGEBYSCORE")

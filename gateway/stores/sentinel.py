@@ -7,6 +7,7 @@ replaced may not know yet, and would go on counting apart from the new one.
 from __future__ import annotations
 
 import asyncio
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import StoreUnavailable
@@ -19,22 +20,46 @@ if TYPE_CHECKING:
 
 OTHERS_S: Final = 0.05
 """How long the other sentinels get when one has answered. One that hangs must not use up the time that there is."""
+NEWS_S: Final = 10.0
+"""How long one who has not heard of a failover is not believed: they tell each other every two seconds."""
 
 
-async def find_master(address: SentinelAddress, within_s: float) -> RedisAddress:
-    """Return where the master is, by the newest that those sentinels know who answer.
+class Whereabouts:
+    """Finds the master, by the newest that those sentinels know who answer; a `Locate`.
 
-    After a failover, they hear of the new master one after the other.
+    After a failover, they hear of the new master one after the other. One who has not heard yet does not lead back to
+    the old one, which may still take writes and count apart.
 
     Args:
         address: The sentinels.
-        within_s: The longest that it takes, in seconds.
-
-    Raises:
-        StoreUnavailable: None of them knows, with a reason.
     """
-    ends_s = asyncio.get_running_loop().time() + within_s
-    tasks = {asyncio.ensure_future(_ask_one(one, address, within_s)) for one in address.sentinels}
+
+    __slots__ = ("_address", "_heard_s", "_newest")
+
+    def __init__(self, address: SentinelAddress) -> None:
+        self._address = address
+        self._newest = -1
+        self._heard_s = float("-inf")
+
+    async def __call__(self, within_s: float) -> RedisAddress:
+        """Return where the master is.
+
+        Args:
+            within_s: The longest that it takes, in seconds.
+
+        Raises:
+            StoreUnavailable: None of them knows, with a reason.
+        """
+        loop = asyncio.get_running_loop()
+        master, epoch = await _newest_of(self._address, loop.time() + within_s)
+        if epoch < self._newest and loop.time() < self._heard_s + NEWS_S:
+            raise StoreUnavailable("The sentinels that answer have not heard of the last failover yet.")
+        self._newest, self._heard_s = epoch, loop.time()
+        return master
+
+
+async def _newest_of(address: SentinelAddress, ends_s: float) -> tuple[RedisAddress, int]:
+    tasks = {asyncio.ensure_future(_ask_one(one, address, ends_s)) for one in address.sentinels}
     pending = tasks
     found: dict[RedisAddress, int] = {}
     reason = "They did not answer in time."
@@ -56,11 +81,12 @@ async def find_master(address: SentinelAddress, within_s: float) -> RedisAddress
         await asyncio.gather(*tasks, return_exceptions=True)
     if not found:
         raise StoreUnavailable(f"No sentinel knows the master of {address.service!r}: {reason}")
-    return max(found, key=found.__getitem__)
+    return max(found.items(), key=itemgetter(1))
 
 
-async def _ask_one(sentinel: RedisAddress, address: SentinelAddress, within_s: float) -> tuple[RedisAddress, int]:
+async def _ask_one(sentinel: RedisAddress, address: SentinelAddress, ends_s: float) -> tuple[RedisAddress, int]:
     connection: Connection | None = None
+    within_s = ends_s - asyncio.get_running_loop().time()
     try:
         connection = await dial(sentinel, within_s, _on_end)
         # Many sentinels have no password where their Redis has one; if this one has, the questions are refused.

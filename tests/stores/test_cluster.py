@@ -13,6 +13,7 @@ import pytest
 from gateway.errors import StoreUnavailable
 from gateway.limits import parse_concurrency, parse_limits
 from gateway.stores import REVOKED
+from gateway.stores import cluster as cluster_module
 from gateway.stores.address import ClusterAddress, RedisAddress
 from gateway.stores.cluster import ClusterStore
 from gateway.stores.fallback import Allow, Local
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from gateway.stores import Plan, Standing, Verdict
+    from gateway.stores.link import Link, Locate
     from gateway.stores.slots import Share
     from tests.kit.redis import RedisServer
 
@@ -263,20 +265,38 @@ class Behind(ClusterStore):
     """A store that every node but one tells of the cluster as it was at the start: news takes a while to spread."""
 
     informed: RedisAddress
+    told = 0
+    """How often the one that knows has been asked,"""
+    others_told = 0
+    """and how often one of the others."""
+    slow: asyncio.Event
+    """Set when a connection to it may be made: that takes longer than to ask."""
     old_news: tuple[list[Share], RedisAddress]
 
     async def _ask_shares(self, place: RedisAddress, within_s: float) -> tuple[list[Share], RedisAddress]:
         if place == self.informed:
+            self.told += 1
             return await super()._ask_shares(place, within_s)
         if not self._links:
             self.old_news = await super()._ask_shares(place, within_s)
+        self.others_told += 1
         return self.old_news
+
+    def _link(self, name: str, locate: Locate, **more: Any) -> Link:
+        async def slowly(within_s: float) -> RedisAddress:
+            place = await locate(within_s)
+            if place == self.informed:
+                await self.slow.wait()
+            return place
+
+        return super()._link(name, slowly, **more)
 
 
 async def test_the_node_that_another_one_names_is_believed_before_those_that_are_behind(cluster: Cluster) -> None:
     old, replica = cluster.masters[0], cluster.replica
     store = Behind(cluster.address, timeout_s=0.3)
     store.informed = RedisAddress("127.0.0.1", replica.port)
+    store.slow = asyncio.Event()
     await store.start()
     try:
         plan = store.plan(subject_of(cluster, old), parse_limits("5/day"))
@@ -284,12 +304,37 @@ async def test_the_node_that_another_one_names_is_believed_before_those_that_are
         cluster.fail_over()
         with pytest.raises(StoreUnavailable, match="not connected yet"):
             await ask(store, plan)
+        async with asyncio.timeout(30):
+            while store.told < 4:  # noqa: ASYNC110 - several turns of looking for a cluster that is well
+                await asyncio.sleep(0.01)
+        store.slow.set()
         await until_answered(store)
         assert (await ask(store, plan)).remaining == 3
         assert store._refreshing is not None
         await store._refreshing
         assert store.informed in store._links
         assert (await ask(store, plan)).remaining == 2
+    finally:
+        await store.close()
+
+
+async def test_the_node_that_was_named_is_not_believed_for_ever_when_nobody_can_connect_to_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_module, "NEWS_S", 0.5)
+    store = Behind(cluster.address, timeout_s=0.3)
+    store.informed = RedisAddress("127.0.0.1", cluster.replica.port)
+    store.slow = asyncio.Event()
+    await store.start()
+    try:
+        cluster.fail_over()
+        with pytest.raises(StoreUnavailable, match="not connected yet"):
+            await ask(store, store.plan(subject_of(cluster, cluster.masters[0]), PLENTY))
+        store.others_told = 0
+        async with asyncio.timeout(30):
+            while not store.others_told:  # noqa: ASYNC110 - several turns of looking for a cluster that is well
+                await asyncio.sleep(0.01)
+        assert store.told > 1
     finally:
         await store.close()
 
@@ -470,3 +515,59 @@ async def test_what_redis_did_not_decide_in_time_is_not_asked_a_second_time(clus
             for master in cluster.masters:
                 master.signal(signal.SIGCONT)
         await until_answered(store)
+
+
+@pytest.mark.parametrize("to", ["a master", "a replica that took over"])
+async def test_what_is_asked_beside_the_checks_follows_its_slot_in_the_same_call(cluster: Cluster, to: str) -> None:
+    source, other = cluster.masters[:2]
+    # A subject that the first master has, and what all share, which is then moved there as well.
+    subject, shared = subject_of(cluster, source), key_slot(b"{global}")
+    if (owner := cluster.of_key("gateway:{global}:")) is not source:
+        cluster.move_slot(shared, owner, source)
+    instances = Instances()
+    async with started(cluster, instances=instances) as store, started(cluster) as issuer:
+        plan = store.plan(subject, parse_limits("5/day"))
+        assert (await ask(store, plan)).admitted
+        secret = await store.agree_secret(b"x" * 32)
+        if to == "a master":
+            for slot in (key_slot(f"{{{subject}}}".encode()), shared):
+                cluster.move_slot(slot, source, other)
+        else:
+            cluster.fail_over()
+        # Each of the first is asked of the node that has the keys no more.
+        steps = {
+            "a look": store.look(plan),
+            "the secret": store.agree_secret(b"y" * 32),
+            "the register": issuer.noted(),
+            "the instances": instances.announce(),
+            "a revocation": issuer.revoke(subject, 60),
+        }
+        outcomes = dict(zip(steps, [await step for step in steps.values()], strict=True))
+        assert outcomes["the secret"] == secret
+        assert [one.used for one in outcomes["a look"]] == [1]  # type: ignore[union-attr]
+        assert (await ask(store, plan)).policy == REVOKED
+        assert (await issuer.noted()).revoked == {subject}
+
+
+async def test_a_token_that_is_issued_after_its_register_has_moved_is_in_it(cluster: Cluster) -> None:
+    source = cluster.of_key("gateway:{global}:")
+    target = next(one for one in cluster.masters if one is not source)
+    async with started(cluster) as store:
+        cluster.move_slot(key_slot(b"{global}"), source, target)
+        store.note("line", 2**31)
+        await until_answered(store)
+        assert (await store.noted()).lines == ["line"]
+
+
+async def test_what_is_asked_of_a_slot_on_its_way_is_answered(cluster: Cluster) -> None:
+    source = cluster.of_key("gateway:{global}:")
+    target = next(one for one in cluster.masters if one is not source)
+    async with started(cluster) as store:
+        secret = await store.agree_secret(b"x" * 32)
+        cluster.begin_move(key_slot(b"{global}"), source, target)
+        # The secret is still here; the register, which is nowhere yet, is asked for there.
+        assert await store.agree_secret(b"y" * 32) == secret
+        assert (await store.noted()).lines == []
+        await store.revoke("abc", 60)
+        cluster.end_move(key_slot(b"{global}"), source, target)
+        assert (await store.noted()).revoked == {"abc"}

@@ -13,6 +13,7 @@ from gateway.errors import StoreUnavailable
 from gateway.limits import parse_concurrency, parse_limits
 from gateway.stores.fallback import PASSED, Allow, Deny, Local, LossPolicy
 from gateway.stores.instances import Instances
+from gateway.stores.memory import MemoryStore
 from gateway.stores.redis import RedisStore
 from tests.kit.scripted_redis import ScriptedRedis, admitted, scripted_redis
 from tests.kit.stores import TIMEOUT_S, Waiting, ask
@@ -217,6 +218,34 @@ async def test_a_defect_at_a_verdict_hurts_no_other_check_of_the_outage() -> Non
         with pytest.raises(StoreUnavailable, match="Something went wrong"):
             await waiters[0].future
         assert (await waiters[1].future).admitted
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        ("5/minute,20/day", "; so at worst, one window of 'minute' 15 more than 5, 'day' 60 more than 20."),
+        # A window of a bucket's may hold nearly twice its quota, here and in Redis.
+        ("5/minute;bucket,20/day;shadow", "; so at worst, one window of 'minute' 27 more than 9."),
+        ("5/minute;shadow", "; no limit refuses anything."),
+    ],
+)
+async def test_what_is_said_to_be_the_worst_is_what_each_limit_can_hold_in_a_window(limits: str, says: str) -> None:
+    loss, instances = local(limits)
+    instances.seen = 3
+    assert loss.consequence().partition("Instances seen: 3")[2] == says
+
+
+async def test_a_bucket_holds_in_a_window_what_is_said_and_no_more() -> None:
+    (policy,) = parse_limits("5/minute;bucket")
+    now_us = 10**15
+    store = MemoryStore(lambda: now_us)
+    plan, admitted_at = store.plan("abc", [policy]), []
+    for step in range(3 * 60):
+        now_us = 10**15 + step * 1_000_000
+        while (await ask(store, plan)).admitted:
+            admitted_at.append(now_us)
+    worst = max(sum(at <= one < at + 60_000_000 for one in admitted_at) for at in admitted_at)
+    assert worst == policy.most == 9
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import pytest
 import uvloop
 
 from gateway.errors import StoreUnavailable
-from gateway.limits import parse_limits
-from gateway.stores import Verdict
+from gateway.limits import parse_concurrency, parse_limits
+from gateway.stores import REVOKED, Verdict
 from gateway.stores.fallback import Local
 from gateway.stores.instances import Instances
 from gateway.stores.link import BACK_OFF_S, CONNECT_S
@@ -259,7 +259,19 @@ async def test_the_rights_that_the_readme_names_suffice(server: RedisServer) -> 
     await store.ping()
     assert (await ask(store, plan)).remaining == 1_000_000 - 2
     assert instances.seen == 1
+    held = store.plan("held", (*PLENTY, parse_concurrency("2")))
+    store.release(held, await ask(store, held))
+    store.leases.renew()
+    assert await store.look(held) is not None
+    store.note("line", 2**31)
+    await store.revoke("abc", 60)
+    noted = await store.noted()
+    assert noted.lines == ["line"]
+    assert noted.revoked == {"abc"}
+    assert (await ask(store, plan)).policy == REVOKED
     await store.close()
+    keys = cast("list[bytes]", server.call("KEYS", "*"))
+    assert all(cast("int", server.call("PTTL", key)) != -1 for key in keys)
     refused = cast("list[list[object]]", server.call("ACL", "LOG"))
     assert {entry[entry.index(b"object") + 1] for entry in refused} == {b"config|get"}
 

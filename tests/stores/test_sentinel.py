@@ -12,10 +12,13 @@ import pytest
 from gateway.errors import StoreUnavailable
 from gateway.limits import parse_limits
 from gateway.stores import Verdict
+from gateway.stores import sentinel as sentinel_module
 from gateway.stores.address import RedisAddress, SentinelAddress
 from gateway.stores.link import Link
 from gateway.stores.redis import RedisStore
+from gateway.stores.sentinel import Whereabouts
 from tests.kit.redis import running_redis, until
+from tests.kit.scripted_redis import ScriptedRedis, scripted_redis
 from tests.kit.stores import TIMEOUT_S, Waiting, ask, until_answered
 from tests.kit.topologies import Sentinels, running_sentinels
 
@@ -122,6 +125,33 @@ async def test_a_sentinel_that_is_down_or_hangs_does_not_matter(sentinels: Senti
     await store.start()
     assert (await ask(store, store.plan("abc", PLENTY))).admitted
     await store.close()
+
+
+def says(sentinel: ScriptedRedis, port: int, epoch: int) -> None:
+    """Have a sentinel name a master of an epoch. One reply serves both questions: a place, and fields."""
+    words = b"127.0.0.1", b"%d" % port, b"config-epoch", b"%d" % epoch
+    sentinel.greetings[b"SENTINEL"] = b"*4\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+
+
+async def test_a_sentinel_that_has_not_heard_of_the_failover_does_not_lead_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with scripted_redis() as quick, scripted_redis() as slow:
+        whereabouts = Whereabouts(SentinelAddress((quick.address, slow.address), "limits"))
+        says(quick, 1111, 1)
+        says(slow, 1111, 1)
+        assert (await whereabouts(TIMEOUT_S)).port == 1111
+        says(slow, 2222, 2)
+        assert (await whereabouts(TIMEOUT_S)).port == 2222
+        del slow.greetings[b"SENTINEL"]  # now it hangs
+        with pytest.raises(StoreUnavailable, match="have not heard"):
+            await whereabouts(TIMEOUT_S)
+        says(quick, 2222, 2)
+        assert (await whereabouts(TIMEOUT_S)).port == 2222
+        # Of sentinels that were set up anew, all begin at the first epoch again: then they are believed in the end.
+        says(quick, 3333, 0)
+        monkeypatch.setattr(sentinel_module, "NEWS_S", 0.0)
+        assert (await whereabouts(TIMEOUT_S)).port == 3333
 
 
 async def test_database_and_password_are_the_servers(sentinels: Sentinels) -> None:
