@@ -85,7 +85,7 @@ class Gateway:
         """
         settings = self._settings
         loop = asyncio.get_running_loop()
-        self._store = store = make_store(settings)
+        self._store = store = make_store(settings, lambda: self._settings)
         try:
             await store.start()
             secrets = settings.token_secrets or [await store.agree_secret(os.urandom(_SECRET_BYTES))]
@@ -206,8 +206,8 @@ class Gateway:
             OSError, ValueError: A CA file, or a certificate to show, cannot be read. Then nothing has changed.
             RuntimeError: The gateway is not running.
         """
-        context, store, signer = self._context, self._store, self._signer
-        if context is None or store is None or signer is None:
+        context, store, signer, listener = self._context, self._store, self._signer, self._listener
+        if context is None or store is None or signer is None or listener is None:
             raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
         settings, left = _reloadable(self._settings, config.settings)
         if settings.token_secrets and settings.token_secrets != self._settings.token_secrets:
@@ -221,6 +221,7 @@ class Gateway:
         context.admission.give_way_to(admission)
         if self._own_tls is not None:
             self._own_tls.reload()
+        listener.handshake_timeout_s = settings.header_timeout_s
         context.settings, context.admission, context.routes = settings, admission, routes
         context.endpoint = Endpoints(admission, store, context.metrics, settings.admin_key, lambda: context.draining)
         return left

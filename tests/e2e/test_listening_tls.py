@@ -201,6 +201,12 @@ async def test_what_is_no_handshake_ends_the_connection(
     assert caplog.records == []
 
 
+async def test_a_reload_changes_how_long_a_handshake_may_take(upstream: Upstream, pem: Pem) -> None:
+    async with Gateway(config(upstream.url, pem, header_timeout="1h")) as gateway:
+        gateway.reload(config(upstream.url, pem, header_timeout="100ms"))
+        await to_the_end(raw(gateway))
+
+
 async def test_old_versions_are_refused(gateway: Gateway, tls: ssl.SSLContext) -> None:
     tls.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
     with pytest.warns(DeprecationWarning, match="TLSv1_1"):
