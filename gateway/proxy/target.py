@@ -101,6 +101,15 @@ class TargetRoute:
         rest = rest[len(self._base) :]
         return rest if not rest or rest.startswith((b"/", b"?")) else None
 
+    def check_path(self, target: bytes) -> None:
+        """Find out whether `write_head` would refuse a request-target.
+
+        Raises:
+            BadRequest: The path's dot segments climb out of the prefix.
+        """
+        if target not in self._starts:
+            self._write_start(target)
+
     def write_head(self, head: RequestHead) -> bytes:
         """Make the upstream's request head. Strips first, then adds, so that no client can name our fields.
 
