@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Final
+
+from gateway.stamps import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from gateway.proxy.clock import Clock
+    from gateway.stamps import Stamp
 
 POLL_S: Final = 1.0
-
-Stamp = tuple[int, int, int]
-"""When it was changed last, its size, its inode."""
 
 
 class FileWatch:
@@ -62,12 +61,3 @@ class FileWatch:
 
     def _stamps(self) -> list[Stamp | None]:
         return [stamp(path) for path in self._paths]
-
-
-def stamp(path: Path) -> Stamp | None:
-    """Return what changes with a file; None if it is not there."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - links are followed: what is mounted as a secret is changed by a link
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -17,7 +17,7 @@ import uvloop
 from gateway.activation import inherited_sockets
 from gateway.errors import ConfigError
 from gateway.server import Gateway
-from gateway.watching import stamp
+from gateway.stamps import stamp
 
 if TYPE_CHECKING:
     import socket

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.proxy.clock import TICK_S, Clock
-from gateway.watching import POLL_S, FileWatch, stamp
+from gateway.stamps import stamp
+from gateway.watching import POLL_S, FileWatch
 from tests.kit.script import ScriptLoop
 
 if TYPE_CHECKING:

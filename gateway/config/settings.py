@@ -6,6 +6,7 @@ import copy
 import os
 import re
 from dataclasses import InitVar, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -16,6 +17,7 @@ from gateway.config.targets import TargetReader, TargetSettings
 from gateway.config.values import Address
 from gateway.errors import ConfigError
 from gateway.limits import parse_concurrency, parse_limits
+from gateway.stamps import stamp
 from gateway.stores.address import parse_redis_url
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from gateway.config.values import UnixAddress
     from gateway.limits import Policy
+    from gateway.stamps import Stamp
     from gateway.stores.address import StoreAddress
 
 _T = TypeVar("_T")
@@ -306,13 +309,20 @@ def _redis(text: str) -> StoreAddress:
 
 def _ca_file(text: str) -> str:
     _readable(text)
+    _check_roots(text, stamp(text))
+    return text
+
+
+@lru_cache(maxsize=64)
+def _check_roots(path: str, seen: Stamp | None) -> None:
+    """Look into a CA file once for each time that it changes: of the system's size, it takes a tenth of a second."""
+    del seen
     import ssl  # only here: it takes 10 ms to load
 
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(text)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except ssl.SSLError:
-        raise ValueError(f"{text!r} has no certificate in PEM form in it") from None
-    return text
+        raise ValueError(f"{path!r} has no certificate in PEM form in it") from None
 
 
 def _not_available(text: str) -> None:

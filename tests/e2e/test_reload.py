@@ -6,10 +6,12 @@ import asyncio
 import json
 import re
 import signal
+import ssl
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 
 from gateway import Config, Gateway
 from gateway.certificates import ReloadedTls
@@ -23,8 +25,6 @@ from tests.kit.upstream import Upstream, answering, events, soon
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
-
-    import trustme
 
 CLIENTS, RELOADS = 8, 20
 
@@ -313,6 +313,72 @@ async def test_a_target_behind_tls_is_reloaded_with_its_certificates(ca: trustme
             gateway.reload(config(upstream))  # with the system's roots, which do not know this one
             assert (await fetch(gateway.url, request("/api/x", token))).status == 502
         assert len(upstream.requests) == 3
+
+
+async def test_tls_is_made_anew_only_where_its_files_have_changed(
+    ca: trustme.CA, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    roots, others, own, shown = (tmp_path / name for name in ("roots", "others", "own", "shown"))
+    ca.cert_pem.write_to_path(str(roots))
+    trustme.CA().cert_pem.write_to_path(str(others))
+    for file in (own, shown):
+        ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(file))
+        file.chmod(0o600)
+    targets = {
+        "one": {"url": "https://one.test", "ca_file": str(roots)},
+        "two": {"url": "https://two.test", "ca_file": str(roots)},
+        "three": {"url": "https://three.test", "ca_file": str(others)},
+        "four": {"url": "https://four.test"},
+        "five": {"url": "http://five.test"},
+    }
+    usual: dict[str, Any] = {
+        "target_api_url": "https://api.test",
+        "target_ca_file": str(roots),
+        "target_client_cert": str(shown),
+        "gateway_tls_cert": str(own),
+    }
+    async with Gateway(Config(**usual, targets=targets)) as gateway:
+
+        def contexts() -> set[object]:
+            assert gateway._context is not None
+            return {one.context for one in gateway._context.clock.watched if isinstance(one, ReloadedTls)}
+
+        before = contexts()
+        assert len(before) == 5  # one for clients; for upstreams, two with the same roots share one
+        del targets["five"]
+        gateway.reload(Config(**usual, targets=targets))
+        assert contexts() == before
+        # Of those below, each in its turn.
+        for file in (own, shown, others, roots):
+            await asyncio.to_thread(file.write_bytes, await asyncio.to_thread(file.read_bytes) + b"\n")
+            gateway.reload(Config(**usual, targets=targets))
+            after = contexts()
+            assert len(after - before) == len(before - after) == (2 if file == roots else 1)
+            before = after
+        del targets["three"]
+        gateway.reload(Config(**usual, targets=targets))
+        assert len(contexts()) == 4
+        assert contexts() < before
+    assert [one for one in caplog.messages if "anew" in one] == [
+        "the certificate was read anew: new connections use it"
+    ]
+
+
+async def test_roots_that_were_no_good_meanwhile_are_read_again(ca: trustme.CA, tmp_path: Path) -> None:
+    roots = tmp_path / "roots"
+    trustme.CA().cert_pem.write_to_path(str(roots))
+    async with Upstream(server_side(ca, "localhost"), "localhost") as upstream:
+        upstream.default = answering(b"ok")
+        good = config(upstream, target_ca_file=str(roots))
+        async with Gateway(good) as gateway:
+            write(roots, "no PEM")
+            gateway.reload_certificates()
+            with pytest.raises(ssl.SSLError):
+                gateway.reload(good)
+            ca.cert_pem.write_to_path(str(roots))
+            gateway.reload(good)
+            assert (await fetch(gateway.url, request("/api/x", gateway.issue_token()))).status == 200
 
 
 async def test_who_is_revoked_late_is_so_after_a_reload_too(upstream: Upstream) -> None:
