@@ -231,9 +231,7 @@ class Gateway:
         context.endpoint = Endpoints(admission, store, context.metrics, settings.admin_key, lambda: context.draining)
         return left
 
-    def watch_files(
-        self, paths: Sequence[Path], on_change: Callable[[], None], known: Mapping[Path, Stamp | None]
-    ) -> FileWatch:
+    def watch_files(self, known: Mapping[Path, Stamp | None], on_change: Callable[[], None]) -> FileWatch:
         """Look at files about once a second, until `close`; see `FileWatch`.
 
         Raises:
@@ -241,7 +239,7 @@ class Gateway:
         """
         if self._context is None:
             raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
-        watch = FileWatch(paths, self._context.clock, on_change, known)
+        watch = FileWatch(known, self._context.clock, on_change)
         self._context.clock.watched.add(watch)
         return watch
 

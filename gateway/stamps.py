@@ -16,6 +16,6 @@ def stamp(path: Path | str) -> Stamp | None:
     """Return what changes with a file; None if it is not there."""
     try:
         found = os.stat(path)  # noqa: PTH116 - links are followed: what is mounted as a secret is changed by a link
-    except OSError:
+    except (OSError, ValueError):  # or no file can have such a name
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev

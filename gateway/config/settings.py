@@ -130,6 +130,11 @@ class Config:
     Args:
         targets: Other APIs by name, as the tables `[targets.NAME]` of a file, but for `key_env`.
         spelled: How each setting was written, for messages; `load` fills it in. None: as keyword arguments.
+        read_from: The file that settings are from, as it was before it was read; likewise.
+
+    Attributes:
+        files: What was read, as it was just before: if one is another by now, there is a reason to read again.
+            Certificates and their keys are not among them: they are looked after where they are used.
 
     Raises:
         ConfigError: A value that the gateway cannot run with, or one whose feature is not available yet.
@@ -169,10 +174,20 @@ class Config:
     target_client_key: str | None = None
     targets: Mapping[str, Mapping[str, object]] = field(default_factory=dict, repr=False, hash=False)
     spelled: InitVar[Mapping[str, Spelling] | None] = None
+    read_from: InitVar[Mapping[Path, Stamp | None] | None] = None
+    files: Mapping[Path, Stamp | None] = field(init=False, repr=False, compare=False)
     settings: Settings = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self, spelled: Mapping[str, Spelling] | None) -> None:
+    def __post_init__(
+        self, spelled: Mapping[str, Spelling] | None, read_from: Mapping[Path, Stamp | None] | None
+    ) -> None:
+        files = dict(read_from or {})
+        if isinstance(self.target_ca_file, str):
+            files[Path(self.target_ca_file)] = stamp(self.target_ca_file)
         object.__setattr__(self, "settings", _compile(_Reader(self, spelled or {})))
+        for target in self.settings.targets:
+            files |= {Path(name): seen for name, seen in target.files.items()}
+        object.__setattr__(self, "files", files)
 
     def at_prefix(self, prefix: bytes) -> Config:
         """Return the same configuration, with its target under another path prefix than `/api`."""
