@@ -115,8 +115,7 @@ class ReloadedTls:
     def on_deadline(self) -> None:
         """See `clock.Watched`."""
         self.deadline_s = self._clock.now_s + LOOK_EVERY_S
-        if self._look() != self._seen:
-            self._read()
+        self.reload()
 
     @property
     def is_current(self) -> bool:
@@ -124,12 +123,11 @@ class ReloadedTls:
         return self._look() == self._made_of
 
     def reload(self) -> None:
-        """Read the files now, if need be. If they are not good, what there is stays, and the log says why."""
-        if not self.is_current:  # a store of roots takes a tenth of a second, in which nobody is served
-            self._read()
-
-    def _read(self) -> None:
-        self._seen = seen = self._look()
+        """Read the files now, if they have changed. If they are no good, what there is stays, and the log says why."""
+        seen = self._look()
+        if seen == self._seen:  # a store of roots takes a tenth of a second, in which nobody is served
+            return
+        self._seen = seen
         try:
             self.context = self._make()
         except (OSError, ValueError) as error:

@@ -143,6 +143,18 @@ def test_what_is_no_good_is_said_once(program: Program, caplog: pytest.LogCaptur
     assert program.after() == 1
 
 
+def test_a_key_file_that_is_closed_to_others_as_it_was_said_is_read(
+    program: Program, caplog: pytest.LogCaptureFixture
+) -> None:
+    program.start(program.read())
+    program.key_file.chmod(0o644)
+    assert program.after() == 0
+    (record,) = caplog.records
+    assert "chmod 600" in record.getMessage()
+    program.key_file.chmod(0o600)
+    assert program.after() == 1
+
+
 def test_nothing_changes(program: Program) -> None:
     program.start(program.read())
     assert program.after(10) == 0

@@ -394,6 +394,22 @@ async def test_a_bad_file_leaves_the_old_certificate_standing_and_says_why(
     assert await shown(gateway.url, tls) != before
 
 
+async def test_what_is_wrong_with_a_certificate_is_said_once(
+    ca: trustme.CA, pem: Pem, gateway: Gateway, tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = await shown(gateway.url, tls)
+    pem.write(ca, "127.0.0.1", key_of=trustme.CA())
+    for _ in range(2):
+        gateway.reload_certificates()
+    assert len(caplog.records) == 1
+    pem.key.unlink()
+    gateway.reload_certificates()
+    assert len(caplog.records) == 2
+    pem.write(ca, "127.0.0.1")
+    gateway.reload_certificates()
+    assert await shown(gateway.url, tls) != before
+
+
 def encrypt(key: Path) -> None:
     plain = serialization.load_pem_private_key(key.read_bytes(), None)
     how = serialization.BestAvailableEncryption(b"passphrase")
