@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-CLIENTS, RELOADS = 8, 20
+CLIENTS, RELOADS = 9, 20
 
 
 def config(upstream: Upstream, **changes: Any) -> Config:
@@ -57,43 +57,67 @@ async def other() -> AsyncIterator[Upstream]:
 # --- in a program ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_reload_under_load_drops_nothing(upstream: Upstream, other: Upstream) -> None:
-    upstream.default, other.default = answering(b"ok"), answering(b"ok")
-    asked = answered = 0
+async def test_a_reload_under_load_drops_nothing(
+    upstream: Upstream, other: Upstream, ca: trustme.CA, ca_file: str
+) -> None:
+    """Of three targets two change places with each reload, the third has TLS and two keys, and no key is old."""
+    asked = 0
+    answered = [0] * CLIENTS
     stopping = False
-    async with Gateway(config(upstream)) as gateway:
-        token = gateway.issue_token()
+    names = ("api", "two", "three")
+    async with Upstream(server_side(ca, "localhost"), "localhost") as third:
+        for running in (upstream, other, third):
+            running.default = answering(b"ok")
 
-        async def load(index: int) -> None:
-            nonlocal asked, answered
-            async with connected(gateway.url) as client:
-                while not stopping:
-                    asked += 1
-                    body = b"x" * (index * 1000)
-                    answer = await client.ask(request("/api/x", token, method="POST", body=body))
-                    assert (answer.status, answer.content) == (200, b"ok")
-                    answered += 1
+        def turned(turn: int) -> Config:
+            one, two = (upstream, other)[:: 1 if turn % 2 == 0 else -1]
+            keys = [f"sk-three-{turn}-{letter}" for letter in "ab"]
+            targets = {
+                "two": {"url": two.url, "key": f"sk-two-{turn}-"},
+                "three": {"url": third.url, "ca_file": ca_file, "keys": keys},
+            }
+            return config(one, target_api_key=f"sk-api-{turn}-", targets=targets)
 
-        async with asyncio.TaskGroup() as group:
-            for index in range(CLIENTS):
-                group.create_task(load(index))
-            for turn in range(RELOADS):
-                seen = answered
-                await until(lambda: answered >= seen + 3 * CLIENTS)  # noqa: B023 - called in this turn only
-                to = (upstream, other)[turn % 2]
-                assert gateway.reload(config(to, target_api_key=f"sk-{turn}")) == []
-            stopping = True
-        used = (await fetch(gateway.url, request("/usage", token))).content
-    assert answered == asked
-    received = [*upstream.requests, *other.requests]
+        async with Gateway(turned(0)) as gateway:
+            token = gateway.issue_token()
+
+            async def load(index: int) -> None:
+                nonlocal asked
+                name = names[index % len(names)]
+                async with connected(gateway.url) as client:
+                    while not stopping:
+                        asked += 1
+                        body = b"x" * (index * 1000)
+                        answer = await client.ask(request(f"/{name}/of-{name}", token, method="POST", body=body))
+                        assert (answer.status, answer.content) == (200, b"ok")
+                        answered[index] += 1
+
+            async with asyncio.TaskGroup() as group:
+                for index in range(CLIENTS):
+                    group.create_task(load(index))
+                for turn in range(1, RELOADS + 1):
+                    # Of each client, the one that was under way, and three that were not.
+                    before = list(answered)
+                    await until(lambda: all(now >= then + 4 for now, then in zip(answered, before, strict=True)))  # noqa: B023 - called in this turn only
+                    assert gateway.reload(turned(turn)) == []
+                stopping = True
+            used = (await fetch(gateway.url, request("/usage", token))).content
+        assert sum(answered) == asked
+        assert json.loads(used)["limits"][0]["used"] == asked
+        received = [(place, one) for place in (upstream, other, third) for one in place.requests]
     assert len(received) == asked
-    assert json.loads(used)["limits"][0]["used"] == asked
-    # Both were sent to, and each key was used at the upstream that it was configured for alone.
-    for number, target in enumerate((upstream, other)):
-        keys = {one.field(b"authorization") for one in target.requests}
-        configured = {f"Bearer sk-{turn}".encode() for turn in range(number, RELOADS, 2)}
-        assert keys - {b"Bearer sk-first"} <= configured
-        assert len(keys) >= RELOADS // 2 - 1
+    places = {"api": (upstream, other), "two": (other, upstream), "three": (third, third)}
+    seen: dict[str, set[str]] = {name: set() for name in names}
+    for place, one in received:
+        name = one.start_line.split(b" ")[1].decode().removeprefix("/v1/of-")
+        _, key, number, letter = str(one.field(b"authorization") or b"", "ascii").split("-")
+        assert (key, place) == (name, places[name][int(number) % 2])
+        seen[name].add(number + letter)
+    # Under each configuration but the last one, which nobody waited for, each key of it was used.
+    turns = {str(turn) for turn in range(RELOADS)}
+    assert seen["api"] >= turns
+    assert seen["two"] >= turns
+    assert seen["three"] >= {turn + letter for turn in turns for letter in "ab"}
 
 
 async def test_what_is_in_flight_ends_as_it_began(upstream: Upstream, other: Upstream) -> None:
