@@ -7,10 +7,13 @@ import os
 import ssl
 from typing import TYPE_CHECKING, Final
 
+from gateway.stamps import stamp
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gateway.proxy.clock import Clock
+    from gateway.stamps import Stamp
 
 LOOK_EVERY_S: Final = 5.0
 _OTHERS: Final = 0o027
@@ -54,6 +57,13 @@ def client_context(ca_file: str | None, cert: str | None, key: str | None) -> ss
     return context
 
 
+def client_files(ca_file: str | None, *shown: str | None) -> list[str]:
+    """Return what `client_context` reads, of the system's roots the file and the directory."""
+    system = ssl.get_default_verify_paths()
+    roots = (system.cafile, system.capath) if ca_file is None else (ca_file,)
+    return [path for path in (*roots, *shown) if path is not None]
+
+
 def _load(context: ssl.SSLContext, cert: str, key: str | None) -> None:
     files = f"{cert!r}" if key is None else f"{cert!r} and {key!r}"
     try:
@@ -91,40 +101,40 @@ class ReloadedTls:
         OSError, ValueError: It cannot be made.
     """
 
-    __slots__ = ("_clock", "_files", "_make", "_seen", "_what", "context", "deadline_s")
+    __slots__ = ("_clock", "_files", "_make", "_made_of", "_seen", "_what", "context", "deadline_s")
 
     def __init__(self, what: str, files: Sequence[str], make: Callable[[], ssl.SSLContext], clock: Clock) -> None:
         self._what = what
         self._files = files
         self._make = make
         self._clock = clock
-        self._seen = self._look()
+        self._made_of = self._seen = self._look()
         self.context = make()
         self.deadline_s = clock.now_s + LOOK_EVERY_S
 
     def on_deadline(self) -> None:
         """See `clock.Watched`."""
         self.deadline_s = self._clock.now_s + LOOK_EVERY_S
-        if self._look() != self._seen:
-            self.reload()
+        self.reload()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the context is what the files would make now."""
+        return self._look() == self._made_of
 
     def reload(self) -> None:
-        """Read the files now. If they are not good, what there is stays, and the log says why."""
-        self._seen = self._look()
+        """Read the files now, if they have changed. If they are no good, what there is stays, and the log says why."""
+        seen = self._look()
+        if seen == self._seen:  # a store of roots takes a tenth of a second, in which nobody is served
+            return
+        self._seen = seen
         try:
             self.context = self._make()
         except (OSError, ValueError) as error:
             _log.warning("%s stays as it was: %s", self._what, error)
         else:
+            self._made_of = seen
             _log.info("%s was read anew: new connections use it", self._what)
 
-    def _look(self) -> list[tuple[int, ...] | None]:
-        return [_version(path) for path in self._files]
-
-
-def _version(path: str) -> tuple[int, ...] | None:
-    try:
-        found = os.stat(path)  # noqa: PTH116 - see above
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    def _look(self) -> list[Stamp | None]:
+        return [stamp(path) for path in self._files]

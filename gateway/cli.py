@@ -196,7 +196,7 @@ def _serve(options: argparse.Namespace) -> int:
         del os.environ[variable]
     from gateway.workers import serve  # loads the server
 
-    return serve(config, read, file)
+    return serve(config, read)
 
 
 def _run(options: argparse.Namespace) -> int:

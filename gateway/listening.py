@@ -89,6 +89,7 @@ class Listener:
 
     Attributes:
         clients: How many connections were accepted and have not ended.
+        handshake_timeout_s: As above, for connections that are accepted from now on.
     """
 
     __slots__ = (
@@ -96,7 +97,6 @@ class Listener:
         "_clock",
         "_descriptors",
         "_files",
-        "_handshake_timeout_s",
         "_loop",
         "_make",
         "_paused",
@@ -106,6 +106,7 @@ class Listener:
         "_tls",
         "clients",
         "deadline_s",
+        "handshake_timeout_s",
     )
 
     def __init__(
@@ -121,7 +122,7 @@ class Listener:
         self._make = make
         self._descriptors = descriptors
         self._tls = tls
-        self._handshake_timeout_s = handshake_timeout_s
+        self.handshake_timeout_s = handshake_timeout_s
         self._sockets: list[socket.socket] = []
         self._files: list[SocketFile] = []
         self._starting: dict[socket.socket, asyncio.Task[None]] = {}
@@ -236,7 +237,7 @@ class Listener:
                 self._make,
                 sock,
                 ssl=context,
-                ssl_handshake_timeout=self._handshake_timeout_s,
+                ssl_handshake_timeout=self.handshake_timeout_s,
                 ssl_shutdown_timeout=SHUTDOWN_S,
             )
         except BaseException as error:

@@ -35,8 +35,11 @@ if TYPE_CHECKING:
 
     from gateway.certificates import ReloadedTls
     from gateway.config import Config, KeyPair, Settings, Target
+    from gateway.stamps import Stamp
     from gateway.stores import Store
-    from gateway.watching import Stamp
+
+    _MadeOf = tuple[str | None, str | None, str | None]
+    """The CA file, None for the system's roots; the certificate to show, if any; its key, if in a file of its own."""
 
 _SECRET_BYTES: Final = 32
 
@@ -73,7 +76,7 @@ class Gateway:
         self._context: ProxyContext | None = None
         self._upstreams = Upstreams(AnswerParser())
         self._own_tls: ReloadedTls | None = None
-        self._target_tls: list[ReloadedTls] = []
+        self._target_tls: dict[_MadeOf, ReloadedTls] = {}
         self._signer: TokenSigner | None = None
 
     async def start(self) -> None:
@@ -85,7 +88,7 @@ class Gateway:
         """
         settings = self._settings
         loop = asyncio.get_running_loop()
-        self._store = store = make_store(settings)
+        self._store = store = make_store(settings, lambda: self._settings)
         try:
             await store.start()
             secrets = settings.token_secrets or [await store.agree_secret(os.urandom(_SECRET_BYTES))]
@@ -127,24 +130,26 @@ class Gateway:
 
     def _connect(self, settings: Settings, context: ProxyContext, admission: Admission) -> Routes:
         """Make ready for the targets of a configuration. If that fails, those before stay as they were."""
-        clock, before, made = context.clock, self._target_tls, []
+        clock, before = context.clock, self._target_tls
+        made: dict[_MadeOf, ReloadedTls] = {}
 
         def tls_of(target: Target) -> ReloadedTls | None:
             if not target.tls:
                 return None
-            from gateway.certificates import ReloadedTls, client_context
-
-            shown = target.client or (None, None)
-            files = [file for file in (target.ca_file, *shown) if file is not None]
-            what = f"the TLS of {target.url}"
-            made.append(ReloadedTls(what, files, lambda: client_context(target.ca_file, *shown), clock))
-            _check_mode(target.client)
-            return made[-1]
+            of: _MadeOf = (target.ca_file, *(target.client or (None, None)))
+            if of not in made:
+                kept = before.get(of)
+                if kept is not None and kept.is_current:
+                    made[of] = kept
+                else:
+                    made[of] = _spoken_with_targets(of, clock)
+                    _check_mode(target.client)
+            return made[of]
 
         routes = self._upstreams.connect(settings, context, admission, tls_of)
         self._target_tls = made
-        clock.watched.difference_update(before)
-        clock.watched.update(made)
+        clock.watched.difference_update(before.values())
+        clock.watched.update(made.values())
         return routes
 
     def _spoken_with_clients(self, clock: Clock) -> ReloadedTls | None:
@@ -161,7 +166,7 @@ class Gateway:
 
     def reload_certificates(self) -> None:
         """Read the PEM files now, as is done by itself within seconds of a change."""
-        for tls in (self._own_tls, *self._target_tls):
+        for tls in (self._own_tls, *self._target_tls.values()):
             if tls is not None:
                 tls.reload()
 
@@ -206,8 +211,8 @@ class Gateway:
             OSError, ValueError: A CA file, or a certificate to show, cannot be read. Then nothing has changed.
             RuntimeError: The gateway is not running.
         """
-        context, store, signer = self._context, self._store, self._signer
-        if context is None or store is None or signer is None:
+        context, store, signer, listener = self._context, self._store, self._signer, self._listener
+        if context is None or store is None or signer is None or listener is None:
             raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
         settings, left = _reloadable(self._settings, config.settings)
         if settings.token_secrets and settings.token_secrets != self._settings.token_secrets:
@@ -221,13 +226,12 @@ class Gateway:
         context.admission.give_way_to(admission)
         if self._own_tls is not None:
             self._own_tls.reload()
+        listener.handshake_timeout_s = settings.header_timeout_s
         context.settings, context.admission, context.routes = settings, admission, routes
         context.endpoint = Endpoints(admission, store, context.metrics, settings.admin_key, lambda: context.draining)
         return left
 
-    def watch_files(
-        self, paths: Sequence[Path], on_change: Callable[[], None], known: Mapping[Path, Stamp | None]
-    ) -> FileWatch:
+    def watch_files(self, known: Mapping[Path, Stamp | None], on_change: Callable[[], None]) -> FileWatch:
         """Look at files about once a second, until `close`; see `FileWatch`.
 
         Raises:
@@ -235,7 +239,7 @@ class Gateway:
         """
         if self._context is None:
             raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
-        watch = FileWatch(paths, self._context.clock, on_change, known)
+        watch = FileWatch(known, self._context.clock, on_change)
         self._context.clock.watched.add(watch)
         return watch
 
@@ -301,6 +305,14 @@ def _reloadable(old: Settings, new: Settings) -> tuple[Settings, list[str]]:
         fixed["token_secrets"] = "TOKEN_SECRET"  # noqa: S105 - a name
     left = [name for attribute, name in fixed.items() if getattr(old, attribute) != getattr(new, attribute)]
     return replace(new, **{attribute: getattr(old, attribute) for attribute in fixed}), left
+
+
+def _spoken_with_targets(of: _MadeOf, clock: Clock) -> ReloadedTls:
+    from gateway.certificates import ReloadedTls, client_context, client_files  # see below
+
+    files = client_files(*of)
+    what = f"the TLS with upstreams ({', '.join(files) or 'without roots'})"
+    return ReloadedTls(what, files, lambda: client_context(*of), clock)
 
 
 def _check_mode(pair: KeyPair | None) -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Final
 
+from gateway.stamps import stamp
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from gateway.proxy.clock import Clock
+    from gateway.stamps import Stamp
 
 POLL_S: Final = 1.0
-
-Stamp = tuple[int, int, int]
-"""When it was changed last, its size, its inode."""
 
 
 class FileWatch:
@@ -23,34 +22,24 @@ class FileWatch:
     A change is told of when it has stood still for one look: an editor may be in the middle of it.
 
     Args:
-        paths: The files; they need not exist. May be replaced.
+        known: The files, which need not exist, as they were before they were read. May be replaced.
         clock: The process's coarse time.
         on_change: Called after a change.
-        known: The stamps of files before they were read; the others are known as they are now.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        clock: Clock,
-        on_change: Callable[[], None],
-        known: Mapping[Path, Stamp | None] | None = None,
-    ) -> None:
+    def __init__(self, known: Mapping[Path, Stamp | None], clock: Clock, on_change: Callable[[], None]) -> None:
         self._clock = clock
         self._on_change = on_change
         self.deadline_s = 0.0
-        self._begin(paths, known or {})
+        self.watch(known)
 
-    def watch(self, paths: Sequence[Path]) -> None:
-        """Look at these from now on.
+    def watch(self, known: Mapping[Path, Stamp | None]) -> None:
+        """Look at these from now on."""
+        self._known = self._seen = dict(known)
 
-        Those looked at before are known as they were last seen, for they may have changed while they were read.
-        """
-        self._begin(paths, dict(zip(self._paths, self._seen, strict=True)))
-
-    def _begin(self, paths: Sequence[Path], known: Mapping[Path, Stamp | None]) -> None:
-        self._paths = tuple(paths)
-        self._known = self._seen = [known[path] if path in known else stamp(path) for path in self._paths]
+    def look(self) -> None:
+        """Take all files for known as they are now: they are about to be read, whatever comes of it."""
+        self._known = self._seen = self._stamps()
 
     def on_deadline(self) -> None:
         """See `clock.Watched`."""
@@ -60,14 +49,5 @@ class FileWatch:
             self._known = self._seen
             self._on_change()
 
-    def _stamps(self) -> list[Stamp | None]:
-        return [stamp(path) for path in self._paths]
-
-
-def stamp(path: Path) -> Stamp | None:
-    """Return what changes with a file; None if it is not there."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - links are followed: what is mounted as a secret is changed by a link
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    def _stamps(self) -> dict[Path, Stamp | None]:
+        return {path: stamp(path) for path in self._known}

@@ -9,7 +9,6 @@ import logging
 import os
 import resource
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import uvloop
@@ -17,7 +16,6 @@ import uvloop
 from gateway.activation import inherited_sockets
 from gateway.errors import ConfigError
 from gateway.server import Gateway
-from gateway.watching import stamp
 
 if TYPE_CHECKING:
     import socket
@@ -32,13 +30,12 @@ GC_THRESHOLDS: Final = (50_000, 20, 50)
 _log = logging.getLogger("gateway")
 
 
-def serve(config: Config, reread: Callable[[], Config], file: Path | None) -> int:
+def serve(config: Config, reread: Callable[[], Config]) -> int:
     """Run the gateway until SIGTERM or SIGINT, then drain it. SIGHUP, and a change of its files, reload it.
 
     Args:
         config: What it does.
         reread: Makes the configuration anew, from where this one came.
-        file: Where some of it came from, or None.
 
     Returns:
         0: everything in flight ended within `DRAIN_TIMEOUT`, or had to be cut off then.
@@ -57,7 +54,7 @@ def serve(config: Config, reread: Callable[[], Config], file: Path | None) -> in
     if sockets:
         _log.info("listening on %d sockets that this process was started with, not on GATEWAY_LISTEN", len(sockets))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(config, sockets, reread, file))
+        return runner.run(_serve(config, sockets, reread))
 
 
 def _allow_all_descriptors() -> None:
@@ -75,22 +72,18 @@ class _Reloading:
         gateway: That gateway.
         config: What it runs with.
         reread: Makes the configuration anew.
-        file: Where some of it comes from, or None.
     """
 
-    def __init__(self, gateway: Gateway, config: Config, reread: Callable[[], Config], file: Path | None) -> None:
+    def __init__(self, gateway: Gateway, config: Config, reread: Callable[[], Config]) -> None:
         self._gateway = gateway
         self._reread = reread
-        self._file = file
         self._config = config
-        # Before anything else: what changes from here on is to be noticed.
-        self._known = {path: stamp(path) for path in self._files(config)}
         self._watch: FileWatch | None = None
         self._is_due = self._is_over = False
 
     def begin(self) -> None:
         """Watch the files, now that the gateway runs; and reload if somebody has asked for it already."""
-        self._watch = self._gateway.watch_files(self._files(self._config), self, self._known)
+        self._watch = self._gateway.watch_files(self._config.files, self)
         if self._is_due:
             self()
 
@@ -101,6 +94,7 @@ class _Reloading:
         if self._watch is None:
             self._is_due = True
             return
+        self._watch.look()
         try:
             config = self._reread()
             left = self._gateway.reload(config)
@@ -108,7 +102,7 @@ class _Reloading:
             _log.error("not reloaded, the configuration stays as it was: %s", error)
             self._gateway.reload_certificates()
             return
-        self._watch.watch(self._files(config))
+        self._watch.watch(config.files)
         _log.info("reloaded")
         for name in left:
             _log.warning("%s has changed, and takes a restart: it stays as it was", name)
@@ -117,21 +111,14 @@ class _Reloading:
         """Reload no more: the gateway is stopping."""
         self._is_over = True
 
-    def _files(self, config: Config) -> list[Path]:
-        settings = config.settings
-        named = [settings.target.ca_file, *(file for target in settings.targets for file in target.files)]
-        return [*([self._file] if self._file else []), *(Path(name) for name in named if name)]
 
-
-async def _serve(
-    config: Config, sockets: Sequence[socket.socket], reread: Callable[[], Config], file: Path | None
-) -> int:
+async def _serve(config: Config, sockets: Sequence[socket.socket], reread: Callable[[], Config]) -> int:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     gateway = Gateway(config, sockets=sockets)
-    reloading = _Reloading(gateway, config, reread, file)
+    reloading = _Reloading(gateway, config, reread)
     loop.add_signal_handler(signal.SIGHUP, reloading)  # from the start: else it would end the program
     async with gateway:
         reloading.begin()

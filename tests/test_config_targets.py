@@ -105,6 +105,42 @@ def test_they_are_shown_without_their_secrets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("http://maps.test/v1", "https://maps.test/v1"),
+        ("https://maps.test/v1/", "http://MAPS.test:80/v1"),
+        ("https://maps.test", "https://maps.test:443"),
+        ("http://maps.test:443", "https://maps.test"),
+    ],
+)
+def test_who_has_the_urls_of_another_in_the_proxy_form_is_told_of(one: str, other: str) -> None:
+    tables = {"a": {"url": one}, "b": {"url": "https://b.test"}, "c": {"url": other}, "d": {"url": URL}}
+    shown = dict(describe(Config(target_api_url=URL, targets=tables)))
+    told = {name: word.partition(" ")[2] for name, word in shown.items() if name.endswith(".url")}
+    first = "(in the proxy form, {} comes first: they have the same URLs)"
+    assert told == {
+        "targets.a.url": "",
+        "targets.b.url": "",
+        "targets.c.url": first.format("targets.a"),
+        "targets.d.url": first.format("TARGET_API_URL"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("http://maps.test/v1", "https://maps.test/v2"),
+        ("http://maps.test/v1", "http://maps.test/v1/x"),
+        ("http://maps.test:8080", "https://maps.test"),
+        ("http://maps.test:8443", "https://maps.test:8080"),
+    ],
+)
+def test_who_has_urls_of_his_own_is_not(one: str, other: str) -> None:
+    shown = dict(describe(Config(target_api_url=URL, targets={"a": {"url": one}, "b": {"url": other}})))
+    assert (shown["targets.a.url"], shown["targets.b.url"]) == (one, other)
+
+
+@pytest.mark.parametrize(
     ("tables", "place", "reason"),
     [
         ("[targets.maps]\nurl = 1", "targets.maps.url", "http:// or https://"),

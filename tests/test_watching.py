@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.proxy.clock import TICK_S, Clock
-from gateway.watching import POLL_S, FileWatch, stamp
+from gateway.stamps import stamp
+from gateway.watching import POLL_S, FileWatch
 from tests.kit.script import ScriptLoop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from gateway.stamps import Stamp
+
+
+def known(*files: Path) -> dict[Path, Stamp | None]:
+    return {file: stamp(file) for file in files}
 
 
 class Watching:
@@ -23,7 +30,7 @@ class Watching:
         self.file = folder / "file"
         self.file.write_text("one", encoding="ascii")
         self.told = 0
-        self.watch = FileWatch([self.file, folder / "missing"], self.clock, self._tell)
+        self.watch = FileWatch(known(self.file, folder / "missing"), self.clock, self._tell)
         self.clock.watched.add(self.watch)
         self.clock.start()
 
@@ -78,7 +85,7 @@ def test_a_file_that_is_replaced_goes_and_comes(watching: Watching, tmp_path: Pa
 def test_what_is_watched_anew_is_known_as_it_is(watching: Watching, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text("two", encoding="ascii")
-    watching.watch.watch([other])
+    watching.watch.watch(known(other))
     assert watching.after(3) == 0
     watching.file.write_text("nobody looks any more", encoding="ascii")
     assert watching.after(3) == 0
@@ -87,9 +94,10 @@ def test_what_is_watched_anew_is_known_as_it_is(watching: Watching, tmp_path: Pa
 def test_what_changes_while_it_is_read_is_told_of_as_well(watching: Watching) -> None:
     def read_and_watch_on() -> None:
         watching.told += 1
+        before = known(watching.file)
         if watching.told == 1:
             watching.file.write_text("in the meantime", encoding="ascii")
-        watching.watch.watch([watching.file])
+        watching.watch.watch(before)
 
     watching.watch._on_change = read_and_watch_on
     watching.file.write_text("other", encoding="ascii")
@@ -99,13 +107,22 @@ def test_what_changes_while_it_is_read_is_told_of_as_well(watching: Watching) ->
 def test_what_changed_before_the_watch_began_is_told_of(tmp_path: Path) -> None:
     file, told = tmp_path / "file", []
     file.write_text("one", encoding="ascii")
-    known = {file: stamp(file)}
+    before = known(file)
     file.write_text("other", encoding="ascii")
     loop = ScriptLoop()
     clock = Clock(loop)
-    clock.watched.add(FileWatch([file], clock, lambda: told.append(file), known))
+    clock.watched.add(FileWatch(before, clock, lambda: told.append(file)))
     clock.start()
     loop.pass_time(3 * (POLL_S + TICK_S))
     clock.stop()
     loop.close()
     assert told == [file]
+
+
+def test_what_was_looked_at_meanwhile_is_known(watching: Watching) -> None:
+    watching.after(2)
+    watching.file.write_text("other", encoding="ascii")
+    watching.watch.look()
+    assert watching.after(3) == 0
+    watching.file.write_text("and another", encoding="ascii")
+    assert watching.after(3) == 1

@@ -8,10 +8,10 @@ from gateway.config.table import SETTINGS
 from gateway.limits import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from gateway.config.settings import Config
-    from gateway.config.target import KeyPair
+    from gateway.config.target import KeyPair, Target
     from gateway.config.targets import TargetSettings
     from gateway.limits import Policy
     from gateway.stores.address import StoreAddress
@@ -23,20 +23,29 @@ def describe(config: Config) -> list[tuple[str, str]]:
     No secret is in it, nor part of one: of keys there is the length, of `REDIS_URL` all but the credentials.
     """
     resolved = _resolved(config)
+    targets = config.settings.targets
+    before = [("TARGET_API_URL", config.settings.target), *((f"targets.{one.name}", one.keyed[0]) for one in targets)]
     return [
         (setting.environment, resolved.get(name) or _as_written(getattr(config, name)))
         for name, setting in SETTINGS.items()
-    ] + [pair for target in config.settings.targets for pair in _target(target)]
+    ] + [pair for index, target in enumerate(targets) for pair in _target(target, before[: index + 1])]
 
 
-def _target(target: TargetSettings) -> list[tuple[str, str]]:
-    """Describe another target: of its keys the number and the lengths, of the fields that it adds the names."""
+def _target(target: TargetSettings, before: Sequence[tuple[str, Target]]) -> list[tuple[str, str]]:
+    """Describe another target: of its keys the number and the lengths, of the fields that it adds the names.
+
+    Args:
+        target: That target.
+        before: Those that come before it in the configuration, with what they are called there.
+    """
     one = target.keyed[0]
+    first = next((name for name, other in before if one.shares_urls(other)), None)
+    note = "" if first is None else f" (in the proxy form, {first} comes first: they have the same URLs)"
     key = ", ".join(_length(key) for key in target.keys) or "not set: requests go upstream without a key"
     timeouts = {name: getattr(target, name + "_s") for name in ("connect_timeout", "response_timeout", "idle_timeout")}
     words = {
         "prefix": one.prefix.decode(),
-        "url": one.url,
+        "url": one.url + note,
         "key": key,
         "auth": target.auth,
         "rate_limit": _limits(target.limits) or "none of its own",

@@ -9,6 +9,7 @@ from gateway.config.table import SETTINGS
 from gateway.config.targets import with_environment
 from gateway.config.values import Address, addresses
 from gateway.errors import ConfigError
+from gateway.stamps import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +41,7 @@ def load(*, arguments: Mapping[str, str], environ: Mapping[str, str], file: Path
     Raises:
         ConfigError: The file cannot be read or has an unknown key, or a value is not one to run with.
     """
+    seen = {} if file is None else {file: stamp(file)}
     given = _gather(arguments=arguments, environ=environ, file=file)
     if "target_api_url" not in given.values:
         url = SETTINGS["target_api_url"]
@@ -49,7 +51,7 @@ def load(*, arguments: Mapping[str, str], environ: Mapping[str, str], file: Path
         where = given.spelled["targets"].name.removeprefix("targets")
         given.values["targets"] = with_environment(given.values["targets"], environ, where)
     # Config checks the types itself: no type checker can see into a file.
-    return Config(**{"gateway_listen": DEFAULT_LISTEN, **given.values}, spelled=given.spelled)  # type: ignore[arg-type]
+    return Config(**{"gateway_listen": DEFAULT_LISTEN, **given.values}, spelled=given.spelled, read_from=seen)  # type: ignore[arg-type]
 
 
 def listen_address(*, environ: Mapping[str, str], file: Path | None) -> tuple[Address | UnixAddress, bool]:

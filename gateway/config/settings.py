@@ -6,6 +6,7 @@ import copy
 import os
 import re
 from dataclasses import InitVar, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -16,6 +17,7 @@ from gateway.config.targets import TargetReader, TargetSettings
 from gateway.config.values import Address
 from gateway.errors import ConfigError
 from gateway.limits import parse_concurrency, parse_limits
+from gateway.stamps import stamp
 from gateway.stores.address import parse_redis_url
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from gateway.config.values import UnixAddress
     from gateway.limits import Policy
+    from gateway.stamps import Stamp
     from gateway.stores.address import StoreAddress
 
 _T = TypeVar("_T")
@@ -127,6 +130,11 @@ class Config:
     Args:
         targets: Other APIs by name, as the tables `[targets.NAME]` of a file, but for `key_env`.
         spelled: How each setting was written, for messages; `load` fills it in. None: as keyword arguments.
+        read_from: The file that settings are from, as it was before it was read; likewise.
+
+    Attributes:
+        files: What was read, as it was just before: if one is another by now, there is a reason to read again.
+            Certificates and their keys are not among them: they are looked after where they are used.
 
     Raises:
         ConfigError: A value that the gateway cannot run with, or one whose feature is not available yet.
@@ -166,10 +174,20 @@ class Config:
     target_client_key: str | None = None
     targets: Mapping[str, Mapping[str, object]] = field(default_factory=dict, repr=False, hash=False)
     spelled: InitVar[Mapping[str, Spelling] | None] = None
+    read_from: InitVar[Mapping[Path, Stamp | None] | None] = None
+    files: Mapping[Path, Stamp | None] = field(init=False, repr=False, compare=False)
     settings: Settings = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self, spelled: Mapping[str, Spelling] | None) -> None:
+    def __post_init__(
+        self, spelled: Mapping[str, Spelling] | None, read_from: Mapping[Path, Stamp | None] | None
+    ) -> None:
+        files = dict(read_from or {})
+        if isinstance(self.target_ca_file, str):
+            files[Path(self.target_ca_file)] = stamp(self.target_ca_file)
         object.__setattr__(self, "settings", _compile(_Reader(self, spelled or {})))
+        for target in self.settings.targets:
+            files |= {Path(name): seen for name, seen in target.files.items()}
+        object.__setattr__(self, "files", files)
 
     def at_prefix(self, prefix: bytes) -> Config:
         """Return the same configuration, with its target under another path prefix than `/api`."""
@@ -306,13 +324,20 @@ def _redis(text: str) -> StoreAddress:
 
 def _ca_file(text: str) -> str:
     _readable(text)
+    _check_roots(text, stamp(text))
+    return text
+
+
+@lru_cache(maxsize=64)
+def _check_roots(path: str, seen: Stamp | None) -> None:
+    """Look into a CA file once for each time that it changes: of the system's size, it takes a tenth of a second."""
+    del seen
     import ssl  # only here: it takes 10 ms to load
 
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(text)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except ssl.SSLError:
-        raise ValueError(f"{text!r} has no certificate in PEM form in it") from None
-    return text
+        raise ValueError(f"{path!r} has no certificate in PEM form in it") from None
 
 
 def _not_available(text: str) -> None:

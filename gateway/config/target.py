@@ -95,6 +95,16 @@ class Target:
     added: tuple[bytes, ...] = field(default=(), repr=False)
     removed: frozenset[bytes] = frozenset()
 
+    @property
+    def authorities(self) -> frozenset[bytes]:
+        """How a URL of it may name its host and port, less what is the default port of the URL's scheme."""
+        written, port = self.authority, b":%d" % self.port
+        return frozenset({written, written if written.endswith(port) else written + port})
+
+    def shares_urls(self, other: Target) -> bool:
+        """Whether there are URLs that are both targets' own, and lie no deeper under one than under the other."""
+        return self.base_path == other.base_path and not self.authorities.isdisjoint(other.authorities)
+
 
 class KeyStyle(NamedTuple):
     """Where the key stands in a request: `bearer`, `basic`, `header` or `query`, the last two with a name."""

@@ -13,11 +13,13 @@ from gateway.config.target import FIELD_NAME, NOT_FOR_KEYS, Target, parse_key_st
 from gateway.config.values import duration_s, quoted
 from gateway.errors import ConfigError
 from gateway.limits import parse_limits
+from gateway.stamps import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.limits import Policy
+    from gateway.stamps import Stamp
 
 _T = TypeVar("_T")
 
@@ -72,7 +74,7 @@ class TargetSettings:
         connect_timeout_s, response_timeout_s, idle_timeout_s: None: the gateway's.
         auth: As written.
         keys: As written; for nothing but to tell how long they are.
-        files: What else was read for it: the key's file, the CA file.
+        files: What else was read for it, the key's file and the CA file, as they were just before.
     """
 
     name: str
@@ -83,7 +85,7 @@ class TargetSettings:
     idle_timeout_s: float | None = None
     auth: str = "bearer"
     keys: tuple[str, ...] = field(default=(), repr=False)
-    files: tuple[str, ...] = ()
+    files: Mapping[str, Stamp | None] = field(default_factory=dict, compare=False)
 
 
 class TargetReader:
@@ -132,6 +134,8 @@ class TargetReader:
             raise self._error(name, given[1], f"is there together with {given[0]}; one of them is enough")
         if "url" not in table:
             raise self._error(name, "url", "is not set")
+        named = [table[source] for source in ("key_file", "ca_file") if source in table]
+        files = {path: stamp(path) for path in named if isinstance(path, str)}
 
         def text(key: str, parse: Callable[[str], _T], default: str | None = None) -> _T | None:
             value = table.get(key, default)
@@ -156,7 +160,7 @@ class TargetReader:
             name=name,
             keyed=keyed or (target,),
             keys=tuple(keys),
-            files=tuple(str(table[source]) for source in ("key_file", "ca_file") if source in table),
+            files=files,
             limits=text("rate_limit", lambda limits: _limits(limits, name)) or (),
             connect_timeout_s=text("connect_timeout", duration_s),
             response_timeout_s=text("response_timeout", duration_s),

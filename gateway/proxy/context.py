@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gateway.metrics import Metrics
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.clock import Clock
+    from gateway.proxy.keys import KeyRing
     from gateway.proxy.peer import Peer
     from gateway.proxy.pool import UpstreamPool
     from gateway.proxy.routes import Routes
@@ -65,6 +66,7 @@ class Destination:
         admission: Checks the limits of tokens, and the target's own.
         route: Writes request heads for this target and key.
         pool: The connections to the target, whichever the key.
+        keys: Of a target with several keys: who says at the last moment which of them it is; None where there is one.
     """
 
     shared: ProxyContext
@@ -74,3 +76,4 @@ class Destination:
     admission: Admission
     route: TargetRoute
     pool: UpstreamPool
+    keys: KeyRing | None = None

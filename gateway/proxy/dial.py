@@ -65,11 +65,6 @@ class Dialer:
         if transport.is_closing():  # nobody would hear of its end a second time
             raise ConnectionResetError(errno.ECONNRESET, "it ended as it was made")
 
-    @property
-    def is_making(self) -> bool:
-        """Whether connections are being made, or have been given up and not ended yet."""
-        return bool(self._making)
-
     async def closed(self) -> None:
         """Wait until the connections that were given up while they were made have ended."""
         if self._making:

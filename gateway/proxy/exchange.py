@@ -115,7 +115,10 @@ class Exchange:
             self._subject = subject = context.admission.authenticate(head.bearer, context.clock.wall_s)
             if subject.scope is not None:
                 subject.scope.check(context.route.name, head.method, context.route.path_of(head.target))
-            self._request = context.route.write_head(head)
+            if context.keys is None:
+                self._request = context.route.write_head(head)
+            else:
+                context.route.check_path(head.target)
         except GatewayError as error:
             is_missing = isinstance(error, TokenMissing) and not head.target.startswith(b"/")
             self._refuse(TokenMissing(_PROXY_ADVICE) if is_missing else error)
@@ -144,9 +147,13 @@ class Exchange:
     # --- acquire, send -------------------------------------------------------------------------------------------
 
     def _acquire(self) -> None:
-        connection = self._context.pool.take()
+        context = self._context
+        if context.keys is not None:  # not before now: who is refused must not turn the ring
+            self._context = context = context.keys.take()
+            self._request = context.route.write_head(self._head)
+        connection = context.pool.take()
         if connection is None:
-            self._connecting = self._context.pool.connect(self)
+            self._connecting = context.pool.connect(self)
         else:
             self.on_connected(connection)
 

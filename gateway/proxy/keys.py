@@ -32,9 +32,13 @@ class KeyRing:
         name: The target's, for the log.
         destinations: The same target with each of its keys, one or more.
         clock: The process's coarse time.
+
+    Attributes:
+        first: Stands for the target until a request has got a key: all but the key is the same with each.
+        prefix, base_size: The target's.
     """
 
-    __slots__ = ("_clock", "_destinations", "_name", "_next", "_rested_until_s", "base_size", "prefix")
+    __slots__ = ("_clock", "_destinations", "_name", "_next", "_rested_until_s", "base_size", "first", "prefix")
 
     def __init__(self, name: str, destinations: Sequence[Destination], clock: Clock) -> None:
         self._name = name
@@ -42,23 +46,24 @@ class KeyRing:
         self._clock = clock
         self._next = 0
         self._rested_until_s = [0.0] * len(self._destinations)
-        route = destinations[0].route
+        self.first = destinations[0]
+        route = self.first.route
         self.prefix = route.prefix
         self.base_size = route.base_size
         if len(self._destinations) > 1:
             for index, destination in enumerate(self._destinations):
+                destination.keys = self
                 destination.route.watch_answers(partial(self._on_answer, index))
-
-    def __len__(self) -> int:
-        """Count the keys."""
-        return len(self._destinations)
 
     def owns(self, url: bytes) -> bool:
         """Whether a URL lies under the target's own."""
-        return self._destinations[0].route.owns(url)
+        return self.first.route.owns(url)
 
     def take(self) -> Destination:
-        """Return the next one whose key does not rest; if all do, the one whose rest is over first."""
+        """Return the next one whose key does not rest; if all do, the one whose rest is over first.
+
+        To be called for a request that is about to be sent, and for no other.
+        """
         count = len(self._destinations)
         now_s, rested_until_s = self._clock.now_s, self._rested_until_s
         order = [(self._next + step) % count for step in range(count)]

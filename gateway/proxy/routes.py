@@ -1,4 +1,4 @@
-"""Whose request it is to answer: finds the target of a request-target, and the key that it goes with."""
+"""Whose request it is to answer: finds the target of a request-target."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Routes:
         self._pattern = re.compile(b"(" + (b"|".join(map(re.escape, prefixes)) or b"(?!)") + b")(?:[/?]|\\Z)")
         # A URL may lie under the base paths of several; there, too, the longest wins.
         self._rings = sorted(rings, key=lambda ring: ring.base_size, reverse=True)
-        # Where nothing lies below the first prefix and it has one key, it costs no look-up.
+        # Where nothing lies below the first prefix, it costs no look-up.
         self._first: Destination | None = None
         self._first_prefix: bytes | None = None
         self._first_prefixes: tuple[bytes, ...] = ()
-        if rings and len(rings[0]) == 1:
+        if rings:
             begins = (rings[0].prefix + b"/", rings[0].prefix + b"?")
             if not any(prefix.startswith(begins) for prefix in prefixes):
-                self._first, self._first_prefix, self._first_prefixes = rings[0].take(), rings[0].prefix, begins
+                self._first, self._first_prefix, self._first_prefixes = rings[0].first, rings[0].prefix, begins
 
     def find(self, target: bytes) -> Destination | None:
         """Return where a request goes; None if it is for no target."""
@@ -43,6 +43,6 @@ class Routes:
             return self._first
         if target.startswith(b"/"):
             match = self._pattern.match(target)
-            return None if match is None else self._by_prefix[match[1]].take()
+            return None if match is None else self._by_prefix[match[1]].first
         ring = next((ring for ring in self._rings if ring.owns(target)), None)
-        return None if ring is None else ring.take()
+        return None if ring is None else ring.first

@@ -56,7 +56,7 @@ class TargetRoute:
         self._on_answer: Callable[[AnswerHead], None] | None = None
         self._reads_answers = target.key_query is not None
         self._base = target.base_path
-        self._authorities = _authorities(target)
+        self._authorities = target.authorities
         self._host = b" HTTP/1.1\r\nHost: " + target.authority
         self._key_query = target.key_query
         # Credentials that clients send never get this far; a field of any other name has to be looked for.
@@ -100,6 +100,15 @@ class TargetRoute:
             return None
         rest = rest[len(self._base) :]
         return rest if not rest or rest.startswith((b"/", b"?")) else None
+
+    def check_path(self, target: bytes) -> None:
+        """Find out whether `write_head` would refuse a request-target.
+
+        Raises:
+            BadRequest: The path's dot segments climb out of the prefix.
+        """
+        if target not in self._starts:
+            self._write_start(target)
 
     def write_head(self, head: RequestHead) -> bytes:
         """Make the upstream's request head. Strips first, then adds, so that no client can name our fields.
@@ -164,13 +173,6 @@ class TargetRoute:
                 self._starts.clear()
             self._starts[target] = start
         return start
-
-
-def _authorities(target: Target) -> frozenset[bytes]:
-    """Return how a URL of this target may name its host and port, less what is the default port of the URL's scheme."""
-    written = target.authority
-    port = b":%d" % target.port
-    return frozenset({written, written if written.endswith(port) else written + port})
 
 
 def _climbs(path: bytes) -> bool:

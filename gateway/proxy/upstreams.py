@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from gateway.config import TargetSettings
 from gateway.proxy.context import Destination
@@ -35,10 +36,13 @@ class Upstreams:
     def __init__(self, parser: AnswerParser) -> None:
         self._parser = parser
         self._ends: list[tuple[UpstreamPool, Dialer]] = []
+        # Of earlier configurations. What may still use one holds it: a connection, an attempt at one, or an exchange
+        # that has none yet, since the store has not decided.
+        self._retired: WeakKeyDictionary[UpstreamPool, Dialer] = WeakKeyDictionary()
 
     def __len__(self) -> int:
         """Count the connections, idle or not, and the attempts at one."""
-        return sum(len(pool) for pool, _ in self._ends)
+        return sum(len(pool) for pool, _ in self._ends) + sum(map(len, self._retired))
 
     def connect(
         self,
@@ -66,7 +70,8 @@ class Upstreams:
         for pool, _ in self._ends:
             pool.retire()
             context.clock.watched.discard(pool)
-        self._ends = [(pool, dialer) for pool, dialer in self._ends if len(pool) or dialer.is_making]
+        self._retired.update(self._ends)
+        self._ends = []
         rings = []
         for target, dialer in zip(targets, dialers, strict=True):
             given = {name: value for name in TIMEOUTS if (value := getattr(target, name)) is not None}
@@ -86,11 +91,14 @@ class Upstreams:
 
     def close(self) -> None:
         """End every connection, idle or not, and every attempt at one."""
-        for pool, _ in self._ends:
+        for pool, _ in self._all():
             pool.close()
 
     async def closed(self) -> None:
         """Wait until the attempts that `close` ended are over."""
-        for pool, dialer in self._ends:
+        for pool, dialer in self._all():
             await pool.closed()
             await dialer.closed()
+
+    def _all(self) -> list[tuple[UpstreamPool, Dialer]]:
+        return [*self._ends, *self._retired.items()]

@@ -7,13 +7,21 @@ from typing import TYPE_CHECKING
 from gateway.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.config import Settings
+    from gateway.limits import Policy
     from gateway.stores import Store
     from gateway.stores.fallback import LossPolicy
 
 
-def make_store(settings: Settings) -> Store:
-    """Make the store, not started: in Redis where `REDIS_URL` is set, else in this process."""
+def make_store(settings: Settings, current: Callable[[], Settings] | None = None) -> Store:
+    """Make the store, not started: in Redis where `REDIS_URL` is set, else in this process.
+
+    Args:
+        settings: Where it is, and what becomes of requests while it is lost.
+        current: Returns the settings as they are after a reload, for what is said about limits; None: they stay.
+    """
     if settings.redis is None:
         return MemoryStore()
     # hiredis is loaded only where it is used: the embedded store should not pay for it.
@@ -26,10 +34,14 @@ def make_store(settings: Settings) -> Store:
     instances = Instances() if settings.on_store_loss == "local" else None
     loss: LossPolicy
     if instances is not None:
-        loss = Local(instances, () if settings.shadow else (*settings.limits, *settings.common_limits))
+        loss = Local(instances, lambda: _limits(settings if current is None else current()))
     else:
         loss = Allow() if settings.on_store_loss == "allow" else Deny()
     timeout_s = settings.store_timeout_s
     if isinstance(settings.redis, ClusterAddress):
         return ClusterStore(settings.redis, timeout_s=timeout_s, loss=loss, instances=instances)
     return RedisStore(settings.redis, timeout_s=timeout_s, loss=loss, instances=instances)
+
+
+def _limits(settings: Settings) -> tuple[Policy, ...]:
+    return () if settings.shadow else (*settings.limits, *settings.common_limits)

@@ -201,6 +201,12 @@ async def test_what_is_no_handshake_ends_the_connection(
     assert caplog.records == []
 
 
+async def test_a_reload_changes_how_long_a_handshake_may_take(upstream: Upstream, pem: Pem) -> None:
+    async with Gateway(config(upstream.url, pem, header_timeout="1h")) as gateway:
+        gateway.reload(config(upstream.url, pem, header_timeout="100ms"))
+        await to_the_end(raw(gateway))
+
+
 async def test_old_versions_are_refused(gateway: Gateway, tls: ssl.SSLContext) -> None:
     tls.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
     with pytest.warns(DeprecationWarning, match="TLSv1_1"):
@@ -383,6 +389,22 @@ async def test_a_bad_file_leaves_the_old_certificate_standing_and_says_why(
         "encrypted": "encrypted",
     }[wrong] in record.getMessage()
     assert await shown(gateway.url, tls) == before
+    pem.write(ca, "127.0.0.1")
+    gateway.reload_certificates()
+    assert await shown(gateway.url, tls) != before
+
+
+async def test_what_is_wrong_with_a_certificate_is_said_once(
+    ca: trustme.CA, pem: Pem, gateway: Gateway, tls: ssl.SSLContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = await shown(gateway.url, tls)
+    pem.write(ca, "127.0.0.1", key_of=trustme.CA())
+    for _ in range(2):
+        gateway.reload_certificates()
+    assert len(caplog.records) == 1
+    pem.key.unlink()
+    gateway.reload_certificates()
+    assert len(caplog.records) == 2
     pem.write(ca, "127.0.0.1")
     gateway.reload_certificates()
     assert await shown(gateway.url, tls) != before

@@ -7,10 +7,11 @@ import json
 import re
 import signal
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway import Config, Gateway
 from tests.e2e import connected, fetch, request
 from tests.kit.process import Program, gateway_process, start
 from tests.kit.redis import RedisServer, running_redis
@@ -278,6 +279,19 @@ async def test_local_limits_go_on_from_what_was_known_and_end_with_the_outage(
         statuses = [(await fetch(one.url, request("/api/x", token))).status for _ in range(7)]
         places = 6 if how == "killed" else 4
         assert statuses == [200] * places + [429] * (7 - places)
+
+
+async def test_the_worst_case_is_told_of_the_limits_as_they_were_reloaded(
+    upstream: Upstream, redis: RedisServer
+) -> None:
+    usual: dict[str, Any] = {"target_api_url": upstream.url, "redis_url": redis.url, "on_store_loss": "local"}
+    async with Gateway(Config(**usual, rate_limit="6/hour")) as gateway:
+        gateway.reload(Config(**usual, rate_limit="9/minute", global_rate_limit="50/minute"))
+        redis.kill()
+        unready = await fetch(gateway.url, request("/readyz"))
+    assert unready.status == 503
+    says = "at worst, one window of 'minute' 9 more than 9, 'global-minute' 50 more than 50."
+    assert says in json.loads(unready.content)["detail"]
 
 
 async def test_allow_lets_everything_pass_and_tells_of_no_limit(upstream: Upstream, redis: RedisServer) -> None:

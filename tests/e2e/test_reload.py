@@ -6,10 +6,12 @@ import asyncio
 import json
 import re
 import signal
+import ssl
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 
 from gateway import Config, Gateway
 from gateway.certificates import ReloadedTls
@@ -24,9 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    import trustme
-
-CLIENTS, RELOADS = 8, 20
+CLIENTS, RELOADS = 9, 20
 
 
 def config(upstream: Upstream, **changes: Any) -> Config:
@@ -57,43 +57,67 @@ async def other() -> AsyncIterator[Upstream]:
 # --- in a program ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_reload_under_load_drops_nothing(upstream: Upstream, other: Upstream) -> None:
-    upstream.default, other.default = answering(b"ok"), answering(b"ok")
-    asked = answered = 0
+async def test_a_reload_under_load_drops_nothing(
+    upstream: Upstream, other: Upstream, ca: trustme.CA, ca_file: str
+) -> None:
+    """Of three targets two change places with each reload, the third has TLS and two keys, and no key is old."""
+    asked = 0
+    answered = [0] * CLIENTS
     stopping = False
-    async with Gateway(config(upstream)) as gateway:
-        token = gateway.issue_token()
+    names = ("api", "two", "three")
+    async with Upstream(server_side(ca, "localhost"), "localhost") as third:
+        for running in (upstream, other, third):
+            running.default = answering(b"ok")
 
-        async def load(index: int) -> None:
-            nonlocal asked, answered
-            async with connected(gateway.url) as client:
-                while not stopping:
-                    asked += 1
-                    body = b"x" * (index * 1000)
-                    answer = await client.ask(request("/api/x", token, method="POST", body=body))
-                    assert (answer.status, answer.content) == (200, b"ok")
-                    answered += 1
+        def turned(turn: int) -> Config:
+            one, two = (upstream, other)[:: 1 if turn % 2 == 0 else -1]
+            keys = [f"sk-three-{turn}-{letter}" for letter in "ab"]
+            targets = {
+                "two": {"url": two.url, "key": f"sk-two-{turn}-"},
+                "three": {"url": third.url, "ca_file": ca_file, "keys": keys},
+            }
+            return config(one, target_api_key=f"sk-api-{turn}-", targets=targets)
 
-        async with asyncio.TaskGroup() as group:
-            for index in range(CLIENTS):
-                group.create_task(load(index))
-            for turn in range(RELOADS):
-                seen = answered
-                await until(lambda: answered >= seen + 3 * CLIENTS)  # noqa: B023 - called in this turn only
-                to = (upstream, other)[turn % 2]
-                assert gateway.reload(config(to, target_api_key=f"sk-{turn}")) == []
-            stopping = True
-        used = (await fetch(gateway.url, request("/usage", token))).content
-    assert answered == asked
-    received = [*upstream.requests, *other.requests]
+        async with Gateway(turned(0)) as gateway:
+            token = gateway.issue_token()
+
+            async def load(index: int) -> None:
+                nonlocal asked
+                name = names[index % len(names)]
+                async with connected(gateway.url) as client:
+                    while not stopping:
+                        asked += 1
+                        body = b"x" * (index * 1000)
+                        answer = await client.ask(request(f"/{name}/of-{name}", token, method="POST", body=body))
+                        assert (answer.status, answer.content) == (200, b"ok")
+                        answered[index] += 1
+
+            async with asyncio.TaskGroup() as group:
+                for index in range(CLIENTS):
+                    group.create_task(load(index))
+                for turn in range(1, RELOADS + 1):
+                    # Of each client, the one that was under way, and three that were not.
+                    before = list(answered)
+                    await until(lambda: all(now >= then + 4 for now, then in zip(answered, before, strict=True)))  # noqa: B023 - called in this turn only
+                    assert gateway.reload(turned(turn)) == []
+                stopping = True
+            used = (await fetch(gateway.url, request("/usage", token))).content
+        assert sum(answered) == asked
+        assert json.loads(used)["limits"][0]["used"] == asked
+        received = [(place, one) for place in (upstream, other, third) for one in place.requests]
     assert len(received) == asked
-    assert json.loads(used)["limits"][0]["used"] == asked
-    # Both were sent to, and each key was used at the upstream that it was configured for alone.
-    for number, target in enumerate((upstream, other)):
-        keys = {one.field(b"authorization") for one in target.requests}
-        configured = {f"Bearer sk-{turn}".encode() for turn in range(number, RELOADS, 2)}
-        assert keys - {b"Bearer sk-first"} <= configured
-        assert len(keys) >= RELOADS // 2 - 1
+    places = {"api": (upstream, other), "two": (other, upstream), "three": (third, third)}
+    seen: dict[str, set[str]] = {name: set() for name in names}
+    for place, one in received:
+        name = one.start_line.split(b" ")[1].decode().removeprefix("/v1/of-")
+        _, key, number, letter = str(one.field(b"authorization") or b"", "ascii").split("-")
+        assert (key, place) == (name, places[name][int(number) % 2])
+        seen[name].add(number + letter)
+    # Under each configuration but the last one, which nobody waited for, each key of it was used.
+    turns = {str(turn) for turn in range(RELOADS)}
+    assert seen["api"] >= turns
+    assert seen["two"] >= turns
+    assert seen["three"] >= {turn + letter for turn in turns for letter in "ab"}
 
 
 async def test_what_is_in_flight_ends_as_it_began(upstream: Upstream, other: Upstream) -> None:
@@ -313,6 +337,72 @@ async def test_a_target_behind_tls_is_reloaded_with_its_certificates(ca: trustme
             gateway.reload(config(upstream))  # with the system's roots, which do not know this one
             assert (await fetch(gateway.url, request("/api/x", token))).status == 502
         assert len(upstream.requests) == 3
+
+
+async def test_tls_is_made_anew_only_where_its_files_have_changed(
+    ca: trustme.CA, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    roots, others, own, shown = (tmp_path / name for name in ("roots", "others", "own", "shown"))
+    ca.cert_pem.write_to_path(str(roots))
+    trustme.CA().cert_pem.write_to_path(str(others))
+    for file in (own, shown):
+        ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(file))
+        file.chmod(0o600)
+    targets = {
+        "one": {"url": "https://one.test", "ca_file": str(roots)},
+        "two": {"url": "https://two.test", "ca_file": str(roots)},
+        "three": {"url": "https://three.test", "ca_file": str(others)},
+        "four": {"url": "https://four.test"},
+        "five": {"url": "http://five.test"},
+    }
+    usual: dict[str, Any] = {
+        "target_api_url": "https://api.test",
+        "target_ca_file": str(roots),
+        "target_client_cert": str(shown),
+        "gateway_tls_cert": str(own),
+    }
+    async with Gateway(Config(**usual, targets=targets)) as gateway:
+
+        def contexts() -> set[object]:
+            assert gateway._context is not None
+            return {one.context for one in gateway._context.clock.watched if isinstance(one, ReloadedTls)}
+
+        before = contexts()
+        assert len(before) == 5  # one for clients; for upstreams, two with the same roots share one
+        del targets["five"]
+        gateway.reload(Config(**usual, targets=targets))
+        assert contexts() == before
+        # Of those below, each in its turn.
+        for file in (own, shown, others, roots):
+            await asyncio.to_thread(file.write_bytes, await asyncio.to_thread(file.read_bytes) + b"\n")
+            gateway.reload(Config(**usual, targets=targets))
+            after = contexts()
+            assert len(after - before) == len(before - after) == (2 if file == roots else 1)
+            before = after
+        del targets["three"]
+        gateway.reload(Config(**usual, targets=targets))
+        assert len(contexts()) == 4
+        assert contexts() < before
+    assert [one for one in caplog.messages if "anew" in one] == [
+        "the certificate was read anew: new connections use it"
+    ]
+
+
+async def test_roots_that_were_no_good_meanwhile_are_read_again(ca: trustme.CA, tmp_path: Path) -> None:
+    roots = tmp_path / "roots"
+    trustme.CA().cert_pem.write_to_path(str(roots))
+    async with Upstream(server_side(ca, "localhost"), "localhost") as upstream:
+        upstream.default = answering(b"ok")
+        good = config(upstream, target_ca_file=str(roots))
+        async with Gateway(good) as gateway:
+            write(roots, "no PEM")
+            gateway.reload_certificates()
+            with pytest.raises(ssl.SSLError):
+                gateway.reload(good)
+            ca.cert_pem.write_to_path(str(roots))
+            gateway.reload(good)
+            assert (await fetch(gateway.url, request("/api/x", gateway.issue_token()))).status == 200
 
 
 async def test_who_is_revoked_late_is_so_after_a_reload_too(upstream: Upstream) -> None:

@@ -163,9 +163,9 @@ def secrets_made(patch: pytest.MonkeyPatch) -> None:
     """Keep secret what every `Config` holds and every `TokenSigner` issues, from now on."""
     check, issue = Config.__post_init__, TokenSigner.issue
 
-    def checking(self: Config, spelled: Any) -> None:
+    def checking(self: Config, *given: Any) -> None:
         printed.keep_settings_secret({name: getattr(self, name) for name in SECRETS})
-        check(self, spelled)
+        check(self, *given)
 
     def issuing(self: TokenSigner, claims: Any) -> str:
         token = issue(self, claims)

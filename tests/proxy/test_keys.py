@@ -54,6 +54,57 @@ def test_they_are_used_in_turn(play: Playbook) -> None:
     assert play.dials == 1
 
 
+def test_a_request_without_a_good_token_takes_none(play: Playbook) -> None:
+    for key in KEYS:
+        play.client.sends(b"GET /api/x HTTP/1.1\r\nHost: gateway.test\r\nAuthorization: Bearer no\r\n\r\n")
+        play.client.problem(401, "token_invalid")
+        assert ask(play) == key
+
+
+def test_a_request_over_its_limit_takes_none(play: Playbook) -> None:
+    limit = 60
+    assert [ask(play) for _ in range(limit)] == [*KEYS] * (limit // len(KEYS))
+    for _ in KEYS[1:]:
+        play.client.sends(play.request(b"GET", b"/api/x"))
+        play.client.problem(429, "rate_limited")
+    play.pass_time(62)
+    play.client = play.connect()
+    assert ask(play) == b"one"
+
+
+def test_a_request_that_is_refused_for_its_path_takes_none_and_costs_nothing(play: Playbook) -> None:
+    for key in KEYS:
+        other = play.connect()
+        other.sends(play.request(b"GET", b"/api/../x"))
+        other.problem(400, "bad_request")
+        assert ask(play) == key
+    assert play.used() == len(KEYS)
+
+
+def test_a_client_that_leaves_before_it_is_admitted_takes_none(play: Playbook) -> None:
+    for key in KEYS:
+        other = play.connect()
+        play.store.holds = True
+        other.sends(play.request(b"GET", b"/api/x"))
+        other.resets()
+        play.store.holds = False
+        play.store.decide()
+        assert ask(play) == key
+    assert play.used() == len(KEYS)
+
+
+def test_what_is_sent_again_has_the_key_that_it_had(play: Playbook) -> None:
+    assert ask(play) == b"one"
+    play.client.sends(play.request(b"GET", b"/api/x"))
+    first = play.upstream.request()
+    play.upstream.ends()
+    assert play.upstream.request() == first
+    assert first.value(b"authorization") == b"Bearer two"
+    play.upstream.sends(OK)
+    assert play.client.answer().status == 200
+    assert ask(play) == b"three"
+
+
 @pytest.mark.parametrize("status", [b"401 No", b"429 Slow"])
 def test_one_that_is_refused_rests_as_long_as_the_api_says(play: Playbook, status: bytes) -> None:
     assert ask(play, refused(status, b"Retry-After: 5")) == b"one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from base64 import b64encode
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ import pytest
 
 from gateway.config.target import KeyStyle, parse_url, with_key
 from gateway.http1.message import RequestHead
+from gateway.proxy.keys import KeyRing
+from gateway.proxy.routes import Routes
 from gateway.proxy.target import TargetRoute
 from tests.kit.playbook import KEY, Playbook
 
@@ -119,6 +122,22 @@ def test_trace_is_refused_here_too(play: Playbook) -> None:
     play.client.sends(ask(URL, b"Proxy-Authorization: " + basic(play.token), method=b"TRACE"))
     play.client.problem(405, "method_not_allowed")
     assert play.dials == 0
+
+
+@pytest.mark.parametrize("asked", [b"http://two.test/v1/x", b"https://two.test/v1/x", b"http://two.test:80/v1/x"])
+def test_of_two_targets_that_differ_in_their_scheme_alone_the_first_has_the_urls(play: Playbook, asked: bytes) -> None:
+    urls = ("http://two.test/v1", "https://two.test/v1")
+    to = play.context.routes.find(b"/api")
+    assert to is not None
+
+    def ring(url: str) -> KeyRing:
+        target = dataclasses.replace(parse_url(url), prefix=url.encode())
+        return KeyRing(url, [dataclasses.replace(to, route=TargetRoute(target))], play.context.clock)
+
+    for first, second in (urls, urls[::-1]):
+        found = Routes([ring("http://other.test"), ring(first), ring(second)]).find(asked)
+        assert found is not None
+        assert found.route.prefix == first.encode()
 
 
 def start(url: str, target: bytes) -> bytes | None:
