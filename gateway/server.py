@@ -85,7 +85,7 @@ class Gateway:
         """
         settings = self._settings
         loop = asyncio.get_running_loop()
-        self._store = store = make_store(settings)
+        self._store = store = make_store(settings, lambda: self._settings)
         try:
             await store.start()
             secrets = settings.token_secrets or [await store.agree_secret(os.urandom(_SECRET_BYTES))]

@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING
 from gateway.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gateway.config import Settings
     from gateway.stores import Store
     from gateway.stores.fallback import LossPolicy
 
 
-def make_store(settings: Settings) -> Store:
-    """Make the store, not started: in Redis where `REDIS_URL` is set, else in this process."""
+def make_store(settings: Settings, by_now: Callable[[], Settings] | None = None) -> Store:
+    """Make the store, not started: in Redis where `REDIS_URL` is set, else in this process.
+
+    Args:
+        settings: What it is made by.
+        by_now: Returns the settings that limits go by when it is asked, should they change; None: they do not.
+    """
     if settings.redis is None:
         return MemoryStore()
     # hiredis is loaded only where it is used: the embedded store should not pay for it.
@@ -26,7 +33,7 @@ def make_store(settings: Settings) -> Store:
     instances = Instances() if settings.on_store_loss == "local" else None
     loss: LossPolicy
     if instances is not None:
-        loss = Local(instances, () if settings.shadow else (*settings.limits, *settings.common_limits))
+        loss = Local(instances, lambda: (by_now() if by_now else settings).all_limits)
     else:
         loss = Allow() if settings.on_store_loss == "allow" else Deny()
     timeout_s = settings.store_timeout_s

@@ -14,7 +14,7 @@ from gateway.stores import UNCHECKED, Verdict
 from gateway.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.limits import Policy
     from gateway.stores import Plan, Waiter
@@ -101,12 +101,12 @@ class Local:
 
     Args:
         instances: Knows how many there are, and Redis's time.
-        policies: The limits that most tokens are under, for `consequence`.
+        policies: Says which limits most tokens are under by now, for `consequence`.
     """
 
     __slots__ = ("_instances", "_memory", "_policies", "_verdict")
 
-    def __init__(self, instances: Instances, policies: Sequence[Policy]) -> None:
+    def __init__(self, instances: Instances, policies: Callable[[], Sequence[Policy]]) -> None:
         self._instances = instances
         self._policies = policies
         # One for all outages: a Redis that comes and goes does not bring a new quota each time.
@@ -147,7 +147,7 @@ class Local:
         """Say by how much the limits may be exceeded."""
         seen = self._instances.seen
         worst = ", ".join(
-            f"'{one.label}' {seen * one.most} more than {one.most}" for one in self._policies if not one.shadow
+            f"'{one.label}' {seen * one.most} more than {one.most}" for one in self._policies() if not one.shadow
         )
         said = f"Until it is back, each instance counts alone (ON_STORE_LOSS=local). Instances seen: {seen}"
         return f"{said}; so at worst, one window of {worst}." if worst else f"{said}; no limit refuses anything."

@@ -94,7 +94,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
 @pytest.fixture
 def store(clock: FakeTime, monkeypatch: pytest.MonkeyPatch) -> Counting:
     counting = Counting(clock)
-    monkeypatch.setattr("gateway.server.make_store", lambda _: counting)
+    monkeypatch.setattr("gateway.server.make_store", lambda *_: counting)
     return counting
 
 

@@ -376,7 +376,7 @@ async def test_what_is_lost_goes_to_the_policy_step_by_step(cluster: Cluster) ->
     subject = subject_of(cluster, other)
     for policy in ("local", "allow"):
         instances = Instances() if policy == "local" else None
-        loss = Allow() if instances is None else Local(instances, BOTH)
+        loss = Allow() if instances is None else Local(instances, lambda: BOTH)
         async with started(cluster, timeout_s=0.3, loss=loss, instances=instances) as store:
             plan = store.plan(f"{subject}", parse_limits(f"9/{'hour' if policy == 'local' else 'day'}") + BOTH[2:])
             owner.signal(signal.SIGSTOP)
@@ -496,7 +496,7 @@ async def test_a_defect_at_the_verdict_gives_back_what_was_charged_once(cluster:
 @pytest.mark.parametrize("policy", ["allow", "local"])
 async def test_what_redis_did_not_decide_in_time_is_not_asked_a_second_time(cluster: Cluster, policy: str) -> None:
     instances = Instances() if policy == "local" else None
-    loss = Allow() if instances is None else Local(instances, BOTH)
+    loss = Allow() if instances is None else Local(instances, lambda: BOTH)
     async with started(cluster, timeout_s=0.2, loss=loss, instances=instances) as store:
         subject = subject_of(cluster, cluster.masters[0])
         shared_link = store._owners[key_slot(b"{global}")]

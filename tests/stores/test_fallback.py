@@ -49,7 +49,7 @@ REFUSALS = [
 
 def local(policies: str = "5/minute") -> tuple[LossPolicy, Instances]:
     instances = Instances()
-    return Local(instances, parse_limits(policies)), instances
+    return Local(instances, lambda: parse_limits(policies)), instances
 
 
 def named(policy: str, policies: str = "5/minute") -> tuple[LossPolicy, Instances | None]:
@@ -281,7 +281,8 @@ async def test_the_log_says_once_what_an_outage_means_and_readiness_says_it_too(
 async def test_instances_count_each_other_and_leave(server: RedisServer) -> None:
     instances = [Instances() for _ in range(3)]
     stores = [
-        RedisStore(server.address, timeout_s=TIMEOUT_S, loss=Local(one, MINUTE), instances=one) for one in instances
+        RedisStore(server.address, timeout_s=TIMEOUT_S, loss=Local(one, lambda: MINUTE), instances=one)
+        for one in instances
     ]
     for store in stores:
         await store.start()
@@ -307,7 +308,7 @@ async def test_instances_count_each_other_and_leave(server: RedisServer) -> None
 async def test_local_counts_buckets_and_places_too_and_gives_places_back() -> None:
     policies = (*parse_limits("5/minute;bucket"), parse_concurrency("2"))
     instances = Instances()
-    async with started(Local(instances, policies), instances) as (scripted, store):
+    async with started(Local(instances, lambda: policies), instances) as (scripted, store):
         plan = store.plan("abc", policies)
         # What Redis has told of the bucket is gone here too.
         told = b"*7\r\n:1\r\n:0\r\n:3\r\n:1\r\n:%d\r\n:0\r\n$0\r\n\r\n" % NOW_US

@@ -188,7 +188,7 @@ async def test_an_outage_is_a_loss_until_it_is_over(debugged: RedisServer, outag
 async def test_local_limits_take_over_from_what_was_known(debugged: RedisServer, outage: str) -> None:
     broken, _ = OUTAGES[outage]
     instances = Instances()
-    store = RedisStore(debugged.address, timeout_s=TIMEOUT, loss=Local(instances, DAY), instances=instances)
+    store = RedisStore(debugged.address, timeout_s=TIMEOUT, loss=Local(instances, lambda: DAY), instances=instances)
     await store.start()
     plan = store.plan("abc", DAY)
     assert [(await ask(store, plan)).remaining for _ in range(4)] == [8, 7, 6, 5]

@@ -249,7 +249,7 @@ async def test_the_rights_that_the_readme_names_suffice(server: RedisServer) -> 
     assert server.call("ACL", "SETUSER", "gateway", "on", ">s3cret", *rights[1].split()) == b"OK"
     address = dataclasses.replace(server.address, username="gateway", password="s3cret")
     instances = Instances()
-    store = RedisStore(address, timeout_s=TIMEOUT_S, loss=Local(instances, PLENTY), instances=instances)
+    store = RedisStore(address, timeout_s=TIMEOUT_S, loss=Local(instances, lambda: PLENTY), instances=instances)
     await store.start()
     plan = store.plan("abc", PLENTY)
     verdict = await ask(store, plan)
