@@ -119,6 +119,12 @@ class Settings:
         own, shared = self.concurrency_limit, self.global_concurrency_limit
         return (*((own,) if own else ()), *self.global_limits, *((shared,) if shared else ()))
 
+    @property
+    def all_limits(self) -> tuple[Policy, ...]:
+        """All that a token without limits of its own is under, whichever target it is used at."""
+        limits = (*self.limits, *self.common_limits, *(limit for target in self.targets for limit in target.limits))
+        return tuple(replace(limit, shadow=True) for limit in limits) if self.shadow else limits
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:

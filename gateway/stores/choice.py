@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.config import Settings
-    from gateway.limits import Policy
     from gateway.stores import Store
     from gateway.stores.fallback import LossPolicy
 
@@ -34,14 +33,10 @@ def make_store(settings: Settings, current: Callable[[], Settings] | None = None
     instances = Instances() if settings.on_store_loss == "local" else None
     loss: LossPolicy
     if instances is not None:
-        loss = Local(instances, lambda: _limits(settings if current is None else current()))
+        loss = Local(instances, lambda: (settings if current is None else current()).all_limits)
     else:
         loss = Allow() if settings.on_store_loss == "allow" else Deny()
     timeout_s = settings.store_timeout_s
     if isinstance(settings.redis, ClusterAddress):
         return ClusterStore(settings.redis, timeout_s=timeout_s, loss=loss, instances=instances)
     return RedisStore(settings.redis, timeout_s=timeout_s, loss=loss, instances=instances)
-
-
-def _limits(settings: Settings) -> tuple[Policy, ...]:
-    return () if settings.shadow else (*settings.limits, *settings.common_limits)

@@ -302,9 +302,11 @@ class ClusterStore(RedisStore):
             await asyncio.sleep(delay_s)
             with contextlib.suppress(StoreUnavailable):
                 shares, said_by = await self._learn_anew()
+                if self._named not in {None, said_by}:
+                    continue  # this is the state before another node was named, who knows better
                 for place in self._take_over(shares, said_by):
                     self._links[place].begin()
-                if self._named in {None, said_by} and all(link.live is not None for link in self._links.values()):
+                if all(link.live is not None for link in self._links.values()):
                     self._named = None
                     return
 

@@ -19,6 +19,7 @@ from gateway.errors import TokenRevoked
 from gateway.stores import REVOKED, Verdict
 from tests.e2e import connected, fetch, request
 from tests.kit.process import Program, start
+from tests.kit.redis import running_redis
 from tests.kit.tls import server_side
 from tests.kit.upstream import Upstream, answering, events, soon
 
@@ -418,3 +419,21 @@ async def test_who_is_revoked_late_is_so_after_a_reload_too(upstream: Upstream) 
             raise before.refusal(subject, Verdict(False, REVOKED, 0, 0, 1))
         assert (await fetch(gateway.url, request("/api/x", token)))["x-gateway-error"] == "token_revoked"
         assert len(upstream.requests) == 1
+
+
+async def test_what_an_outage_may_let_through_is_told_of_the_limits_there_are_by_now(upstream: Upstream) -> None:
+    maps = {"maps": {"url": upstream.url, "prefix": "/maps", "rate_limit": "3/second"}}
+    with running_redis() as redis:
+        local = {"redis_url": redis.url, "on_store_loss": "local", "store_timeout": "1s"}
+        async with Gateway(config(upstream, rate_limit="5/hour,9/day;shadow", targets=maps, **local)) as gateway:
+
+            async def told() -> str:
+                answer = await fetch(gateway.url, request("/readyz"))
+                assert answer.status == 503
+                return str(json.loads(answer.content)["detail"]).partition("Instances seen: ")[2]
+
+            gateway.reload(config(upstream, rate_limit="7/hour,9/day;shadow", targets=maps, **local))
+            redis.kill()
+            assert await told() == "1; so at worst, one window of 'hour' 7 more than 7, 'maps-second' 3 more than 3."
+            gateway.reload(config(upstream, rate_limit="7/hour", rate_limit_mode="shadow", **local))
+            assert await told() == "1; no limit refuses anything."

@@ -25,7 +25,7 @@ from tests.kit.stores import TIMEOUT_S, Waiting, ask, many, until_answered
 from tests.kit.topologies import Cluster, cluster_info, running_cluster
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
 
     from gateway.stores import Plan, Standing, Verdict
     from gateway.stores.link import Link, Locate
@@ -314,6 +314,39 @@ async def test_the_node_that_another_one_names_is_believed_before_those_that_are
         await store._refreshing
         assert store.informed in store._links
         assert (await ask(store, plan)).remaining == 2
+    finally:
+        await store.close()
+
+
+async def test_an_answer_from_before_a_node_was_named_does_not_undo_that(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Behind(cluster.address, timeout_s=TIMEOUT_S)
+    store.informed = RedisAddress("127.0.0.1", cluster.replica.port)
+    store.slow = asyncio.Event()
+    store.slow.set()
+    await store.start()
+    asked, answered = asyncio.Event(), asyncio.Event()
+
+    async def learn(places: Sequence[RedisAddress], within_s: float) -> tuple[list[Share], RedisAddress]:
+        if tuple(places) != (store.informed,):
+            asked.set()
+            await answered.wait()
+        return await ClusterStore._learn(store, places, within_s)
+
+    monkeypatch.setattr(store, "_learn", learn)
+    try:
+        plan = store.plan(subject_of(cluster, cluster.masters[0]), parse_limits("5/day"))
+        assert (await ask(store, plan)).remaining == 4
+        store._refresh()
+        await asked.wait()
+        cluster.fail_over()
+        standings = await look(store, plan)  # the old master names the new one
+        link = store._links[store.informed]
+        answered.set()
+        await until_answered(store)
+        assert store._links[store.informed] is link
+        assert standings[0].used == 1
     finally:
         await store.close()
 

@@ -15,7 +15,7 @@ from gateway.stores import REVOKED
 from gateway.stores.choice import make_store
 from gateway.stores.slots import key_slot
 from tests.kit.redis import until
-from tests.kit.stores import ask
+from tests.kit.stores import ask, until_answered
 from tests.kit.tls import pem_file
 from tests.kit.topologies import Tls, running_cluster, running_sentinels
 
@@ -37,18 +37,6 @@ def tls(tmp_path: Path) -> Tls:
 def store_at(url: str) -> Store:
     """Return the store that a gateway with this `REDIS_URL` has."""
     return make_store(Config(target_api_url="http://api.example", redis_url=url, store_timeout="1s").settings)
-
-
-async def back(store: Store) -> None:
-    """Wait until every server answers again."""
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                await store.ping()
-            except StoreUnavailable:
-                await asyncio.sleep(0.01)
-            else:
-                return
 
 
 async def refused_without_its_authority(url: str, others_ca_file: str) -> None:
@@ -86,7 +74,7 @@ async def test_a_cluster_is_used_on_every_node_and_followed(tls: Tls, others_ca_
         standings = await store.look(plans[one])
         assert standings is not None
         assert standings[0].used == 1
-        await back(store)
+        await until_answered(store)
         assert (await ask(store, plans[one])).remaining == 3
         await store.close()
 
@@ -104,7 +92,7 @@ async def test_sentinels_are_asked_and_their_master_is_left_for_the_next(tls: Tl
         until(lambda: new.call("GET", key) == old.call("GET", key), "a replica in step")
         old.kill()
         await asyncio.to_thread(sentinels.promoted, old)
-        await back(store)
+        await until_answered(store)
         assert (await ask(store, plan)).remaining == 3
         await store.revoke("abc", 60)
         assert (await ask(store, plan)).policy == REVOKED
