@@ -13,7 +13,7 @@ from gateway import Gateway
 from gateway.stores.memory import MemoryStore
 from tests.e2e import connected, request
 from tests.e2e.test_reload import config, until
-from tests.kit.upstream import Upstream, answering, events, hang, soon
+from tests.kit.upstream import Upstream, answering, events, hang, head, soon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -91,6 +91,28 @@ async def test_a_request_that_waits_for_its_verdict_meanwhile_goes_where_it_was_
         await soon(upstream.connections[0].closed.wait())
         assert len(gateway._upstreams) == 0
         assert other.requests == []
+
+
+async def test_a_tunnel_goes_on(upstream: Upstream, other: Upstream) -> None:
+    async def echo(call: Call) -> None:
+        call.write(head("101 Switching Protocols", "Connection: Upgrade", "Upgrade: bytes"))
+        while piece := await call.reader.read(100):
+            call.write(piece)
+        call.keep_alive = False
+
+    upstream.default = echo
+    async with Gateway(config(upstream)) as gateway, connected(gateway.url) as client:
+        token = gateway.issue_token()
+        client.write(request("/api/x", token, "Connection: Upgrade", "Upgrade: bytes"))
+        assert (await client.head()).status == 101
+        for _ in range(2):
+            gateway.reload(config(other))
+            client.write(b"hello")
+            assert await soon(client.reader.readexactly(5)) == b"hello"
+            assert len(gateway._upstreams) == 1
+        client.writer.write_eof()
+        assert await client.at_end()
+        await until(lambda: len(gateway._upstreams) == 0)
 
 
 async def test_closing_ends_what_a_reload_left_in_use(upstream: Upstream, other: Upstream) -> None:
