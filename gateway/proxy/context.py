@@ -66,7 +66,7 @@ class Destination:
         admission: Checks the limits of tokens, and the target's own.
         route: Writes request heads for this target and key.
         pool: The connections to the target, whichever the key.
-        keys: Of a target with several keys: who says at the last moment which of them it is; None where there is one.
+        keys: Who says, when a request is sent, with which of several keys; None: with this one.
     """
 
     shared: ProxyContext

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from gateway.http1.message import CRLF
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import MutableMapping, Sequence
 
     from gateway.http1.message import AnswerHead
     from gateway.proxy.clock import Clock
@@ -25,39 +24,61 @@ MOST_REST_S: Final = 600.0
 _log = logging.getLogger("gateway.upstream")
 
 
-class KeyRing:
-    """Where requests to one target go, once for each of its keys.
+class KeyRest:
+    """Until when one key rests. It outlives a reload, for the API does not know of that.
 
     Args:
-        name: The target's, for the log.
-        destinations: The same target with each of its keys, one or more.
         clock: The process's coarse time.
 
     Attributes:
-        first: Stands for the target until a request has got a key: all but the key is the same with each.
-        prefix, base_size: The target's.
+        until_s: On the clock's time line.
+        label: Which key it is, for the log.
     """
 
-    __slots__ = ("_clock", "_destinations", "_name", "_next", "_rested_until_s", "base_size", "first", "prefix")
+    __slots__ = ("__weakref__", "_clock", "label", "until_s")
 
-    def __init__(self, name: str, destinations: Sequence[Destination], clock: Clock) -> None:
-        self._name = name
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.until_s = 0.0
+        self.label = ""
+
+    def on_answer(self, head: AnswerHead) -> None:
+        """Look at the answer to a request that went with the key."""
+        if head.status not in REFUSALS:
+            return
+        rest_s = _rest_s(head, self._clock.wall_s)
+        _log.warning("%s got a %d: it rests for %.0f s", self.label, head.status, rest_s)
+        self.until_s = self._clock.soon_s + rest_s
+
+
+class KeyRing:
+    """Where requests to one target go that has several keys, once for each of them.
+
+    Args:
+        name: The target's, for the log.
+        destinations: The same target with each of its keys.
+        clock: The process's coarse time.
+        rests: By key, what is known of those that there were before; keys that are new are added.
+    """
+
+    __slots__ = ("_clock", "_destinations", "_next", "_rests")
+
+    def __init__(
+        self,
+        name: str,
+        destinations: Sequence[Destination],
+        clock: Clock,
+        rests: MutableMapping[tuple[str, bytes], KeyRest],
+    ) -> None:
         self._destinations = tuple(destinations)
         self._clock = clock
         self._next = 0
-        self._rested_until_s = [0.0] * len(self._destinations)
-        self.first = destinations[0]
-        route = self.first.route
-        self.prefix = route.prefix
-        self.base_size = route.base_size
-        if len(self._destinations) > 1:
-            for index, destination in enumerate(self._destinations):
-                destination.keys = self
-                destination.route.watch_answers(partial(self._on_answer, index))
-
-    def owns(self, url: bytes) -> bool:
-        """Whether a URL lies under the target's own."""
-        return self.first.route.owns(url)
+        self._rests: list[KeyRest] = []
+        for index, destination in enumerate(self._destinations):
+            rest = rests.setdefault(destination.route.key, KeyRest(clock))
+            rest.label = f"key {index + 1} of target {name}"
+            destination.route.watch_answers(rest.on_answer)
+            self._rests.append(rest)
 
     def take(self) -> Destination:
         """Return the next one whose key does not rest; if all do, the one whose rest is over first.
@@ -65,21 +86,13 @@ class KeyRing:
         To be called for a request that is about to be sent, and for no other.
         """
         count = len(self._destinations)
-        now_s, rested_until_s = self._clock.now_s, self._rested_until_s
+        now_s, rests = self._clock.now_s, self._rests
         order = [(self._next + step) % count for step in range(count)]
-        index = next((index for index in order if rested_until_s[index] <= now_s), None)
+        index = next((index for index in order if rests[index].until_s <= now_s), None)
         if index is None:
-            index = min(order, key=rested_until_s.__getitem__)
+            index = min(order, key=lambda index: rests[index].until_s)
         self._next = (index + 1) % count
         return self._destinations[index]
-
-    def _on_answer(self, index: int, head: AnswerHead) -> None:
-        if head.status not in REFUSALS:
-            return
-        clock = self._clock
-        rest_s = _rest_s(head, clock.wall_s)
-        _log.warning("key %d of target %s got a %d: it rests for %.0f s", index + 1, self._name, head.status, rest_s)
-        self._rested_until_s[index] = clock.soon_s + rest_s
 
 
 def _rest_s(head: AnswerHead, wall_s: float) -> float:

@@ -33,6 +33,11 @@ class TargetRoute:
     Args:
         target: Where requests go, and the key that they carry there.
         name: What tokens call it.
+
+    Attributes:
+        name: As above.
+        prefix: The target's.
+        key: Tells keys apart: what carries it, and to where.
     """
 
     __slots__ = (
@@ -46,12 +51,14 @@ class TargetRoute:
         "_starts",
         "_tail",
         "_tail_chunked",
+        "key",
         "name",
         "prefix",
     )
 
     def __init__(self, target: Target, name: str = "api") -> None:
         self.name = name
+        self.key = (target.url, target.key_line or target.key_query or b"")
         self.prefix = target.prefix
         self._on_answer: Callable[[AnswerHead], None] | None = None
         self._reads_answers = target.key_query is not None

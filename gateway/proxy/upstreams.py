@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from gateway.config import TargetSettings
 from gateway.proxy.context import Destination
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gateway.config import Settings, Target
     from gateway.http1.parser import AnswerParser
     from gateway.proxy.context import ProxyContext
+    from gateway.proxy.keys import KeyRest
 
 TIMEOUTS = ("connect_timeout_s", "response_timeout_s", "idle_timeout_s")
 
@@ -39,6 +40,7 @@ class Upstreams:
         # Of earlier configurations. What may still use one holds it: a connection, an attempt at one, or an exchange
         # that has none yet, since the store has not decided.
         self._retired: WeakKeyDictionary[UpstreamPool, Dialer] = WeakKeyDictionary()
+        self._rests: WeakValueDictionary[tuple[str, bytes], KeyRest] = WeakValueDictionary()
 
     def __len__(self) -> int:
         """Count the connections, idle or not, and the attempts at one."""
@@ -72,7 +74,7 @@ class Upstreams:
             context.clock.watched.discard(pool)
         self._retired.update(self._ends)
         self._ends = []
-        rings = []
+        found = []
         for target, dialer in zip(targets, dialers, strict=True):
             given = {name: value for name in TIMEOUTS if (value := getattr(target, name)) is not None}
             own = replace(settings, **given)
@@ -86,8 +88,12 @@ class Upstreams:
                 )
                 for keyed in target.keyed
             ]
-            rings.append(KeyRing(target.name, destinations, context.clock))
-        return Routes(rings)
+            first = destinations[0]
+            if len(destinations) > 1:
+                # The ring knows none that knows the ring: what nobody uses any more is to go at once (see `_retired`).
+                first = replace(first, keys=KeyRing(target.name, destinations, context.clock, self._rests))
+            found.append(first)
+        return Routes(found)
 
     def close(self) -> None:
         """End every connection, idle or not, and every attempt at one."""

@@ -13,12 +13,13 @@ from gateway import Gateway
 from gateway.stores.memory import MemoryStore
 from tests.e2e import connected, request
 from tests.e2e.test_reload import config, until
-from tests.kit.upstream import Upstream, answering, events, hang, soon
+from tests.kit.upstream import Upstream, answering, events, hang, head, soon
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from gateway.stores import Plan, Waiter
+    from tests.kit.upstream import Call
 
 
 class Undecided(MemoryStore):
@@ -92,6 +93,28 @@ async def test_a_request_that_waits_for_its_verdict_meanwhile_goes_where_it_was_
         assert other.requests == []
 
 
+async def test_a_tunnel_goes_on(upstream: Upstream, other: Upstream) -> None:
+    async def echo(call: Call) -> None:
+        call.write(head("101 Switching Protocols", "Connection: Upgrade", "Upgrade: bytes"))
+        while piece := await call.reader.read(100):
+            call.write(piece)
+        call.keep_alive = False
+
+    upstream.default = echo
+    async with Gateway(config(upstream)) as gateway, connected(gateway.url) as client:
+        token = gateway.issue_token()
+        client.write(request("/api/x", token, "Connection: Upgrade", "Upgrade: bytes"))
+        assert (await client.head()).status == 101
+        for _ in range(2):
+            gateway.reload(config(other))
+            client.write(b"hello")
+            assert await soon(client.reader.readexactly(5)) == b"hello"
+            assert len(gateway._upstreams) == 1
+        client.writer.write_eof()
+        assert await client.at_end()
+        await until(lambda: len(gateway._upstreams) == 0)
+
+
 async def test_closing_ends_what_a_reload_left_in_use(upstream: Upstream, other: Upstream) -> None:
     upstream.default = hang
     async with Gateway(config(upstream)) as gateway, connected(gateway.url) as client:
@@ -101,6 +124,15 @@ async def test_closing_ends_what_a_reload_left_in_use(upstream: Upstream, other:
     await soon(upstream.connections[0].ended.wait())
 
 
+@pytest.fixture
+def no_gc() -> Iterator[None]:
+    """What goes by itself goes at once; the program collects garbage once in a long while."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_gc")
 async def test_nothing_is_left_of_what_was_before(upstream: Upstream, other: Upstream) -> None:
     upstream.default = answering(b"old")
     targets = {"two": {"url": other.url, "keys": ["a", "b"]}}
@@ -117,6 +149,31 @@ async def test_nothing_is_left_of_what_was_before(upstream: Upstream, other: Ups
         for connection in [*upstream.connections, *other.connections]:
             await soon(connection.closed.wait())
         await until(lambda: len(gateway._upstreams) == 0)
-        gc.collect()
         assert [one for one in seen if one() is not None] == []
         assert len(gateway._context.clock.watched) == watched
+
+
+async def test_a_key_that_rests_rests_on(upstream: Upstream) -> None:
+    usual = {"url": upstream.url, "keys": ["one", "two", "three"]}
+
+    async def answer(call: Call) -> None:
+        is_one = call.received.field(b"authorization") == b"Bearer one"
+        await answering(b"", *(("429 Slow", "Retry-After: 600") if is_one else ("200 OK",)))(call)
+
+    upstream.default = answer
+    async with Gateway(config(upstream, targets={"many": usual})) as gateway, connected(gateway.url) as client:
+        token = gateway.issue_token()
+
+        async def statuses() -> list[int]:
+            return [(await client.ask(request("/many/x", token))).status for _ in range(6)]
+
+        assert await statuses() == [429] + [200] * 5
+        for limit in ("100000/hour", "90000/hour"):
+            gateway.reload(config(upstream, rate_limit=limit, targets={"many": usual}))
+            assert await statuses() == [200] * 6
+        gateway.reload(config(upstream, targets={"many": {**usual, "keys": ["two", "four", "one"]}}))
+        assert await statuses() == [200] * 6
+        gateway.reload(config(upstream))
+        # Whoever takes it out and puts it back has mended it, perhaps.
+        gateway.reload(config(upstream, targets={"many": usual}))
+        assert await statuses() == [429] + [200] * 5

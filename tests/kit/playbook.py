@@ -25,7 +25,6 @@ from gateway.metrics import Metrics
 from gateway.proxy.client import ClientConnection
 from gateway.proxy.clock import Clock
 from gateway.proxy.context import Destination, ProxyContext
-from gateway.proxy.keys import KeyRing
 from gateway.proxy.pool import UpstreamPool
 from gateway.proxy.routes import Routes
 from gateway.proxy.target import TargetRoute
@@ -217,7 +216,7 @@ class Playbook:
             random=lambda: self.jitter,
         )
         to = Destination(context, settings, clock, self.metrics, self.admission, TargetRoute(settings.target), pool)
-        context.routes = Routes([KeyRing("api", [to], clock)])
+        context.routes = Routes([to])
         clock.watched.add(pool)
         clock.start()
         self.token = self.admission.issue(time.time())[0].encode()

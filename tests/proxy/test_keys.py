@@ -16,6 +16,8 @@ from tests.kit.playbook import Playbook
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gateway.proxy.context import Destination
+
 KEYS = (b"one", b"two", b"three")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
@@ -29,7 +31,8 @@ def play() -> Iterator[Playbook]:
     target = running.context.settings.target
     keyed = [dataclasses.replace(target, key_line=b"Authorization: Bearer " + key) for key in KEYS]
     destinations = [dataclasses.replace(to, route=TargetRoute(one)) for one in keyed]
-    running.context.routes = Routes([KeyRing("api", destinations, running.context.clock)])
+    ring = KeyRing("api", destinations, running.context.clock, {})
+    running.context.routes = Routes([dataclasses.replace(to, keys=ring)])
     yield running
     running.close()
 
@@ -157,15 +160,14 @@ def test_if_all_rest_the_one_goes_that_is_first_to_be_over(play: Playbook) -> No
 def test_prefixes(play: Playbook) -> None:
     """The longest wins, at the end of a segment."""
     to = play.context.routes.find(b"/api")
-    assert to is not None
     target = play.context.settings.target
 
-    def ring(prefix: bytes) -> KeyRing:
-        route = TargetRoute(dataclasses.replace(target, prefix=prefix))
-        return KeyRing(prefix.decode(), [dataclasses.replace(to, route=route)], play.context.clock)
+    def below(prefix: bytes) -> Destination:
+        assert to is not None
+        return dataclasses.replace(to, route=TargetRoute(dataclasses.replace(target, prefix=prefix)))
 
     prefixes = (b"/api", b"/a", b"/a/b", b"/api/v2", b"/a.b")
-    for routes in (Routes(list(map(ring, prefixes))), Routes(list(map(ring, reversed(prefixes))))):
+    for routes in (Routes(list(map(below, prefixes))), Routes(list(map(below, reversed(prefixes))))):
 
         def found(path: bytes, routes: Routes = routes) -> bytes | None:
             destination = routes.find(path)

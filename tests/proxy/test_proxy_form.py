@@ -10,13 +10,14 @@ import pytest
 
 from gateway.config.target import KeyStyle, parse_url, with_key
 from gateway.http1.message import RequestHead
-from gateway.proxy.keys import KeyRing
 from gateway.proxy.routes import Routes
 from gateway.proxy.target import TargetRoute
 from tests.kit.playbook import KEY, Playbook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from gateway.proxy.context import Destination
 
 URL = b"http://api.test:8080/v1/x?q=%20"
 
@@ -128,14 +129,14 @@ def test_trace_is_refused_here_too(play: Playbook) -> None:
 def test_of_two_targets_that_differ_in_their_scheme_alone_the_first_has_the_urls(play: Playbook, asked: bytes) -> None:
     urls = ("http://two.test/v1", "https://two.test/v1")
     to = play.context.routes.find(b"/api")
-    assert to is not None
 
-    def ring(url: str) -> KeyRing:
+    def under(url: str) -> Destination:
+        assert to is not None
         target = dataclasses.replace(parse_url(url), prefix=url.encode())
-        return KeyRing(url, [dataclasses.replace(to, route=TargetRoute(target))], play.context.clock)
+        return dataclasses.replace(to, route=TargetRoute(target))
 
     for first, second in (urls, urls[::-1]):
-        found = Routes([ring("http://other.test"), ring(first), ring(second)]).find(asked)
+        found = Routes([under("http://other.test"), under(first), under(second)]).find(asked)
         assert found is not None
         assert found.route.prefix == first.encode()
 
