@@ -277,8 +277,16 @@ class ClientConnection(asyncio.Protocol):
     def refuse(
         self, error: GatewayError, head: RequestHead | None, *, keep_alive: bool, limit_lines: bytes = b""
     ) -> None:
+        """Refuse what has no exchange with a target: count it, send an error answer, and end the exchange."""
+        nowhere = self._context.metrics.nowhere
+        nowhere.strangers.on_refused(error)
+        nowhere.statuses[error.status // 100] += 1
+        self.send_error(error, head, keep_alive=keep_alive, limit_lines=limit_lines)
+
+    def send_error(
+        self, error: GatewayError, head: RequestHead | None, *, keep_alive: bool, limit_lines: bytes = b""
+    ) -> None:
         """Send an error answer, and end the exchange; the connection too, where what follows cannot be trusted."""
-        self._context.metrics.on_error(error.status)
         if isinstance(error, RateLimited):
             context = self._context
             keep_alive = keep_alive and not context.draining

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gateway.config import Settings
     from gateway.http1.message import RequestHead
     from gateway.http1.parser import RequestParser
-    from gateway.metrics import Metrics
+    from gateway.metrics import Metrics, TargetUsage
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.clock import Clock
     from gateway.proxy.peer import Peer
@@ -65,6 +65,9 @@ class Destination:
         admission: Checks the limits of tokens, and the target's own.
         route: Writes request heads for this target and key.
         pool: The connections to the target, whichever the key.
+
+    Attributes:
+        usage: Counts the target's requests, whichever the key.
     """
 
     shared: ProxyContext
@@ -74,3 +77,7 @@ class Destination:
     admission: Admission
     route: TargetRoute
     pool: UpstreamPool
+    usage: TargetUsage = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.usage = self.metrics.target(self.route.name)
