@@ -6,6 +6,7 @@ Counts are a flat `Counter`, so that those of two instances, or of two seconds, 
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 if TYPE_CHECKING:
@@ -44,6 +45,20 @@ BUCKET_NAMES: Final = (*(LATENCY + _spell(bound) for bound in BOUNDS_US), LATENC
 
 _PLAIN: Final = ("passed", "upstream_errors", "failed", "retries", "bytes_in", "bytes_out")
 _PLACES: Final = {name: place for place, name in enumerate(BUCKET_NAMES)}
+
+
+def bucketed(samples: list[float]) -> list[tuple[int, int]]:
+    """Sort times, in seconds, and return how many of them lie in which bucket, of those that have any."""
+    # Sorting and two searches for each bucket that has any: a quarter of what a search for each sample takes.
+    samples.sort()
+    found = []
+    at = 0
+    while at < len(samples):
+        place = bisect_left(BOUNDS_S, samples[at])
+        end = bisect_right(samples, BOUNDS_S[place], at) if place < len(BOUNDS_S) else len(samples)
+        found.append((place, end - at))
+        at = end
+    return found
 
 
 def told(counts: Mapping[str, int], in_flight: int) -> dict[str, Any]:

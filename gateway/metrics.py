@@ -7,11 +7,11 @@ lives, and by token until somebody has taken them away (`take`), to where all in
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
+from operator import add
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from gateway.counts import BOUNDS_S, BUCKET_NAMES, BUCKETS, REFUSED
+from gateway.counts import BUCKET_NAMES, BUCKETS, REFUSED, bucketed
 from gateway.errors import RateLimited
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ MAX_TOKENS: Final = 8192
 
 UPSTREAM_STATUSES: Final = frozenset((502, 504))
 """Of the gateway's own answers: those that say that the API gave none."""
+
+CLIENT_GONE: Final = 499
+"""The status of a request whose client left before there was an answer, for counts and the log; nginx has it so."""
 
 _COUNTED: Final = ("passed", "upstream_errors", "failed", "retries", "bytes_in", "bytes_out")
 
@@ -57,23 +60,30 @@ class Tally:
         retries: How many of the refused and the upstream's errors an SDK had sent again by itself.
         bytes_in, bytes_out: Of the bodies that the client sent and got; chunk framing not counted.
         in_flight: How many requests are not over. This one is never reset.
-        latency: A histogram of the time to the answer's head, in the buckets of `counts.BOUNDS_S`.
+        own_s, upstream_s: Of each answer, how long the gateway and the upstream took, to its head. Two lists of the
+            same length: to sort them when they are gathered costs less than to find a bucket for each on the way.
+        statuses: The answers' statuses, but for those of 200: these are the rest.
         about: What is known of the token, as fields for people to read.
     """
 
     # fmt: off
     __slots__ = (
-        "about", "bytes_in", "bytes_out", "failed", "in_flight", "latency", "passed", "refused", "retries",
-        "upstream_errors",
+        "about", "bytes_in", "bytes_out", "failed", "in_flight", "own_s", "passed", "refused", "retries", "statuses",
+        "upstream_errors", "upstream_s",
     )
     # fmt: on
 
     def __init__(self, about: Mapping[str, str]) -> None:
         self.about = about
         self.in_flight = 0
-        self.refused: dict[str, int] = {}
-        self.latency = [0] * BUCKETS
+        self._begin()
+
+    def _begin(self) -> None:
         self.passed = self.upstream_errors = self.failed = self.retries = self.bytes_in = self.bytes_out = 0
+        self.refused: dict[str, int] = {}
+        self.own_s: list[float] = []
+        self.upstream_s: list[float] = []
+        self.statuses: list[int] = []
 
     def on_refused(self, error: GatewayError, *, is_retry: bool = False) -> None:
         """Count a request that the gateway answered with an error of its own."""
@@ -84,26 +94,43 @@ class Tally:
         else:
             self.refused[error.code] = self.refused.get(error.code, 0) + 1
         self.retries += is_retry
+        self.statuses.append(error.status)
 
-    def on_cut(self, *, by_upstream: bool) -> None:
-        """Count a request that ended in the middle, and not because its client had left."""
+    def on_cut(self, status: int, *, by_upstream: bool) -> None:
+        """Count a request whose answer, of this status, ended in the middle, and not because its client had left."""
         if by_upstream:
             self.upstream_errors += 1
         else:
             self.failed += 1
+        self.statuses.append(status)
 
-    def take(self) -> Counts:
-        """Return what was counted, and begin again."""
+    def on_left(self, status: int) -> None:
+        """Count a request whose client left; in the middle of an answer of this status, or (0) before there was one."""
+        if status:
+            self.passed += 1
+        else:
+            self.failed += 1
+        self.statuses.append(status or CLIENT_GONE)
+
+    def take(self, usage: TargetUsage) -> Counts:
+        """Return what was counted, enter in `usage` what is counted by target alone, and begin again."""
         counts: Counts = Counter({name: count for name in _COUNTED if (count := getattr(self, name))})
-        counts.update({REFUSED + code: count for code, count in self.refused.items()})
-        over = self.passed + self.upstream_errors + self.failed + sum(self.refused.values())
+        over = self.passed + self.upstream_errors + self.failed
+        if self.refused:
+            over += sum(self.refused.values())
+            counts.update({REFUSED + code: count for code, count in self.refused.items()})
+        if not counts and not self.own_s:
+            return counts
         if over:
             counts["requests"] = over
-        counts.update({name: count for name, count in zip(BUCKET_NAMES, self.latency, strict=True) if count})
-        if counts:
-            self.refused = {}
-            self.latency = [0] * BUCKETS
-            self.passed = self.upstream_errors = self.failed = self.retries = self.bytes_in = self.bytes_out = 0
+        latencies = list(map(add, self.own_s, self.upstream_s))
+        counts.update({BUCKET_NAMES[place]: count for place, count in bucketed(latencies)})
+        usage.own_s += self.own_s
+        usage.upstream_s += self.upstream_s
+        usage.statuses[2] += over - len(self.statuses)
+        for status in self.statuses:
+            usage.statuses[status // 100] += 1
+        self._begin()
         return counts
 
 
@@ -114,9 +141,9 @@ class TargetUsage:
         tallies: By token, of those with a request under way or not gathered yet.
         strangers: Of requests that carried no good token.
         totals: What was gathered, of all tokens.
-        own, upstream: Histograms of the gateway's own share and the upstream's, from the start of the process.
-        own_s, upstream_s: The sums of what those count, in seconds.
+        own, upstream: Histograms of how long the gateway and the upstream took, from the start of the process.
         statuses: How many answers had a status of 1xx, 2xx, …, by its first digit.
+        own_s, upstream_s: As in `Tally`, while they are gathered.
     """
 
     # fmt: off
@@ -128,9 +155,9 @@ class TargetUsage:
         self.tallies: dict[str, Tally] = {}
         self.strangers = Tally({})
         self.totals: Counts = Counter()
-        self.own = [0] * BUCKETS
-        self.upstream = [0] * BUCKETS
-        self.own_s = self.upstream_s = 0.0
+        self.own, self.upstream = Histogram(), Histogram()
+        self.own_s: list[float] = []
+        self.upstream_s: list[float] = []
         self.statuses = [0] * 6
 
     def open(self, token_id: str, about: Mapping[str, str]) -> Tally:
@@ -138,13 +165,11 @@ class TargetUsage:
         tally = self.tallies[token_id] = Tally(about)
         return tally
 
-    def took(self, tally: Tally, own_s: float, upstream_s: float) -> None:
-        """Enter how long the gateway and the upstream took, to the answer's head."""
-        tally.latency[bisect_left(BOUNDS_S, own_s + upstream_s)] += 1
-        self.own[bisect_left(BOUNDS_S, own_s)] += 1
-        self.upstream[bisect_left(BOUNDS_S, upstream_s)] += 1
-        self.own_s += own_s
-        self.upstream_s += upstream_s
+    def enter_times(self) -> None:
+        """Put the times that were gathered into the histograms."""
+        self.own.enter(self.own_s)
+        self.upstream.enter(self.upstream_s)
+        self.own_s, self.upstream_s = [], []
 
     @property
     def in_flight(self) -> int:
@@ -152,16 +177,36 @@ class TargetUsage:
         return sum(tally.in_flight for tally in self.tallies.values())
 
 
+class Histogram:
+    """How many times lie in each of the buckets of `counts.BOUNDS_S`, and their sum in seconds."""
+
+    __slots__ = ("buckets", "sum_s")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * BUCKETS
+        self.sum_s = 0.0
+
+    def enter(self, samples: list[float]) -> None:
+        """Count times, in seconds."""
+        self.sum_s += sum(samples)
+        for place, count in bucketed(samples):
+            self.buckets[place] += count
+
+
 class Delta(NamedTuple):
     """What was counted since it was last taken away.
 
     Args:
-        tokens: By token; and what is known of each.
+        tokens: By token; and what is known of each. Those with a request in flight are among them.
         targets: By target; what was for none of them is under "".
+        token_flights: How many requests are in flight, by token, of those that have any.
+        target_flights: How many by target, of all targets.
     """
 
     tokens: dict[str, tuple[Counts, Mapping[str, str]]]
     targets: dict[str, Counts]
+    token_flights: dict[str, int]
+    target_flights: dict[str, int]
 
 
 class Metrics:
@@ -191,17 +236,18 @@ class Metrics:
     def gather(self) -> None:
         """Take the numbers out of all tallies; those that nobody uses any more are dropped."""
         for usage in (self.nowhere, *self.targets.values()):
-            gathered: Counts = usage.strangers.take()
+            gathered = usage.strangers.take(usage)
             unused = []
             for token_id, tally in usage.tallies.items():
-                counts = tally.take()
-                if counts:
+                counts = tally.take(usage)
+                if counts or tally.in_flight:
                     gathered.update(counts)
                     self._add(token_id, counts, tally.about)
-                elif not tally.in_flight:
+                else:
                     unused.append(token_id)
             for token_id in unused:
                 del usage.tallies[token_id]
+            usage.enter_times()
             if gathered:
                 usage.totals.update(gathered)
                 self._targets.setdefault(usage.name, Counter()).update(gathered)
@@ -209,18 +255,15 @@ class Metrics:
     def take(self) -> Delta:
         """Gather, and take away what was gathered."""
         self.gather()
-        delta = Delta(self._tokens, self._targets)
-        self._tokens, self._targets = {}, {}
-        return delta
-
-    def flights(self) -> dict[str, int]:
-        """Return how many requests of each token are not over, of those that have any."""
-        flights: Counter[str] = Counter()
+        token_flights: Counter[str] = Counter()
         for usage in self.targets.values():
             for token_id, tally in usage.tallies.items():
                 if tally.in_flight:
-                    flights[token_id] += tally.in_flight
-        return dict(flights)
+                    token_flights[token_id] += tally.in_flight
+        target_flights = {name: usage.in_flight for name, usage in self.targets.items()}
+        delta = Delta(self._tokens, self._targets, dict(token_flights), target_flights)
+        self._tokens, self._targets = {}, {}
+        return delta
 
     @property
     def passed(self) -> int:

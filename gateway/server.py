@@ -25,6 +25,7 @@ from gateway.proxy.routes import Routes
 from gateway.proxy.upstreams import Upstreams
 from gateway.stores.choice import make_store
 from gateway.tokens import TokenSigner
+from gateway.usage import UsageFlush
 from gateway.watching import FileWatch
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Gateway:
         self._own_tls: ReloadedTls | None = None
         self._target_tls: list[ReloadedTls] = []
         self._signer: TokenSigner | None = None
+        self._flush: UsageFlush | None = None
 
     async def start(self) -> None:
         """Connect to the store and listen.
@@ -107,6 +109,8 @@ class Gateway:
             )
             self._context = context
             context.routes = self._connect(settings, context, admission)
+            self._flush = UsageFlush(store.usage, self.metrics, lambda: clock.now_s)
+            clock.watched.add(self._flush)
             clock.start()
             descriptors = Descriptors(soft_limit(), self._upstreams)
             self._listener = listener = Listener(
@@ -250,6 +254,7 @@ class Gateway:
             return True
         self._listener.stop()
         context.draining = True
+        context.streams.end()
         for connection in tuple(context.connections):
             connection.drain()
         if context.connections:
@@ -274,6 +279,8 @@ class Gateway:
             context.clock.stop()
             # Transports tell their protocols of the end in the loop's next turn, and places in flight come back.
             await asyncio.sleep(0)
+        if self._flush is not None:
+            await self._flush.close()
         if self._store is not None:
             await self._store.close()
         if listener is not None:

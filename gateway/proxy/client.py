@@ -278,9 +278,7 @@ class ClientConnection(asyncio.Protocol):
         self, error: GatewayError, head: RequestHead | None, *, keep_alive: bool, limit_lines: bytes = b""
     ) -> None:
         """Refuse what has no exchange with a target: count it, send an error answer, and end the exchange."""
-        nowhere = self._context.metrics.nowhere
-        nowhere.strangers.on_refused(error)
-        nowhere.statuses[error.status // 100] += 1
+        self._context.metrics.nowhere.strangers.on_refused(error)
         self.send_error(error, head, keep_alive=keep_alive, limit_lines=limit_lines)
 
     def send_error(

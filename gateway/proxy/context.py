@@ -7,6 +7,8 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from gateway.proxy.events import EventStreams
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -21,11 +23,12 @@ if TYPE_CHECKING:
     from gateway.proxy.pool import UpstreamPool
     from gateway.proxy.routes import Routes
     from gateway.proxy.target import TargetRoute
+    from gateway.usage import Stream
 
     LocalAnswer = tuple[int, list[tuple[str, str]], bytes]
     """Status, fields and content of an answer of the gateway's own."""
 
-    Endpoint = Callable[[RequestHead, bytes, Peer], Awaitable[LocalAnswer]]
+    Endpoint = Callable[[RequestHead, bytes, Peer], Awaitable[LocalAnswer | Stream]]
     """Answers a request to the gateway itself, given its head, its body and whose it is.
 
     Raises a GatewayError to refuse.
@@ -50,6 +53,7 @@ class ProxyContext:
     draining: bool = False
     emptied: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last connection has ended."""
+    streams: EventStreams = field(default_factory=EventStreams)
     on_client_gone: Callable[[], None] = lambda: None
     """Called when any connection has ended."""
 

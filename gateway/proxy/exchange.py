@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     from gateway.stores import Verdict
     from gateway.subject import Subject
 
-CLIENT_GONE: Final = 499
-"""The status of a request whose client left before there was an answer, for counts and the log; nginx has it so."""
-
 _PROXY_ADVICE: Final = (
     "Name the token in the proxy's URL, as in http://TOKEN:x@HOST:PORT; several clients send none without a password."
 )
@@ -72,7 +69,6 @@ class Exchange:
         self._lap_began_s = perf_counter()
         self._own_s = self._upstream_s = 0.0
         self._context = context
-        self._tally = context.usage.strangers
         self._client = client
         self._head = head
         self._keep_alive = head.keep_alive
@@ -246,7 +242,8 @@ class Exchange:
         self._status, self._answer_bytes = head.status, len(rest)
         # Of the gateway's own share, what follows is not worth a second look at the time.
         self._upstream_s = upstream_s = perf_counter() - self._lap_began_s
-        self._context.usage.took(self._tally, self._own_s, upstream_s)
+        self._tally.own_s.append(self._own_s)
+        self._tally.upstream_s.append(upstream_s)
         timing = writer.TIMING % (self._own_s * 1e3, upstream_s * 1e3)
         self._context.route.hide_key(head)
         first = writer.switch_head(head, subject.limit_lines(verdict), timing) + rest
@@ -262,7 +259,9 @@ class Exchange:
         self._own_s = own_s = self._own_s + perf_counter() - self._lap_began_s
         self._upstream_s = upstream_s
         self._status = head.status
-        self._context.usage.took(self._tally, own_s, upstream_s)
+        tally = self._tally
+        tally.own_s.append(own_s)
+        tally.upstream_s.append(upstream_s)
         timing = writer.TIMING % (own_s * 1e3, upstream_s * 1e3)
         self._context.route.hide_key(head)
         return writer.answer_head(head, minor, limits, timing, keep_alive=self._keep_alive)
@@ -362,11 +361,8 @@ class Exchange:
     def on_client_lost(self) -> None:
         """The client hung up: what the upstream still makes of it would be paid for and read by nobody."""
         if not self._over:
-            if self.answer_started:
-                self._tally.passed += 1
-            else:
-                self._tally.failed += 1
-            self._settle(self._status or CLIENT_GONE)
+            self._tally.on_left(self._status)
+            self._settle()
         self._end()
 
     def on_deadline(self) -> None:
@@ -388,11 +384,12 @@ class Exchange:
         limit_lines = subject.limit_lines(verdict) if subject is not None and verdict is not None else b""
         is_retry = subject is not None and fields.is_retry(self._head)
         if subject is None:
+            self._tally = self._context.usage.strangers
             self._tally.in_flight += 1  # which the others were when their token was known
         elif error.denies:
             self._context.metrics.on_denied(subject.id, error, is_retry=is_retry)
         self._tally.on_refused(error, is_retry=is_retry)
-        self._settle(error.status)
+        self._settle()
         self._end()
         self._client.send_error(
             error, self._head, limit_lines=limit_lines, keep_alive=self._keep_alive and self.request_done
@@ -401,8 +398,8 @@ class Exchange:
     def _abort(self, *, by_upstream: bool) -> None:
         """End both connections so that a cut answer cannot look whole."""
         if not self._over:
-            self._tally.on_cut(by_upstream=by_upstream)
-            self._settle(self._status)
+            self._tally.on_cut(self._status, by_upstream=by_upstream)
+            self._settle()
         self._end()
         self._client.abort()
 
@@ -410,8 +407,11 @@ class Exchange:
 
     def _finish(self) -> None:
         """The answer is written: give the upstream back, and let the client connection go on."""
-        self._tally.passed += 1
-        self._settle(self._status)
+        tally, status = self._tally, self._status
+        tally.passed += 1
+        if status != 200:
+            tally.statuses.append(status)
+        self._settle()
         upstream = self._upstream
         if upstream is not None and upstream.reusable and self.request_done:
             self._over = True
@@ -438,13 +438,12 @@ class Exchange:
             self._upstream.close()
         self._connecting = self._upstream = None
 
-    def _settle(self, status: int) -> None:
+    def _settle(self) -> None:
         """Count what there is to count when it is over, once."""
         tally, upload, answer = self._tally, self._upload, self._answer
         tally.in_flight -= 1
         tally.bytes_in += self._head.length if upload is None else upload.body.seen_bytes
         tally.bytes_out += self._answer_bytes if answer is None else answer.body.seen_bytes
-        self._context.usage.statuses[status // 100] += 1
 
     def _on_tunnel_done(self, received: int, sent: int) -> None:
         """The connections that a tunnel joined have ended, or one of them has, and after so many bytes each way."""
@@ -453,7 +452,8 @@ class Exchange:
             self._answer_bytes += sent
             self._tally.bytes_in += received
             self._tally.passed += 1
-            self._settle(self._status)
+            self._tally.statuses.append(self._status)
+            self._settle()
             self._release()
 
     def _release(self) -> None:

@@ -15,6 +15,7 @@ from gateway.errors import (
 )
 from gateway.http1 import framing
 from gateway.http1.message import CHUNKED
+from gateway.usage import Stream
 
 if TYPE_CHECKING:
     import asyncio
@@ -114,8 +115,10 @@ class LocalExchange:
             self._task.cancel()
 
     def on_deadline(self) -> None:
-        """The body did not come in time."""
-        if not self.request_done:
+        """The body did not come in time; or events are not taken."""
+        if self.request_done:
+            self._client.abort()
+        else:
             self._refuse(RequestTimeout("The request body did not come in time."))
 
     def _answer_whole(self) -> bool:
@@ -124,9 +127,14 @@ class LocalExchange:
         return self.request_done
 
     async def _ask_endpoint(self) -> None:
-        head, client = self._head, self._client
+        head, client, context = self._head, self._client, self._context
         try:
-            answer = await self._context.endpoint(head, self._body, client.peer)
+            answer = await context.endpoint(head, self._body, client.peer)
+            if isinstance(answer, Stream):
+                await context.streams.send(answer, client, head, context.clock, context.settings.idle_timeout_s)
+                self._over = True
+                client.on_exchange_done(keep_alive=False)
+                return
         except GatewayError as error:
             self._refuse(error)
             return
