@@ -90,6 +90,7 @@ class _Exchanges:
         # Once a second, at a time of its own: Redis would be asked for more than the checks of this round.
         if gateway._flush is not None:
             gateway._flush.deadline_s = NEVER
+            gateway._flush = None  # nor at the end, when nobody answers
         self._token = gateway.issue_token().encode()
         self._clients = [loop.connect(gateway.url) for _ in range(connections)]
         for wire in loop.redis:

@@ -8,6 +8,7 @@ does not: what it surely did not do is sent again with the next batch. The keys 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import time
@@ -38,6 +39,8 @@ USAGE_LIVES_S: Final = 7 * 86_400
 BATCH: Final = 64
 """Tokens in one batch: about a millisecond of Redis's time, and less than fills a connection's buffer."""
 PAUSE_S: Final = 0.02
+CLOSE_S: Final = 2.0
+"""How long a stop waits for Redis, whatever `STORE_TIMEOUT` says."""
 INSTANCE_LIVES_S: Final = 5
 """For a killed instance's requests in flight to be known to be over; it is entered anew every second."""
 
@@ -148,7 +151,8 @@ class RedisUsage:
         leaving = (("DEL", _instance_key(self._id)), ("SREM", _INSTANCES_KEY, self._id))
         # Replies come in order: when these are there, so are those to all that was sent before.
         asked = [self._link_of(TARGETS_KEY).ask(*leaving), *(link.ask(("PING",)) for link in links)]
-        await asyncio.gather(*asked, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), CLOSE_S)
 
     # Sending
 
