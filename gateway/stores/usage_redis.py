@@ -84,8 +84,8 @@ class RedisUsage:
             _Sent(self, None, counts, {}).send(live)
             here = {"targets": delta.target_flights, "tokens": dict(list(delta.token_flights.items())[:MAX_TOKENS])}
             live.send(pack("SET", _instance_key(self._id), json.dumps(here), "EX", INSTANCE_LIVES_S), NOBODY)
-            live.send(pack("SADD", _INSTANCES_KEY, self._id), NOBODY)
-            live.send(pack("EXPIRE", _INSTANCES_KEY, USAGE_LIVES_S), NOBODY)
+            live.send(pack("ZADD", _INSTANCES_KEY, int(self._now_s()), self._id), NOBODY)
+            live.send(pack("PEXPIRE", _INSTANCES_KEY, USAGE_LIVES_S * 1000), NOBODY)
         self._send_some()
 
     def restore(self, token_id: str | None, counts: Counts, about: Mapping[str, str]) -> None:
@@ -148,7 +148,7 @@ class RedisUsage:
             self._pause = None
         links = {self._link_of(usage_key(token_id)) for token_id in self._tokens}
         self._send(tuple(self._tokens))
-        leaving = (("DEL", _instance_key(self._id)), ("SREM", _INSTANCES_KEY, self._id))
+        leaving = (("GETDEL", _instance_key(self._id)), ("ZREM", _INSTANCES_KEY, self._id))
         # Replies come in order: when these are there, so are those to all that was sent before.
         asked = [self._link_of(TARGETS_KEY).ask(*leaving), *(link.ask(("PING",)) for link in links)]
         with contextlib.suppress(TimeoutError):
@@ -174,7 +174,7 @@ class RedisUsage:
         live = _usable(self._link_of(TARGETS_KEY))
         if busiest and live is not None:
             key = self._busiest_key(0)
-            live.send(pack("EVAL", BUSIEST_SCRIPT, 1, key, _BUSIEST_LIVES_S, _BUSIEST_KEPT, *busiest), NOBODY)
+            live.send(pack("EVAL", BUSIEST_SCRIPT, 1, key, _BUSIEST_LIVES_S * 1000, _BUSIEST_KEPT, *busiest), NOBODY)
 
     def _busiest_key(self, days_ago: int) -> str:
         day = datetime.fromtimestamp(self._now_s() - days_ago * 86_400, UTC).date()
@@ -184,9 +184,9 @@ class RedisUsage:
 
     async def _instances(self) -> list[str]:
         """Return the ids of the other instances, perhaps with some that are no more."""
-        (reply,) = await self._link_of(_INSTANCES_KEY).ask(("SMEMBERS", _INSTANCES_KEY))
-        expect(reply, "SMEMBERS")
-        ids = {one.decode() for one in reply} if isinstance(reply, list | set) else set()
+        (reply,) = await self._link_of(_INSTANCES_KEY).ask(("ZRANGE", _INSTANCES_KEY, 0, -1))
+        expect(reply, "ZRANGE")
+        ids = {one.decode() for one in reply} if isinstance(reply, list) else set()
         return sorted(ids - {self._id})
 
     async def _others(self, ids: list[str]) -> list[dict[str, dict[str, int]]]:
@@ -200,7 +200,7 @@ class RedisUsage:
         gone = [one for one, text in told.items() if text is None]
         live = _usable(link)
         if gone and live is not None:
-            live.send(pack("SREM", _INSTANCES_KEY, *gone), NOBODY)
+            live.send(pack("ZREM", _INSTANCES_KEY, *gone), NOBODY)
         return [json.loads(text) for text in told.values() if text is not None]
 
     async def _read_tokens(self, token_ids: list[str]) -> dict[str, Used]:
@@ -244,7 +244,7 @@ class _Sent:
             return
         key = TARGETS_KEY if self._token_id is None else usage_key(self._token_id)
         pairs: list[Any] = [word for pair in (*counts.items(), *about.items()) for word in pair]
-        connection.send(pack("EVAL", USAGE_SCRIPT, 1, key, USAGE_LIVES_S, len(counts), *pairs), self)
+        connection.send(pack("EVAL", USAGE_SCRIPT, 1, key, USAGE_LIVES_S * 1000, len(counts), *pairs), self)
 
     def on_reply(self, context: object, reply: object) -> None:
         """Keep them for the next batch, if they were refused for a reason that may pass."""

@@ -104,7 +104,7 @@ async def test_a_killed_instance_is_not_counted_any_more_nor_what_it_had_in_flig
         server.call("DEL", key)  # as its expiry does
     assert (await other.usage.overview()).others == 0
     assert (await other.usage.of("a")).in_flight == 0
-    assert server.call("SMEMBERS", "gateway:{global}:usage-instances") == []
+    assert server.call("ZRANGE", "gateway:{global}:usage-instances", "0", "-1") == []
     await one.close()
     await other.close()
 
