@@ -1,4 +1,4 @@
-"""The gateway's own endpoints: `/register`, `/tokens`, `/admin/…`, `/usage`, `/healthz`, `/readyz`. Else 404."""
+"""The gateway's own endpoints: `/register`, `/tokens`, `/admin/…`, `/usage`, `/metrics`, `/healthz`, `/readyz`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from gateway.config.values import lifetime_s
 from gateway.errors import BadRequest, Draining, MethodNotAllowed, NotAllowed, NotFound
 from gateway.http1.message import CRLF
+from gateway.prometheus import scraped
+from gateway.shared_counts import SharedCounts
 from gateway.usage import Stream, UsageView, rfc3339
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Endpoints:
         metrics: What became of requests.
         admin_key: Guards `/register` and `/admin/…`; None: local peers only.
         is_draining: Whether the gateway is stopping.
+        shared: Has the counts of all workers; None: there are no others.
     """
 
     def __init__(
@@ -54,10 +57,13 @@ class Endpoints:
         metrics: Metrics,
         admin_key: bytes | None,
         is_draining: Callable[[], bool],
+        *,
+        shared: SharedCounts | None = None,
     ) -> None:
         self._admission = admission
         self._store = store
         self._view = UsageView(admission, store.usage, metrics)
+        self._shared = shared or SharedCounts(metrics)
         self._admin_key = admin_key
         self._is_draining = is_draining
 
@@ -95,6 +101,9 @@ class Endpoints:
             case b"/usage":
                 _need(head, b"GET", b"HEAD")
                 return await self._usage(head)
+            case b"/metrics":
+                _need(head, b"GET", b"HEAD")
+                return await self._scrape(head, peer)
             case b"/healthz":
                 _need(head, b"GET", b"HEAD")
                 return _json(200, {"status": "ok"})
@@ -157,6 +166,13 @@ class Endpoints:
         """Tell a token's holder how its limits stand and what became of its requests. Nothing is charged."""
         subject = self._admission.authenticate(head.bearer, time.time())
         return await _once_or_streamed(head, lambda: self._view.of(subject))
+
+    async def _scrape(self, head: RequestHead, peer: Peer) -> Answer:
+        """Tell Prometheus; it needs no key on this machine."""
+        if not peer.is_local or _comes_from_a_page(head):
+            self._need_right(head, "This endpoint", peer)
+        content_type, text = await scraped(self._shared.all())
+        return 200, [("Content-Type", content_type), _NO_STORE], text
 
     def _is_admin(self, bearer: bytes | None) -> bool:
         key = self._admin_key

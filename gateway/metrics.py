@@ -59,7 +59,7 @@ class Tally:
         failed: All else: the client left before there was an answer, or did not send what it had begun to.
         retries: How many of the refused and the upstream's errors an SDK had sent again by itself.
         bytes_in, bytes_out: Of the bodies that the client sent and got; chunk framing not counted.
-        in_flight: How many requests are not over. This one is never reset.
+        begun: How many requests have begun.
         own_s, upstream_s: Of each answer, how long the gateway and the upstream took, to its head. Two lists of the
             same length: to sort them when they are gathered costs less than to find a bucket for each on the way.
         statuses: The answers' statuses, but for those of 200: these are the rest.
@@ -68,22 +68,32 @@ class Tally:
 
     # fmt: off
     __slots__ = (
-        "about", "bytes_in", "bytes_out", "failed", "in_flight", "own_s", "passed", "refused", "retries", "statuses",
-        "upstream_errors", "upstream_s",
+        "about", "begun", "bytes_in", "bytes_out", "failed", "own_s", "passed", "refused", "retries", "statuses",
+        "upstream_errors", "upstream_s", "_flying",
     )
     # fmt: on
 
     def __init__(self, about: Mapping[str, str]) -> None:
         self.about = about
-        self.in_flight = 0
+        self._flying = 0  # when it was last gathered
         self._begin()
 
     def _begin(self) -> None:
         self.passed = self.upstream_errors = self.failed = self.retries = self.bytes_in = self.bytes_out = 0
+        self.begun = 0
         self.refused: dict[str, int] = {}
         self.own_s: list[float] = []
         self.upstream_s: list[float] = []
         self.statuses: list[int] = []
+
+    @property
+    def _over(self) -> int:
+        return self.passed + self.upstream_errors + self.failed + sum(self.refused.values())
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests have begun, ever, and are not over."""
+        return self._flying + self.begun - self._over
 
     def on_refused(self, error: GatewayError, *, is_retry: bool = False) -> None:
         """Count a request that the gateway answered with an error of its own."""
@@ -115,9 +125,10 @@ class Tally:
     def take(self, usage: TargetUsage) -> Counts:
         """Return what was counted, enter in `usage` what is counted by target alone, and begin again."""
         counts: Counts = Counter({name: count for name in _COUNTED if (count := getattr(self, name))})
-        over = self.passed + self.upstream_errors + self.failed
+        self._flying = self.in_flight
+        over = self._over
+        self.begun = 0
         if self.refused:
-            over += sum(self.refused.values())
             counts.update({REFUSED + code: count for code, count in self.refused.items()})
         if not counts and not self.own_s:
             return counts

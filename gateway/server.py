@@ -23,6 +23,7 @@ from gateway.proxy.clock import Clock
 from gateway.proxy.context import ProxyContext
 from gateway.proxy.routes import Routes
 from gateway.proxy.upstreams import Upstreams
+from gateway.shared_counts import SharedCounts
 from gateway.stores.choice import make_store
 from gateway.tokens import TokenSigner
 from gateway.usage import UsageFlush
@@ -60,15 +61,20 @@ class Gateway:
     Args:
         config: What it does. `gateway_listen` is a free port of 127.0.0.1 unless it says otherwise.
         sockets: Listening stream sockets to accept from in place of `gateway_listen`; the gateway closes them.
+        shared_dir: A directory by which the workers of one program tell each other what they have counted; None: there
+            is but this one.
 
     Attributes:
         metrics: What became of the requests so far.
     """
 
-    def __init__(self, config: Config, *, sockets: Sequence[socket.socket] = ()) -> None:
+    def __init__(
+        self, config: Config, *, sockets: Sequence[socket.socket] = (), shared_dir: Path | None = None
+    ) -> None:
         self._settings: Settings = config.settings
         self._sockets = sockets
         self.metrics = Metrics()
+        self._shared = SharedCounts(self.metrics, shared_dir)
         self._listener: Listener | None = None
         self._store: Store | None = None
         self._context: ProxyContext | None = None
@@ -104,12 +110,13 @@ class Gateway:
                 parser=RequestParser(),
                 admission=admission,
                 routes=Routes(),
-                endpoint=Endpoints(admission, store, self.metrics, settings.admin_key, lambda: context.draining),
+                endpoint=self._endpoints(settings, admission, lambda: context.draining),
                 metrics=self.metrics,
             )
             self._context = context
             context.routes = self._connect(settings, context, admission)
-            self._flush = UsageFlush(store.usage, self.metrics, lambda: clock.now_s)
+            self._shared.open()
+            self._flush = UsageFlush(store.usage, self.metrics, self._shared, lambda: clock.now_s)
             clock.watched.add(self._flush)
             clock.start()
             descriptors = Descriptors(soft_limit(), self._upstreams)
@@ -128,6 +135,10 @@ class Gateway:
         if settings.redis is None and not settings.token_secrets:
             _log.info("tokens end with this process: neither TOKEN_SECRET nor REDIS_URL is set")
         _log.info("listening on %s, sending to %s", ", ".join(self.urls), _sent_to(settings))
+
+    def _endpoints(self, settings: Settings, admission: Admission, is_draining: Callable[[], bool]) -> Endpoints:
+        assert self._store is not None  # noqa: S101 - it is connected to before anything else
+        return Endpoints(admission, self._store, self.metrics, settings.admin_key, is_draining, shared=self._shared)
 
     def _connect(self, settings: Settings, context: ProxyContext, admission: Admission) -> Routes:
         """Make ready for the targets of a configuration. If that fails, those before stay as they were."""
@@ -226,7 +237,7 @@ class Gateway:
         if self._own_tls is not None:
             self._own_tls.reload()
         context.settings, context.admission, context.routes = settings, admission, routes
-        context.endpoint = Endpoints(admission, store, context.metrics, settings.admin_key, lambda: context.draining)
+        context.endpoint = self._endpoints(settings, admission, lambda: context.draining)
         return left
 
     def watch_files(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gateway.admission import Admission
     from gateway.limits import Policy
     from gateway.metrics import Delta, Metrics
+    from gateway.shared_counts import SharedCounts
     from gateway.stores import Standing
     from gateway.stores.usage import UsageBook, Used
     from gateway.subject import Subject
@@ -153,12 +154,14 @@ class UsageFlush:
     Args:
         book: Where to.
         metrics: Where from.
+        shared: Has them for the other workers.
         now_s: The clock's coarse time.
     """
 
-    def __init__(self, book: UsageBook, metrics: Metrics, now_s: Callable[[], float]) -> None:
+    def __init__(self, book: UsageBook, metrics: Metrics, shared: SharedCounts, now_s: Callable[[], float]) -> None:
         self._book = book
         self._metrics = metrics
+        self._shared = shared
         self._now_s = now_s
         self.deadline_s = 0.0
 
@@ -166,10 +169,12 @@ class UsageFlush:
         """See `clock.Watched`."""
         self.deadline_s = self._now_s() + FLUSH_S
         self._book.add(self._metrics.take())
+        self._shared.write()
 
     async def close(self) -> None:
         """Enter the rest, and return when it is where it belongs."""
         self._book.add(self._metrics.take())
+        self._shared.close()
         await self._book.close()
 
 

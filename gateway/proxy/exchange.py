@@ -118,7 +118,7 @@ class Exchange:
             self._subject = subject = context.admission.authenticate(head.bearer, context.clock.wall_s)
             usage = context.usage
             self._tally = tally = usage.tallies.get(subject.id) or usage.open(subject.id, subject.about())
-            tally.in_flight += 1
+            tally.begun += 1
             if subject.scope is not None:
                 subject.scope.check(context.route.name, head.method, context.route.path_of(head.target))
             self._request = context.route.write_head(head)
@@ -385,7 +385,7 @@ class Exchange:
         is_retry = subject is not None and fields.is_retry(self._head)
         if subject is None:
             self._tally = self._context.usage.strangers
-            self._tally.in_flight += 1  # which the others were when their token was known
+            self._tally.begun += 1  # which the others had when their token was known
         elif error.denies:
             self._context.metrics.on_denied(subject.id, error, is_retry=is_retry)
         self._tally.on_refused(error, is_retry=is_retry)
@@ -441,8 +441,9 @@ class Exchange:
     def _settle(self) -> None:
         """Count what there is to count when it is over, once."""
         tally, upload, answer = self._tally, self._upload, self._answer
-        tally.in_flight -= 1
-        tally.bytes_in += self._head.length if upload is None else upload.body.seen_bytes
+        received = self._head.length if upload is None else upload.body.seen_bytes
+        if received:
+            tally.bytes_in += received
         tally.bytes_out += self._answer_bytes if answer is None else answer.body.seen_bytes
 
     def _on_tunnel_done(self, received: int, sent: int) -> None:

@@ -8,6 +8,7 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.stores.usage_redis import usage_key
 from tests.e2e import connected, fetch, request
@@ -18,6 +19,7 @@ from tests.kit.upstream import head, soon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.kit.upstream import Call, Upstream
 
@@ -150,3 +152,23 @@ async def test_on_a_cluster_each_token_has_its_usage_where_its_limits_are(upstre
             assert await program.ended() == 0
         for _, token_id in tokens:
             assert stored(cluster.of_key(usage_key(token_id)), token_id)["passed"] == 2
+
+
+async def test_a_scrape_of_any_worker_has_the_counts_of_all(upstream: Upstream, tmp_path: Path) -> None:
+    shared = {"TARGET_API_URL": upstream.url, "TOKEN_SECRET": "s" * 32, "GATEWAY_SHARED_DIR": str(tmp_path)}
+    async with gateway_process(**shared) as one, gateway_process(**shared) as other:
+        token, _ = await register(one)
+        await asyncio.gather(ask(one, token, 3), ask(other, token, 4))
+        async with asyncio.timeout(20):
+            while (await passed(one), await passed(other)) != (7, 7):  # noqa: ASYNC110 - told once a second
+                await asyncio.sleep(0.05)
+        one.signal(signal.SIGKILL)
+        await one.ended()
+        assert await passed(other) == 7
+
+
+async def passed(program: Program) -> float | None:
+    text = (await fetch(program.url, request("/metrics"))).content.decode()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    samples = families["gateway_requests"].samples
+    return next((one.value for one in samples if one.labels == {"target": "api", "result": "passed"}), None)
