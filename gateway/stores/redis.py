@@ -224,7 +224,7 @@ class RedisStore:
         self.lease_us = lease_us
         self.leases = Leases(self.link_of, self.send_away, lease_us, renew_script)
         self._lines = RedisLines(self.link_of, self.send_away, self.ask_of)
-        self.usage = RedisUsage(self.link_of)
+        self.usage = RedisUsage(self.link_of, self.ask_of)
 
     def _link(self, name: str, locate: Locate, *, probe_tag: str = _PROBE_TAG, **more: Any) -> Link:  # noqa: ANN401
         """Return a link that is not started yet; see `Link`."""

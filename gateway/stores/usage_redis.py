@@ -24,11 +24,11 @@ from gateway.stores.link import NOBODY, error_code, expect, pack
 from gateway.stores.usage import MAX_TOKENS_TOLD, Overview, Used
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
     from gateway.counts import Counts
     from gateway.metrics import Delta
-    from gateway.stores.link import Command, Link
+    from gateway.stores.link import Link
     from gateway.stores.pipeline import Connection
 
 USAGE_SCRIPT: Final = resources.files("gateway.stores").joinpath("usage.lua").read_text("utf-8")
@@ -58,13 +58,20 @@ class RedisUsage:
 
     Args:
         link_of: Finds the way to a key.
+        ask_of: Sends commands about a key to wherever it is by now, and returns the replies.
         now_s: Seconds since the epoch.
     """
 
-    __slots__ = ("_id", "_link_of", "_now_s", "_pause", "_targets", "_tokens")
+    __slots__ = ("_ask_of", "_id", "_link_of", "_now_s", "_pause", "_targets", "_tokens")
 
-    def __init__(self, link_of: Callable[[str], Link], now_s: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        link_of: Callable[[str], Link],
+        ask_of: Callable[..., Awaitable[list[object]]],
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
         self._link_of = link_of
+        self._ask_of = ask_of
         self._now_s = now_s
         self._id = os.urandom(8).hex()
         self._pause: asyncio.TimerHandle | None = None
@@ -108,7 +115,7 @@ class RedisUsage:
             StoreUnavailable: Redis did not answer, or refused.
         """
         self._send((token_id,) if token_id in self._tokens else ())
-        (reply,) = await self._link_of(usage_key(token_id)).ask(("HGETALL", usage_key(token_id)))
+        (reply,) = await self._ask_of(usage_key(token_id), ("HGETALL", usage_key(token_id)))
         expect(reply, "HGETALL")
         counts, about = _read(reply)
         others = await self._others(await self._instances())
@@ -121,7 +128,7 @@ class RedisUsage:
             StoreUnavailable: Redis did not answer, or refused.
         """
         days = [("ZREVRANGE", self._busiest_key(ago), 0, most - 1, "WITHSCORES") for ago in (0, 1)]
-        told, *ranked = await self._link_of(TARGETS_KEY).ask(("HGETALL", TARGETS_KEY), *days)
+        told, *ranked = await self._ask_of(TARGETS_KEY, ("HGETALL", TARGETS_KEY), *days)
         others = await self._others(await self._instances())
         scores: Counter[str] = Counter()
         for one in others:
@@ -184,7 +191,7 @@ class RedisUsage:
 
     async def _instances(self) -> list[str]:
         """Return the ids of the other instances, perhaps with some that are no more."""
-        (reply,) = await self._link_of(_INSTANCES_KEY).ask(("ZRANGE", _INSTANCES_KEY, 0, -1))
+        (reply,) = await self._ask_of(_INSTANCES_KEY, ("ZRANGE", _INSTANCES_KEY, 0, -1))
         expect(reply, "ZRANGE")
         ids = {one.decode() for one in reply} if isinstance(reply, list) else set()
         return sorted(ids - {self._id})
@@ -193,30 +200,24 @@ class RedisUsage:
         """Return what the other instances have in flight; those that are no more are struck off the list."""
         if not ids:
             return []
-        link = self._link_of(_INSTANCES_KEY)
-        (reply,) = await link.ask(("MGET", *map(_instance_key, ids)))
+        (reply,) = await self._ask_of(_INSTANCES_KEY, ("MGET", *map(_instance_key, ids)))
         expect(reply, "MGET")
         told = dict(zip(ids, reply if isinstance(reply, list) else (), strict=False))
         gone = [one for one, text in told.items() if text is None]
-        live = _usable(link)
+        live = _usable(self._link_of(_INSTANCES_KEY))
         if gone and live is not None:
             live.send(pack("ZREM", _INSTANCES_KEY, *gone), NOBODY)
         return [json.loads(text) for text in told.values() if text is not None]
 
     async def _read_tokens(self, token_ids: list[str]) -> dict[str, Used]:
-        by_link: dict[Link, list[str]] = {}
-        for token_id in token_ids:
-            by_link.setdefault(self._link_of(usage_key(token_id)), []).append(token_id)
-        commands: dict[Link, list[Command]] = {
-            link: [("HGETALL", usage_key(token_id)) for token_id in ids] for link, ids in by_link.items()
+        keys = map(usage_key, token_ids)
+        replies = await asyncio.gather(*(self._ask_of(key, ("HGETALL", key)) for key in keys))
+        pairs = zip(token_ids, (reply for (reply,) in replies), strict=True)
+        return {
+            token_id: Used(*_read(reply))
+            for token_id, reply in pairs
+            if reply and not isinstance(reply, hiredis.ReplyError)
         }
-        replies = await asyncio.gather(*(link.ask(*asked) for link, asked in commands.items()))
-        known = {}
-        for ids, some in zip(by_link.values(), replies, strict=True):
-            for token_id, reply in zip(ids, some, strict=True):
-                if reply and not isinstance(reply, hiredis.ReplyError):
-                    known[token_id] = Used(*_read(reply))
-        return known
 
 
 class _Sent:
