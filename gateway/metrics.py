@@ -29,6 +29,8 @@ UPSTREAM_STATUSES: Final = frozenset((502, 504))
 CLIENT_GONE: Final = 499
 """The status of a request whose client left before there was an answer, for counts and the log; nginx has it so."""
 
+LINES_DROPPED: Final = "log_lines_dropped"
+
 _COUNTED: Final = ("passed", "upstream_errors", "failed", "retries", "bytes_in", "bytes_out")
 
 
@@ -275,6 +277,10 @@ class Metrics:
         delta = Delta(self._tokens, self._targets, dict(token_flights), target_flights)
         self._tokens, self._targets = {}, {}
         return delta
+
+    def on_lines_dropped(self, count: int) -> None:
+        """Count lines of the access log that nobody took."""
+        self.nowhere.totals[LINES_DROPPED] += count
 
     @property
     def passed(self) -> int:

@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.counts import BOUNDS_US, REFUSED
+from gateway.metrics import LINES_DROPPED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -87,7 +88,12 @@ class _Collector:
             in_flight.add_metric([name], told["in_flight"])
             own.add_metric([name], _cumulative(told["own"]), told["own_s"])
             upstream.add_metric([name], _cumulative(told["upstream"]), told["upstream_s"])
-        yield from (requests, refused, answers, retries, received, sent, in_flight, own, upstream)
+        lost = core.CounterMetricFamily(
+            PREFIX + "access_log_dropped_lines",
+            "Lines of the access log that stdout did not take.",
+            value=sum(told["counts"].get(LINES_DROPPED, 0) for told in self._targets.values()),
+        )
+        yield from (lost, requests, refused, answers, retries, received, sent, in_flight, own, upstream)
 
 
 def _cumulative(buckets: list[int]) -> list[tuple[str, int]]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from gateway.access_log import AccessLog, LineWriter
     from gateway.certificates import ReloadedTls
     from gateway.config import Config, KeyPair, Settings, Target
     from gateway.stores import Store
@@ -48,6 +49,7 @@ _FIXED: Final = {
     "redis": "REDIS_URL",
     "on_store_loss": "ON_STORE_LOSS",
     "store_timeout_s": "STORE_TIMEOUT",
+    "access_log": "ACCESS_LOG",
     "log_level": "LOG_LEVEL",
 }
 """Settings that are looked at once, at the start."""
@@ -83,6 +85,7 @@ class Gateway:
         self._target_tls: list[ReloadedTls] = []
         self._signer: TokenSigner | None = None
         self._flush: UsageFlush | None = None
+        self._line_writer: LineWriter | None = None
 
     async def start(self) -> None:
         """Connect to the store and listen.
@@ -112,6 +115,7 @@ class Gateway:
                 routes=Routes(),
                 endpoint=self._endpoints(settings, admission, lambda: context.draining),
                 metrics=self.metrics,
+                access_log=self._log_on(loop),
             )
             self._context = context
             context.routes = self._connect(settings, context, admission)
@@ -135,6 +139,14 @@ class Gateway:
         if settings.redis is None and not settings.token_secrets:
             _log.info("tokens end with this process: neither TOKEN_SECRET nor REDIS_URL is set")
         _log.info("listening on %s, sending to %s", ", ".join(self.urls), _sent_to(settings))
+
+    def _log_on(self, loop: asyncio.AbstractEventLoop) -> AccessLog | None:
+        if self._settings.access_log == "off":
+            return None
+        from gateway.access_log import AccessLog, LineWriter  # a thread's worth of imports that few need
+
+        self._line_writer = LineWriter()
+        return AccessLog(self._settings.access_log, self._line_writer, loop, self.metrics.on_lines_dropped)
 
     def _endpoints(self, settings: Settings, admission: Admission, is_draining: Callable[[], bool]) -> Endpoints:
         assert self._store is not None  # noqa: S101 - it is connected to before anything else
@@ -290,6 +302,10 @@ class Gateway:
             context.clock.stop()
             # Transports tell their protocols of the end in the loop's next turn, and places in flight come back.
             await asyncio.sleep(0)
+        if context is not None and context.access_log is not None:
+            context.access_log.close()
+        if self._line_writer is not None:
+            await asyncio.to_thread(self._line_writer.close)
         if self._flush is not None:
             await self._flush.close()
         if self._store is not None:

@@ -565,7 +565,6 @@ def test_the_settings_table_has_the_defaults() -> None:
     ("name", "value"),
     [
         ("GATEWAY_WORKERS", "2"),
-        ("ACCESS_LOG", "json"),
     ],
 )
 def test_the_rest_is_refused(name: str, value: str) -> None:

@@ -12,6 +12,7 @@ from gateway.proxy.events import EventStreams
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from gateway.access_log import AccessLog
     from gateway.admission import Admission
     from gateway.config import Settings
     from gateway.http1.message import RequestHead
@@ -53,6 +54,8 @@ class ProxyContext:
     draining: bool = False
     emptied: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last connection has ended."""
+    access_log: AccessLog | None = None
+    """None: nobody wants a line for each request."""
     streams: EventStreams = field(default_factory=EventStreams)
     on_client_gone: Callable[[], None] = lambda: None
     """Called when any connection has ended."""
@@ -72,6 +75,7 @@ class Destination:
 
     Attributes:
         usage: Counts the target's requests, whichever the key.
+        log: As in `shared`.
     """
 
     shared: ProxyContext
@@ -82,6 +86,8 @@ class Destination:
     route: TargetRoute
     pool: UpstreamPool
     usage: TargetUsage = field(init=False)
+    log: AccessLog | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.usage = self.metrics.target(self.route.name)
+        self.log = self.shared.access_log

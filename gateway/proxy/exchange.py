@@ -10,6 +10,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
+from gateway.access_log import NO_IDS
 from gateway.errors import (
     BadRequest,
     BodyTooLarge,
@@ -24,7 +25,7 @@ from gateway.errors import (
 )
 from gateway.http1 import fields, framing, writer
 from gateway.http1.message import CHUNKED, IDEMPOTENT, REFUSED_METHODS, RELAYED_METHODS, UNTIL_CLOSE
-from gateway.metrics import UPSTREAM_STATUSES
+from gateway.metrics import CLIENT_GONE, UPSTREAM_STATUSES
 from gateway.proxy.clock import NEVER
 from gateway.proxy.relay import MAX_STRANGERS_BYTES, Relay
 from gateway.proxy.sockets import still_takes
@@ -33,12 +34,15 @@ from gateway.proxy.tunnel import Tunnel
 if TYPE_CHECKING:
     import asyncio
 
+    from gateway.access_log import AccessLog
     from gateway.http1.message import AnswerHead, RequestHead
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import Destination
     from gateway.proxy.upstream import UpstreamConnection
     from gateway.stores import Verdict
     from gateway.subject import Subject
+
+_TIMING: Final = writer.TIMING.split(b"%.3f")
 
 _PROXY_ADVICE: Final = (
     "Name the token in the proxy's URL, as in http://TOKEN:x@HOST:PORT; several clients send none without a password."
@@ -59,15 +63,15 @@ class Exchange:
         "_context", "_client", "_head", "_keep_alive", "_over",  # the exchange
         "_subject", "_verdict", "_sent", "_leased", "_connecting", "_upstream",  # what it holds
         "request_done", "_request", "_content", "_upload",  # on the way up
-        "answer_started", "_answered_early", "_answer", "_answer_bytes", "_status",  # on the way down
-        "_lap_began_s", "_own_s", "_upstream_s",  # time spent
-        "_tally",  # what counts it
+        "answer_started", "_answered_early", "_answer", "_answer_bytes", "_status", "_timing",  # on the way down
+        "_lap_began_s", "_own_s",  # time spent
+        "_tally", "_ids",  # what counts it, and what the log calls it
     )
     # fmt: on
 
     def __init__(self, context: Destination, client: ClientConnection, head: RequestHead) -> None:
         self._lap_began_s = perf_counter()
-        self._own_s = self._upstream_s = 0.0
+        self._own_s = 0.0
         self._context = context
         self._client = client
         self._head = head
@@ -84,6 +88,8 @@ class Exchange:
         self.answer_started = self._answered_early = False
         self._answer: Relay | None = None
         self._answer_bytes = self._status = 0
+        self._timing = b""
+        self._ids = NO_IDS
 
     def take_first(self, data: bytes) -> bytes:
         """Take what came behind the head; return what belongs to the next request. To be called before `begin`.
@@ -112,6 +118,8 @@ class Exchange:
         """Find out whose request this is, and ask for a place for it."""
         context, head = self._context, self._head
         self._client.deadline_s = NEVER  # the store and the pool have their own
+        if context.log is not None:
+            self._ids = context.log.ids(head, self._client.opening)
         try:
             if head.method in REFUSED_METHODS:
                 raise MethodNotAllowed(RELAYED_METHODS)
@@ -241,10 +249,10 @@ class Exchange:
             return
         self._status, self._answer_bytes = head.status, len(rest)
         # Of the gateway's own share, what follows is not worth a second look at the time.
-        self._upstream_s = upstream_s = perf_counter() - self._lap_began_s
+        upstream_s = perf_counter() - self._lap_began_s
         self._tally.own_s.append(self._own_s)
         self._tally.upstream_s.append(upstream_s)
-        timing = writer.TIMING % (self._own_s * 1e3, upstream_s * 1e3)
+        self._timing = timing = writer.TIMING % (self._own_s * 1e3, upstream_s * 1e3)
         self._context.route.hide_key(head)
         first = writer.switch_head(head, subject.limit_lines(verdict), timing) + rest
         Tunnel(self._context, self._client, upstream, self._on_tunnel_done).begin(first)
@@ -256,13 +264,12 @@ class Exchange:
         if ends_body or not self.request_done or self._context.shared.draining:
             self._keep_alive = False
         limits = self._subject.limit_lines(self._verdict)
-        self._own_s = own_s = self._own_s + perf_counter() - self._lap_began_s
-        self._upstream_s = upstream_s
+        own_s = self._own_s + perf_counter() - self._lap_began_s
         self._status = head.status
         tally = self._tally
         tally.own_s.append(own_s)
         tally.upstream_s.append(upstream_s)
-        timing = writer.TIMING % (own_s * 1e3, upstream_s * 1e3)
+        self._timing = timing = writer.TIMING % (own_s * 1e3, upstream_s * 1e3)
         self._context.route.hide_key(head)
         return writer.answer_head(head, minor, limits, timing, keep_alive=self._keep_alive)
 
@@ -362,7 +369,7 @@ class Exchange:
         """The client hung up: what the upstream still makes of it would be paid for and read by nobody."""
         if not self._over:
             self._tally.on_left(self._status)
-            self._settle()
+            self._settle("client_gone")
         self._end()
 
     def on_deadline(self) -> None:
@@ -389,7 +396,8 @@ class Exchange:
         elif error.denies:
             self._context.metrics.on_denied(subject.id, error, is_retry=is_retry)
         self._tally.on_refused(error, is_retry=is_retry)
-        self._settle()
+        self._status = error.status
+        self._settle(error.code)
         self._end()
         self._client.send_error(
             error, self._head, limit_lines=limit_lines, keep_alive=self._keep_alive and self.request_done
@@ -399,7 +407,7 @@ class Exchange:
         """End both connections so that a cut answer cannot look whole."""
         if not self._over:
             self._tally.on_cut(self._status, by_upstream=by_upstream)
-            self._settle()
+            self._settle("upstream_cut" if by_upstream else "cut")
         self._end()
         self._client.abort()
 
@@ -438,13 +446,27 @@ class Exchange:
             self._upstream.close()
         self._connecting = self._upstream = None
 
-    def _settle(self) -> None:
-        """Count what there is to count when it is over, once."""
+    def _settle(self, error: str | None = None) -> None:
+        """Count what there is to count when it is over, and log it, once."""
         tally, upload, answer = self._tally, self._upload, self._answer
         received = self._head.length if upload is None else upload.body.seen_bytes
         if received:
             tally.bytes_in += received
-        tally.bytes_out += self._answer_bytes if answer is None else answer.body.seen_bytes
+        sent = self._answer_bytes if answer is None else answer.body.seen_bytes
+        tally.bytes_out += sent
+        if self._context.log is not None:
+            self._log(self._context.log, (received, sent), error)
+
+    def _log(self, log: AccessLog, sizes: tuple[int, int], error: str | None) -> None:
+        timing = self._timing
+        if not timing:  # there was no answer
+            lap_ms = (perf_counter() - self._lap_began_s) * 1e3
+            timing = writer.TIMING % ((self._own_s * 1e3, lap_ms) if self._sent else (lap_ms, 0.0))
+        own_ms, _, upstream_ms = timing[len(_TIMING[0]) :].partition(_TIMING[1])
+        subject = self._subject
+        who = (None if subject is None else subject.id, self._context.route.name, self._client)
+        ms = (own_ms, upstream_ms)
+        log.add(self._head, self._ids, who, self._status or CLIENT_GONE, times_ms=ms, sizes=sizes, error=error)
 
     def _on_tunnel_done(self, received: int, sent: int) -> None:
         """The connections that a tunnel joined have ended, or one of them has, and after so many bytes each way."""
