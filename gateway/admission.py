@@ -188,6 +188,11 @@ class Admission:
             refusal.limit_fields = [(field, value) for field, _, value in (line.partition(": ") for line in lines)]
             raise refusal
 
+    def subject_of(self, claims: Claims) -> Subject:
+        """Return what is under a token's limits. Raises ValueError if they cannot be read, or are too many."""
+        policies = self._policies_of(claims)
+        return Subject(claims, policies, self._store.plan(claims.id, policies))
+
     async def usage(self, subject: Subject) -> list[Standing]:
         """Say how each of a subject's limits stands, in the order of `Subject.policies`; nothing is charged.
 
@@ -373,12 +378,11 @@ class Admission:
 
     def _remember(self, token: bytes, claims: Claims) -> Subject:
         try:
-            policies = self._policies_of(claims)
+            subject = self.subject_of(claims)
         except ValueError:
             raise TokenInvalid("The token has limits that this version of the gateway cannot read.") from None
         if len(self._subjects) >= MAX_SUBJECTS:
             self._subjects.clear()
-        subject = Subject(claims, policies, self._store.plan(claims.id, policies))
         if not self._revoked.keys().isdisjoint(lineage(claims.id)):
             subject.expires_at_s = _ENDED
         self._subjects[token] = subject

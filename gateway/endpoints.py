@@ -1,28 +1,29 @@
-"""The gateway's own endpoints: `/register`, `/tokens`, `/admin/tokens`, `/usage`, `/healthz`, `/readyz`. Else 404."""
+"""The gateway's own endpoints: `/register`, `/tokens`, `/admin/…`, `/usage`, `/metrics`, `/healthz`, `/readyz`."""
 
 from __future__ import annotations
 
 import hmac
 import json
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.config.values import lifetime_s
 from gateway.errors import BadRequest, Draining, MethodNotAllowed, NotAllowed, NotFound
 from gateway.http1.message import CRLF
-from gateway.limits import Kind
+from gateway.prometheus import scraped
+from gateway.shared_counts import SharedCounts
+from gateway.usage import Stream, UsageView, rfc3339
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from gateway.admission import Admission
     from gateway.http1.message import RequestHead
-    from gateway.limits import Policy
     from gateway.metrics import Metrics
     from gateway.proxy.peer import Peer
-    from gateway.stores import Standing, Store
+    from gateway.stores import Store
     from gateway.tokens import Claims
+    from gateway.usage import Told
 
 Answer = tuple[int, list[tuple[str, str]], bytes]
 """Status, fields and content."""
@@ -43,9 +44,10 @@ class Endpoints:
     Args:
         admission: Issues tokens, and knows how their limits stand.
         store: Asked whether it answers.
-        metrics: What was refused.
+        metrics: What became of requests.
         admin_key: Guards `/register` and `/admin/…`; None: local peers only.
         is_draining: Whether the gateway is stopping.
+        shared: Has the counts of all workers; None: there are no others.
     """
 
     def __init__(
@@ -55,14 +57,17 @@ class Endpoints:
         metrics: Metrics,
         admin_key: bytes | None,
         is_draining: Callable[[], bool],
+        *,
+        shared: SharedCounts | None = None,
     ) -> None:
         self._admission = admission
         self._store = store
-        self._metrics = metrics
+        self._view = UsageView(admission, store.usage, metrics)
+        self._shared = shared or SharedCounts(metrics)
         self._admin_key = admin_key
         self._is_draining = is_draining
 
-    async def __call__(self, head: RequestHead, body: bytes, peer: Peer) -> Answer:
+    async def __call__(self, head: RequestHead, body: bytes, peer: Peer) -> Answer | Stream:
         """Answer one request.
 
         Args:
@@ -89,9 +94,16 @@ class Endpoints:
                 _need(head, b"DELETE")
                 self._need_right(head, "This endpoint", peer)
                 return await self._revoke(path[len(_TOKENS) :])
+            case b"/admin/usage":
+                _need(head, b"GET", b"HEAD")
+                self._need_right(head, "This endpoint", peer)
+                return await _once_or_streamed(head, self._view.all)
             case b"/usage":
                 _need(head, b"GET", b"HEAD")
                 return await self._usage(head)
+            case b"/metrics":
+                _need(head, b"GET", b"HEAD")
+                return await self._scrape(head, peer)
             case b"/healthz":
                 _need(head, b"GET", b"HEAD")
                 return _json(200, {"status": "ok"})
@@ -127,7 +139,7 @@ class Endpoints:
         """List what was issued."""
         tokens = await self._admission.tokens()
         for one in tokens:
-            one["issued_at"], one["expires_at"] = _rfc3339(one["issued_at"]), _rfc3339(one["expires_at"])
+            one["issued_at"], one["expires_at"] = rfc3339(one["issued_at"]), rfc3339(one["expires_at"])
         return _json(200, {"tokens": tokens})
 
     async def _revoke(self, path: bytes) -> Answer:
@@ -150,24 +162,17 @@ class Endpoints:
         if _comes_from_a_page(head):
             raise NotAllowed(f"{what}, used from a web page, takes an ADMIN_KEY.")
 
-    async def _usage(self, head: RequestHead) -> Answer:
-        """Tell a token's holder how its limits stand, and what this instance refused it. Nothing is charged."""
+    async def _usage(self, head: RequestHead) -> Answer | Stream:
+        """Tell a token's holder how its limits stand and what became of its requests. Nothing is charged."""
         subject = self._admission.authenticate(head.bearer, time.time())
-        standings = await self._admission.usage(subject)
-        limits = [_limit(*pair) for pair in zip(subject.policies, standings, strict=True)]
-        denials, claims = self._metrics.of(subject.id), subject.claims
-        denied = {"total": denials.reasons.total(), "retries": denials.retries, "by_reason": dict(denials.reasons)}
-        return _json(
-            200,
-            {
-                "id": claims.id,
-                "name": claims.name,
-                "expires_at": _rfc3339(claims.expires_at_s),
-                "limits": limits,
-                "denied": denied,
-                "shadowed": dict(denials.shadowed),
-            },
-        )
+        return await _once_or_streamed(head, lambda: self._view.of(subject))
+
+    async def _scrape(self, head: RequestHead, peer: Peer) -> Answer:
+        """Tell Prometheus; it needs no key on this machine."""
+        if not peer.is_local or _comes_from_a_page(head):
+            self._need_right(head, "This endpoint", peer)
+        content_type, text = await scraped(self._shared.all())
+        return 200, [("Content-Type", content_type), _NO_STORE], text
 
     def _is_admin(self, bearer: bytes | None) -> bool:
         key = self._admin_key
@@ -181,7 +186,7 @@ class Endpoints:
 
 
 def _issued(token: str, claims: Claims) -> Answer:
-    return _json(201, {"token": token, "id": claims.id, "expires_at": _rfc3339(claims.expires_at_s)})
+    return _json(201, {"token": token, "id": claims.id, "expires_at": rfc3339(claims.expires_at_s)})
 
 
 def _need(head: RequestHead, *methods: bytes) -> None:
@@ -195,24 +200,9 @@ def _comes_from_a_page(head: RequestHead) -> bool:
     return any(line.startswith((b"origin:", b"sec-fetch-site:")) for line in lines)
 
 
-def _rfc3339(moment_s: int | None) -> str | None:
-    return None if moment_s is None else datetime.fromtimestamp(moment_s, UTC).isoformat().replace("+00:00", "Z")
-
-
-def _limit(policy: Policy, standing: Standing) -> dict[str, object]:
-    """Describe a limit; `window` and `reset` are seconds, null for requests in flight: they come back as they end."""
-    is_lease = policy.kind is Kind.LEASE
-    return {
-        "name": policy.label,
-        "kind": "concurrency" if is_lease else policy.kind.value,
-        "shared": policy.shared,
-        "shadow": policy.shadow,
-        "limit": policy.quota,
-        "window": None if is_lease else policy.window_s,
-        "used": standing.used,
-        "remaining": standing.remaining,
-        "reset": None if is_lease else round(standing.reset_us / 1e6, 3),
-    }
+async def _once_or_streamed(head: RequestHead, make: Callable[[], Awaitable[Told]]) -> Answer | Stream:
+    is_streamed = b"stream" in head.target.partition(b"?")[2].split(b"&") and head.method == b"GET"
+    return Stream(make) if is_streamed else _json(200, await make())
 
 
 def _json(status: int, members: dict[str, object]) -> Answer:

@@ -1,19 +1,37 @@
-"""Plain counters of this process, kept on the way and read when somebody asks."""
+"""Plain counters of this process, kept on the way and gathered once a second.
+
+A `Tally` is what became of one token's requests to one target since it was last gathered. Exchanges add to it, an
+attribute at a time; `Metrics.gather` takes the numbers out and adds them up: by target for as long as the process
+lives, and by token until somebody has taken them away (`take`), to where all instances' are added up.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from operator import add
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from gateway.counts import BUCKET_NAMES, BUCKETS, REFUSED, bucketed
 from gateway.errors import RateLimited
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from gateway.counts import Counts
     from gateway.errors import GatewayError
 
 MAX_TOKENS: Final = 8192
 """Tokens that are counted apart: about 1 kB each. The one that came first makes room."""
+
+UPSTREAM_STATUSES: Final = frozenset((502, 504))
+"""Of the gateway's own answers: those that say that the API gave none."""
+
+CLIENT_GONE: Final = 499
+"""The status of a request whose client left before there was an answer, for counts and the log; nginx has it so."""
+
+LINES_DROPPED: Final = "log_lines_dropped"
+
+_COUNTED: Final = ("passed", "upstream_errors", "failed", "retries", "bytes_in", "bytes_out")
 
 
 class Denials:
@@ -33,44 +51,260 @@ class Denials:
         self.retries = 0
 
 
-class Metrics:
-    """Counts of a gateway's, in all and by token.
+class Tally:
+    """One token's requests to one target; each of them that is over is counted in exactly one of the first four.
 
     Attributes:
         passed: The API answered, and its answer was not cut. A client that left in the middle of one is among them.
-        refused: The gateway answered with a status below 500: a token that is not good, a limit, a malformed request, a
-            path of nobody's. Nothing was sent to the API, or not all of it.
-        failed: No answer could be had, or only a part of one; or the client left before there was any.
+        refused: The gateway answered, and nothing was sent to the API, or not all of it: by the error's code.
+        upstream_errors: No answer could be had of the API, or only a part of one.
+        failed: All else: the client left before there was an answer, or did not send what it had begun to.
+        retries: How many of the refused and the upstream's errors an SDK had sent again by itself.
+        bytes_in, bytes_out: Of the bodies that the client sent and got; chunk framing not counted.
+        begun: How many requests have begun.
+        own_s, upstream_s: Of each answer, how long the gateway and the upstream took, to its head. Two lists of the
+            same length: to sort them when they are gathered costs less than to find a bucket for each on the way.
+        statuses: The answers' statuses, but for those of 200: these are the rest.
+        about: What is known of the token, as fields for people to read.
     """
 
-    __slots__ = ("_denials", "failed", "passed", "refused")
+    # fmt: off
+    __slots__ = (
+        "about", "begun", "bytes_in", "bytes_out", "failed", "own_s", "passed", "refused", "retries", "statuses",
+        "upstream_errors", "upstream_s", "_flying",
+    )
+    # fmt: on
 
-    def __init__(self) -> None:
-        self.passed = 0
-        self.refused = 0
-        self.failed = 0
-        self._denials: dict[str, Denials] = {}
+    def __init__(self, about: Mapping[str, str]) -> None:
+        self.about = about
+        self._flying = 0  # when it was last gathered
+        self._begin()
 
-    def on_error(self, status: int) -> None:
-        """The gateway answered with an error of its own."""
-        if status < 500:
-            self.refused += 1
+    def _begin(self) -> None:
+        self.passed = self.upstream_errors = self.failed = self.retries = self.bytes_in = self.bytes_out = 0
+        self.begun = 0
+        self.refused: dict[str, int] = {}
+        self.own_s: list[float] = []
+        self.upstream_s: list[float] = []
+        self.statuses: list[int] = []
+
+    @property
+    def _over(self) -> int:
+        return self.passed + self.upstream_errors + self.failed + sum(self.refused.values())
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests have begun, ever, and are not over."""
+        return self._flying + self.begun - self._over
+
+    def on_refused(self, error: GatewayError, *, is_retry: bool = False) -> None:
+        """Count a request that the gateway answered with an error of its own."""
+        if error.status in UPSTREAM_STATUSES:
+            self.upstream_errors += 1
+        elif error.status == 500:
+            self.failed += 1
+        else:
+            self.refused[error.code] = self.refused.get(error.code, 0) + 1
+        self.retries += is_retry
+        self.statuses.append(error.status)
+
+    def on_cut(self, status: int, *, by_upstream: bool) -> None:
+        """Count a request whose answer, of this status, ended in the middle, and not because its client had left."""
+        if by_upstream:
+            self.upstream_errors += 1
         else:
             self.failed += 1
+        self.statuses.append(status)
 
-    def on_cut(self, *, passed: bool) -> None:
-        """A request ended without the end of an answer; `passed`: the client left in the middle of one."""
-        if passed:
+    def on_left(self, status: int) -> None:
+        """Count a request whose client left; in the middle of an answer of this status, or (0) before there was one."""
+        if status:
             self.passed += 1
         else:
             self.failed += 1
+        self.statuses.append(status or CLIENT_GONE)
+
+    def take(self, usage: TargetUsage) -> Counts:
+        """Return what was counted, enter in `usage` what is counted by target alone, and begin again."""
+        counts: Counts = Counter({name: count for name in _COUNTED if (count := getattr(self, name))})
+        self._flying = self.in_flight
+        over = self._over
+        self.begun = 0
+        if self.refused:
+            counts.update({REFUSED + code: count for code, count in self.refused.items()})
+        if not counts and not self.own_s:
+            return counts
+        if over:
+            counts["requests"] = over
+        latencies = list(map(add, self.own_s, self.upstream_s))
+        counts.update({BUCKET_NAMES[place]: count for place, count in bucketed(latencies)})
+        usage.own_s += self.own_s
+        usage.upstream_s += self.upstream_s
+        usage.statuses[2] += over - len(self.statuses)
+        for status in self.statuses:
+            usage.statuses[status // 100] += 1
+        self._begin()
+        return counts
+
+
+class TargetUsage:
+    """All requests to one target.
+
+    Attributes:
+        tallies: By token, of those with a request under way or not gathered yet.
+        strangers: Of requests that carried no good token.
+        totals: What was gathered, of all tokens.
+        own, upstream: Histograms of how long the gateway and the upstream took, from the start of the process.
+        statuses: How many answers had a status of 1xx, 2xx, …, by its first digit.
+        own_s, upstream_s: As in `Tally`, while they are gathered.
+    """
+
+    # fmt: off
+    __slots__ = ("name", "own", "own_s", "statuses", "strangers", "tallies", "totals", "upstream", "upstream_s")
+    # fmt: on
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.tallies: dict[str, Tally] = {}
+        self.strangers = Tally({})
+        self.totals: Counts = Counter()
+        self.own, self.upstream = Histogram(), Histogram()
+        self.own_s: list[float] = []
+        self.upstream_s: list[float] = []
+        self.statuses = [0] * 6
+
+    def open(self, token_id: str, about: Mapping[str, str]) -> Tally:
+        """Begin to count for a token that has no tally."""
+        tally = self.tallies[token_id] = Tally(about)
+        return tally
+
+    def enter_times(self) -> None:
+        """Put the times that were gathered into the histograms."""
+        self.own.enter(self.own_s)
+        self.upstream.enter(self.upstream_s)
+        self.own_s, self.upstream_s = [], []
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are not over."""
+        return sum(tally.in_flight for tally in self.tallies.values())
+
+
+class Histogram:
+    """How many times lie in each of the buckets of `counts.BOUNDS_S`, and their sum in seconds."""
+
+    __slots__ = ("buckets", "sum_s")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * BUCKETS
+        self.sum_s = 0.0
+
+    def enter(self, samples: list[float]) -> None:
+        """Count times, in seconds."""
+        self.sum_s += sum(samples)
+        for place, count in bucketed(samples):
+            self.buckets[place] += count
+
+
+class Delta(NamedTuple):
+    """What was counted since it was last taken away.
+
+    Args:
+        tokens: By token; and what is known of each. Those with a request in flight are among them.
+        targets: By target; what was for none of them is under "".
+        token_flights: How many requests are in flight, by token, of those that have any.
+        target_flights: How many by target, of all targets.
+    """
+
+    tokens: dict[str, tuple[Counts, Mapping[str, str]]]
+    targets: dict[str, Counts]
+    token_flights: dict[str, int]
+    target_flights: dict[str, int]
+
+
+class Metrics:
+    """Counts of a gateway's.
+
+    Attributes:
+        targets: By the target's name.
+        nowhere: Of requests that could not be read, or were for no target.
+    """
+
+    __slots__ = ("_denials", "_targets", "_tokens", "nowhere", "targets")
+
+    def __init__(self) -> None:
+        self.nowhere = TargetUsage("")
+        self.targets: dict[str, TargetUsage] = {}
+        self._denials: dict[str, Denials] = {}
+        self._tokens: dict[str, tuple[Counts, Mapping[str, str]]] = {}  # gathered, and not taken yet
+        self._targets: dict[str, Counts] = {}
+
+    def target(self, name: str) -> TargetUsage:
+        """Return the counts of a target, which outlast a reload."""
+        usage = self.targets.get(name)
+        if usage is None:
+            usage = self.targets[name] = TargetUsage(name)
+        return usage
+
+    def gather(self) -> None:
+        """Take the numbers out of all tallies; those that nobody uses any more are dropped."""
+        for usage in (self.nowhere, *self.targets.values()):
+            gathered = usage.strangers.take(usage)
+            unused = []
+            for token_id, tally in usage.tallies.items():
+                counts = tally.take(usage)
+                if counts or tally.in_flight:
+                    gathered.update(counts)
+                    self._add(token_id, counts, tally.about)
+                else:
+                    unused.append(token_id)
+            for token_id in unused:
+                del usage.tallies[token_id]
+            usage.enter_times()
+            if gathered:
+                usage.totals.update(gathered)
+                self._targets.setdefault(usage.name, Counter()).update(gathered)
+
+    def take(self) -> Delta:
+        """Gather, and take away what was gathered."""
+        self.gather()
+        token_flights: Counter[str] = Counter()
+        for usage in self.targets.values():
+            for token_id, tally in usage.tallies.items():
+                if tally.in_flight:
+                    token_flights[token_id] += tally.in_flight
+        target_flights = {name: usage.in_flight for name, usage in self.targets.items()}
+        delta = Delta(self._tokens, self._targets, dict(token_flights), target_flights)
+        self._tokens, self._targets = {}, {}
+        return delta
+
+    def on_lines_dropped(self, count: int) -> None:
+        """Count lines of the access log that nobody took."""
+        self.nowhere.totals[LINES_DROPPED] += count
+
+    @property
+    def passed(self) -> int:
+        """How many requests the API answered, as in `Tally.passed`."""
+        return self._sum("passed")
+
+    @property
+    def refused(self) -> int:
+        """How many requests the gateway answered with a refusal: no good token, a limit, malformed, nobody's path."""
+        self.gather()
+        usages = (self.nowhere, *self.targets.values())
+        return sum(count for usage in usages for name, count in usage.totals.items() if name.startswith(REFUSED))
+
+    @property
+    def failed(self) -> int:
+        """For how many requests no answer could be had, or only a part of one; or the client left before that."""
+        return self._sum("failed") + self._sum("upstream_errors")
 
     def of(self, token_id: str) -> Denials:
-        """Return a token's counts; all are zero for one that has none."""
+        """Return what a token was denied; all are zero for one that has none."""
         return self._denials.get(token_id) or Denials()
 
     def on_denied(self, token_id: str, error: GatewayError, *, is_retry: bool) -> None:
-        """Count a refused request."""
+        """Count a refused request of a token that is good."""
         denials = self._counted(token_id)
         denials.reasons[error.policy if isinstance(error, RateLimited) else error.code] += 1
         denials.retries += is_retry
@@ -87,3 +321,16 @@ class Metrics:
                 del self._denials[next(iter(self._denials))]
             denials = self._denials[token_id] = Denials()
         return denials
+
+    def _add(self, token_id: str, counts: Counts, about: Mapping[str, str]) -> None:
+        known = self._tokens.get(token_id)
+        if known is not None:
+            known[0].update(counts)
+            return
+        if len(self._tokens) >= MAX_TOKENS:
+            del self._tokens[next(iter(self._tokens))]
+        self._tokens[token_id] = (counts, about)
+
+    def _sum(self, name: str) -> int:
+        self.gather()
+        return sum(usage.totals[name] for usage in (self.nowhere, *self.targets.values()))

@@ -23,8 +23,10 @@ from gateway.proxy.clock import Clock
 from gateway.proxy.context import ProxyContext
 from gateway.proxy.routes import Routes
 from gateway.proxy.upstreams import Upstreams
+from gateway.shared_counts import SharedCounts
 from gateway.stores.choice import make_store
 from gateway.tokens import TokenSigner
+from gateway.usage import UsageFlush
 from gateway.watching import FileWatch
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from gateway.access_log import AccessLog, LineWriter
     from gateway.certificates import ReloadedTls
     from gateway.config import Config, KeyPair, Settings, Target
     from gateway.stamps import Stamp
@@ -49,6 +52,7 @@ _FIXED: Final = {
     "redis": "REDIS_URL",
     "on_store_loss": "ON_STORE_LOSS",
     "store_timeout_s": "STORE_TIMEOUT",
+    "access_log": "ACCESS_LOG",
     "log_level": "LOG_LEVEL",
 }
 """Settings that are looked at once, at the start."""
@@ -62,15 +66,20 @@ class Gateway:
     Args:
         config: What it does. `gateway_listen` is a free port of 127.0.0.1 unless it says otherwise.
         sockets: Listening stream sockets to accept from in place of `gateway_listen`; the gateway closes them.
+        shared_dir: A directory by which the workers of one program tell each other what they have counted; None: there
+            is but this one.
 
     Attributes:
         metrics: What became of the requests so far.
     """
 
-    def __init__(self, config: Config, *, sockets: Sequence[socket.socket] = ()) -> None:
+    def __init__(
+        self, config: Config, *, sockets: Sequence[socket.socket] = (), shared_dir: Path | None = None
+    ) -> None:
         self._settings: Settings = config.settings
         self._sockets = sockets
         self.metrics = Metrics()
+        self._shared = SharedCounts(self.metrics, shared_dir)
         self._listener: Listener | None = None
         self._store: Store | None = None
         self._context: ProxyContext | None = None
@@ -78,6 +87,8 @@ class Gateway:
         self._own_tls: ReloadedTls | None = None
         self._target_tls: dict[_MadeOf, ReloadedTls] = {}
         self._signer: TokenSigner | None = None
+        self._flush: UsageFlush | None = None
+        self._line_writer: LineWriter | None = None
 
     async def start(self) -> None:
         """Connect to the store and listen.
@@ -105,11 +116,15 @@ class Gateway:
                 parser=RequestParser(),
                 admission=admission,
                 routes=Routes(),
-                endpoint=Endpoints(admission, store, self.metrics, settings.admin_key, lambda: context.draining),
+                endpoint=self._endpoints(settings, admission, lambda: context.draining),
                 metrics=self.metrics,
+                access_log=self._log_on(loop),
             )
             self._context = context
             context.routes = self._connect(settings, context, admission)
+            self._shared.open()
+            self._flush = UsageFlush(store.usage, self.metrics, self._shared, lambda: clock.now_s)
+            clock.watched.add(self._flush)
             clock.start()
             descriptors = Descriptors(soft_limit(), self._upstreams)
             self._listener = listener = Listener(
@@ -127,6 +142,18 @@ class Gateway:
         if settings.redis is None and not settings.token_secrets:
             _log.info("tokens end with this process: neither TOKEN_SECRET nor REDIS_URL is set")
         _log.info("listening on %s, sending to %s", ", ".join(self.urls), _sent_to(settings))
+
+    def _log_on(self, loop: asyncio.AbstractEventLoop) -> AccessLog | None:
+        if self._settings.access_log == "off":
+            return None
+        from gateway.access_log import AccessLog, LineWriter  # a thread's worth of imports that few need
+
+        self._line_writer = LineWriter()
+        return AccessLog(self._settings.access_log, self._line_writer, loop, self.metrics.on_lines_dropped)
+
+    def _endpoints(self, settings: Settings, admission: Admission, is_draining: Callable[[], bool]) -> Endpoints:
+        assert self._store is not None  # noqa: S101 - it is connected to before anything else
+        return Endpoints(admission, self._store, self.metrics, settings.admin_key, is_draining, shared=self._shared)
 
     def _connect(self, settings: Settings, context: ProxyContext, admission: Admission) -> Routes:
         """Make ready for the targets of a configuration. If that fails, those before stay as they were."""
@@ -228,7 +255,7 @@ class Gateway:
             self._own_tls.reload()
         listener.handshake_timeout_s = settings.header_timeout_s
         context.settings, context.admission, context.routes = settings, admission, routes
-        context.endpoint = Endpoints(admission, store, context.metrics, settings.admin_key, lambda: context.draining)
+        context.endpoint = self._endpoints(settings, admission, lambda: context.draining)
         return left
 
     def watch_files(self, known: Mapping[Path, Stamp | None], on_change: Callable[[], None]) -> FileWatch:
@@ -254,6 +281,7 @@ class Gateway:
             return True
         self._listener.stop()
         context.draining = True
+        context.streams.end()
         for connection in tuple(context.connections):
             connection.drain()
         if context.connections:
@@ -278,6 +306,12 @@ class Gateway:
             context.clock.stop()
             # Transports tell their protocols of the end in the loop's next turn, and places in flight come back.
             await asyncio.sleep(0)
+        if context is not None and context.access_log is not None:
+            context.access_log.close()
+        if self._line_writer is not None:
+            await asyncio.to_thread(self._line_writer.close)
+        if self._flush is not None:
+            await self._flush.close()
         if self._store is not None:
             await self._store.close()
         if listener is not None:

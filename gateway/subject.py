@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import ConcurrencyLimited, RateLimited, TokenRevoked
@@ -48,6 +49,20 @@ class Subject:
             f'RateLimit-Policy: {listed}\r\nRateLimit: "{policy.label}";r=%d;t=%d{_shadow_of(policy)}'.encode()
             for policy in policies
         ]
+
+    def about(self) -> dict[str, str]:
+        """Return what is kept beside the token's usage, for people and for whoever has to know its limits: no secret.
+
+        `limits` and what stands in `above`, for each token that it was made from, are in `RATE_LIMIT`'s grammar; a
+        token without limits of its own has none there.
+        """
+        claims = self.claims
+        told = {"name": claims.name or ""}
+        if claims.limits is not None:
+            told["limits"] = ",".join(claims.limits)
+        if claims.above:
+            told["above"] = json.dumps([limits and ",".join(limits) for limits in claims.above])
+        return told
 
     def limit_lines(self, verdict: Verdict) -> bytes:
         """Spell how the limits stand, for the limit nearest its end.

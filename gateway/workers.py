@@ -9,6 +9,7 @@ import logging
 import os
 import resource
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import uvloop
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Requests leave almost no cycles behind; the default of 700 allocations would scan for them all the time."""
+
+SHARED_DIR: Final = "GATEWAY_SHARED_DIR"
+"""Where a supervisor has its workers put their counts, for each other."""
 
 _log = logging.getLogger("gateway")
 
@@ -117,7 +121,8 @@ async def _serve(config: Config, sockets: Sequence[socket.socket], reread: Calla
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    gateway = Gateway(config, sockets=sockets)
+    shared = os.environ.get(SHARED_DIR)
+    gateway = Gateway(config, sockets=sockets, shared_dir=Path(shared) if shared else None)
     reloading = _Reloading(gateway, config, reread)
     loop.add_signal_handler(signal.SIGHUP, reloading)  # from the start: else it would end the program
     async with gateway:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gateway import Config, Gateway
 from gateway.limits import parse_limits
+from gateway.proxy.clock import NEVER
 from gateway.stores import Verdict
 from gateway.stores.address import RedisAddress
 from gateway.stores.redis import RedisStore
@@ -86,6 +87,10 @@ class _Exchanges:
             )
         )
         loop.run_until_complete(gateway.start())
+        # Once a second, at a time of its own: Redis would be asked for more than the checks of this round.
+        if gateway._flush is not None:
+            gateway._flush.deadline_s = NEVER
+            gateway._flush = None  # nor at the end, when nobody answers
         self._token = gateway.issue_token().encode()
         self._clients = [loop.connect(gateway.url) for _ in range(connections)]
         for wire in loop.redis:

@@ -220,8 +220,6 @@ def test_other_choices() -> None:
     [
         ("gateway_workers", "2"),
         ("gateway_workers", "auto"),
-        ("access_log", "json"),
-        ("access_log", "common"),
     ],
 )
 def test_what_a_later_version_brings_is_refused_by_name(setting: str, text: object) -> None:

@@ -426,6 +426,8 @@ def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
             token = register(first)
             assert request(first, "GET", "/api/models", token["token"])[0] == 200
             assert request(second, "GET", "/api/models", token["token"])[0] == 429
+            for one in (first, second):  # which enters what it has counted
+                assert request(one, "GET", "/usage", token["token"])[0] == 200
             listed = redis.call("KEYS", "*")
             assert isinstance(listed, list)
             keys = {key.decode() for key in listed}
@@ -434,6 +436,8 @@ def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
         spelled = {key.replace(token["id"], "TOKEN_ID") for key in keys}
         spelled = {re.sub("{register-[0-9-]+}", "{register-ADDRESS}", key) for key in spelled}
         spelled = {re.sub(":limit:[^-]*", ":limit:WINDOW", key) for key in spelled}
+        spelled = {re.sub(":usage-instance:[0-9a-f]+", ":usage-instance:ID", key) for key in spelled}
+        spelled = {re.sub(":usage-busiest:[0-9-]+", ":usage-busiest:DAY", key) for key in spelled}
         # The one expires soon, perhaps before the keys are listed; the other is `gateway verify`'s.
         passing = {"gateway:{global}:probe", "gateway:{global}:verify"}
         # Nothing is in flight any more, nobody is revoked, and this is no cluster.
@@ -561,7 +565,6 @@ def test_the_settings_table_has_the_defaults() -> None:
     ("name", "value"),
     [
         ("GATEWAY_WORKERS", "2"),
-        ("ACCESS_LOG", "json"),
     ],
 )
 def test_the_rest_is_refused(name: str, value: str) -> None:

@@ -75,6 +75,7 @@ class Settings:
         token_secrets: The first signs, all verify; empty when none is configured.
         token_ttl_s: How long an issued token is good; None for no end.
         admin_key: Guards `/register` and `/admin/…`; None: loopback peers only.
+        access_log: `off`, `json` or `common`: a line for each request, on stdout.
         log_level: `debug`, `info`, `warning` or `error`.
         max_body: The longest request body, in bytes; None for no limit.
         connect_timeout_s: Connecting upstream, TLS included.
@@ -102,6 +103,7 @@ class Settings:
     token_secrets: tuple[bytes, ...] = field(repr=False)
     token_ttl_s: int | None
     admin_key: bytes | None = field(repr=False)
+    access_log: str
     log_level: str
     max_body: int | None
     connect_timeout_s: float
@@ -248,7 +250,6 @@ class _Reader:
 
 def _compile(read: _Reader) -> Settings:
     read("gateway_workers", _only("1", later=("auto", "[0-9]{1,4}")))
-    read("access_log", _only("off", later=("json", "common")))
     listen = read("gateway_listen", values.addresses)
     return Settings(
         target=_target(read, listen),
@@ -268,6 +269,7 @@ def _compile(read: _Reader) -> Settings:
         token_secrets=read.optional("token_secret", values.secrets) or (),
         token_ttl_s=read("token_ttl", values.lifetime_s),
         admin_key=read.optional("admin_key", values.secret),
+        access_log=read("access_log", values.one_of("off", "json", "common")),
         log_level=read("log_level", values.log_level),
         max_body=read.optional("max_body", values.size_bytes),
         connect_timeout_s=read("connect_timeout", values.duration_s),

@@ -108,7 +108,7 @@ SETTINGS: dict[str, Setting] = {
             "guards /register and /admin/ (default: loopback peers only)",
             secret=True,
         ),
-        Setting("access_log", "off", "off", "a line per request (only off yet)"),
+        Setting("access_log", "off, json or common", "json", "a line per request on stdout (default: off)"),
         Setting("log_level", "debug, info, warning or error", "info", "the program's own log (default: info)"),
         Setting(
             "max_body",

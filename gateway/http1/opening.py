@@ -49,15 +49,19 @@ class Opening(Generic[Head]):
         begins: Those bytes, from the first line on.
         make: Makes a head with what they say of it.
         ending: What follows.
+
+    Attributes:
+        tells_ids: Whether heads that begin so have a field that names the request or its trace; None: not known yet.
     """
 
-    __slots__ = ("_begins", "_make", "_size", "ending")
+    __slots__ = ("_begins", "_make", "_size", "ending", "tells_ids")
 
     def __init__(self, begins: bytes, make: Callable[[], Head], ending: Ending) -> None:
         self._begins = begins
         self._size = len(begins)
         self._make = make
         self.ending = ending
+        self.tells_ids: bool | None = None
 
     def read(self, data: bytes) -> tuple[Head, int] | None:
         """Read the head that `data` begins with.

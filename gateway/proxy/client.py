@@ -6,6 +6,7 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Final, cast
 
+from gateway.access_log import NO_IDS
 from gateway.errors import Draining, GatewayError, RateLimited, RequestTimeout
 from gateway.http1 import writer
 from gateway.http1.message import CHUNKED, CRLF, HEAD_END, MAX_HEAD_BYTES
@@ -47,10 +48,10 @@ class ClientConnection(asyncio.Protocol):
         "_half_closed",
         "_held_back",
         "_lingering_bytes",
-        "_opening",
         "_partial",
         "_watch",
         "deadline_s",
+        "opening",
         "transport",
         "untaken_bytes",
         "writable",
@@ -64,7 +65,7 @@ class ClientConnection(asyncio.Protocol):
         self._exchange: Exchange | LocalExchange | Tunnel | None = None
         self._buffer = b""
         self._partial: PartialHead | None = None
-        self._opening: Opening[RequestHead] | None = None
+        self.opening: Opening[RequestHead] | None = None
         self._advancing = False
         self._watch: HangupWatch | None = None
         self.untaken_bytes = sys.maxsize
@@ -208,7 +209,7 @@ class ClientConnection(asyncio.Protocol):
             self._partial = None
             self._buffer = whole
         data = self._buffer
-        opening = self._opening
+        opening = self.opening
         found = None if opening is None else opening.read(data)
         if found is not None:
             head, end = found
@@ -218,7 +219,7 @@ class ClientConnection(asyncio.Protocol):
         if not 0 <= end <= MAX_HEAD_BYTES or data.startswith(CRLF):
             return self._begin_partial(data)
         head = self._context.parser.parse(data[:end])
-        self._opening = head.opening
+        self.opening = head.opening
         self._buffer = data[end + len(HEAD_END) :]
         return head
 
@@ -277,8 +278,18 @@ class ClientConnection(asyncio.Protocol):
     def refuse(
         self, error: GatewayError, head: RequestHead | None, *, keep_alive: bool, limit_lines: bytes = b""
     ) -> None:
+        """Refuse what has no exchange with a target: count it, send an error answer, and end the exchange."""
+        context = self._context
+        context.metrics.nowhere.strangers.on_refused(error)
+        if context.access_log is not None:
+            who, ms = (None, None, self), (b"0", b"0")
+            context.access_log.add(head, NO_IDS, who, error.status, times_ms=ms, sizes=(0, 0), error=error.code)
+        self.send_error(error, head, keep_alive=keep_alive, limit_lines=limit_lines)
+
+    def send_error(
+        self, error: GatewayError, head: RequestHead | None, *, keep_alive: bool, limit_lines: bytes = b""
+    ) -> None:
         """Send an error answer, and end the exchange; the connection too, where what follows cannot be trusted."""
-        self._context.metrics.on_error(error.status)
         if isinstance(error, RateLimited):
             context = self._context
             keep_alive = keep_alive and not context.draining
@@ -409,6 +420,12 @@ class ClientConnection(asyncio.Protocol):
 
     def _takes_interim(self) -> bool:
         return self._exchange is not None and self._exchange.takes_interim
+
+    @property
+    def host(self) -> str:
+        """The address at the other end, as the log has it."""
+        peername = self.transport.get_extra_info("peername")
+        return str(peername[0]) if isinstance(peername, tuple) else "unix"
 
     @property
     def peer(self) -> Peer:

@@ -7,14 +7,17 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from gateway.proxy.events import EventStreams
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from gateway.access_log import AccessLog
     from gateway.admission import Admission
     from gateway.config import Settings
     from gateway.http1.message import RequestHead
     from gateway.http1.parser import RequestParser
-    from gateway.metrics import Metrics
+    from gateway.metrics import Metrics, TargetUsage
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.clock import Clock
     from gateway.proxy.keys import KeyRing
@@ -22,11 +25,12 @@ if TYPE_CHECKING:
     from gateway.proxy.pool import UpstreamPool
     from gateway.proxy.routes import Routes
     from gateway.proxy.target import TargetRoute
+    from gateway.usage import Stream
 
     LocalAnswer = tuple[int, list[tuple[str, str]], bytes]
     """Status, fields and content of an answer of the gateway's own."""
 
-    Endpoint = Callable[[RequestHead, bytes, Peer], Awaitable[LocalAnswer]]
+    Endpoint = Callable[[RequestHead, bytes, Peer], Awaitable[LocalAnswer | Stream]]
     """Answers a request to the gateway itself, given its head, its body and whose it is.
 
     Raises a GatewayError to refuse.
@@ -51,6 +55,9 @@ class ProxyContext:
     draining: bool = False
     emptied: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the last connection has ended."""
+    access_log: AccessLog | None = None
+    """None: nobody wants a line for each request."""
+    streams: EventStreams = field(default_factory=EventStreams)
     on_client_gone: Callable[[], None] = lambda: None
     """Called when any connection has ended."""
 
@@ -67,6 +74,10 @@ class Destination:
         route: Writes request heads for this target and key.
         pool: The connections to the target, whichever the key.
         keys: Who says, when a request is sent, with which of several keys; None: with this one.
+
+    Attributes:
+        usage: Counts the target's requests, whichever the key.
+        log: As in `shared`.
     """
 
     shared: ProxyContext
@@ -77,3 +88,9 @@ class Destination:
     route: TargetRoute
     pool: UpstreamPool
     keys: KeyRing | None = None
+    usage: TargetUsage = field(init=False)
+    log: AccessLog | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.usage = self.metrics.target(self.route.name)
+        self.log = self.shared.access_log

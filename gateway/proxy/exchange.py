@@ -10,6 +10,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
+from gateway.access_log import NO_IDS
 from gateway.errors import (
     BadRequest,
     BodyTooLarge,
@@ -24,6 +25,7 @@ from gateway.errors import (
 )
 from gateway.http1 import fields, framing, writer
 from gateway.http1.message import CHUNKED, IDEMPOTENT, REFUSED_METHODS, RELAYED_METHODS, UNTIL_CLOSE
+from gateway.metrics import CLIENT_GONE, UPSTREAM_STATUSES
 from gateway.proxy.clock import NEVER
 from gateway.proxy.relay import MAX_STRANGERS_BYTES, Relay
 from gateway.proxy.sockets import still_takes
@@ -32,12 +34,15 @@ from gateway.proxy.tunnel import Tunnel
 if TYPE_CHECKING:
     import asyncio
 
+    from gateway.access_log import AccessLog
     from gateway.http1.message import AnswerHead, RequestHead
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import Destination
     from gateway.proxy.upstream import UpstreamConnection
     from gateway.stores import Verdict
     from gateway.subject import Subject
+
+_TIMING: Final = writer.TIMING.split(b"%.3f")
 
 _PROXY_ADVICE: Final = (
     "Name the token in the proxy's URL, as in http://TOKEN:x@HOST:PORT; several clients send none without a password."
@@ -58,8 +63,9 @@ class Exchange:
         "_context", "_client", "_head", "_keep_alive", "_over",  # the exchange
         "_subject", "_verdict", "_sent", "_leased", "_connecting", "_upstream",  # what it holds
         "request_done", "_request", "_content", "_upload",  # on the way up
-        "answer_started", "_answered_early", "_answer",  # on the way down
+        "answer_started", "_answered_early", "_answer", "_answer_bytes", "_status", "_timing",  # on the way down
         "_lap_began_s", "_own_s",  # time spent
+        "_tally", "_ids",  # what counts it, and what the log calls it
     )
     # fmt: on
 
@@ -81,6 +87,9 @@ class Exchange:
         self._upload: Relay | None = None
         self.answer_started = self._answered_early = False
         self._answer: Relay | None = None
+        self._answer_bytes = self._status = 0
+        self._timing = b""
+        self._ids = NO_IDS
 
     def take_first(self, data: bytes) -> bytes:
         """Take what came behind the head; return what belongs to the next request. To be called before `begin`.
@@ -109,10 +118,15 @@ class Exchange:
         """Find out whose request this is, and ask for a place for it."""
         context, head = self._context, self._head
         self._client.deadline_s = NEVER  # the store and the pool have their own
+        if context.log is not None:
+            self._ids = context.log.ids(head, self._client.opening)
         try:
             if head.method in REFUSED_METHODS:
                 raise MethodNotAllowed(RELAYED_METHODS)
             self._subject = subject = context.admission.authenticate(head.bearer, context.clock.wall_s)
+            usage = context.usage
+            self._tally = tally = usage.tallies.get(subject.id) or usage.open(subject.id, subject.about())
+            tally.begun += 1
             if subject.scope is not None:
                 subject.scope.check(context.route.name, head.method, context.route.path_of(head.target))
             if context.keys is None:
@@ -215,6 +229,7 @@ class Exchange:
         upstream.reusable = head.keep_alive and length != UNTIL_CLOSE
         if length == len(rest):  # all of it is here: nothing to relay
             self.answer_started = True
+            self._answer_bytes = length
             client.write(self._answer_head(head, length, upstream_s) + rest)
             self._finish()
             return
@@ -239,12 +254,15 @@ class Exchange:
         if not head.upgrade or not head.upgrade <= self._head.upgrade:
             self._refuse(UpstreamProtocolError("The upstream switched protocols unasked."))
             return
-        self._context.metrics.passed += 1
+        self._status, self._answer_bytes = head.status, len(rest)
         # Of the gateway's own share, what follows is not worth a second look at the time.
-        timing = writer.TIMING % (self._own_s * 1e3, (perf_counter() - self._lap_began_s) * 1e3)
+        upstream_s = perf_counter() - self._lap_began_s
+        self._tally.own_s.append(self._own_s)
+        self._tally.upstream_s.append(upstream_s)
+        self._timing = timing = writer.TIMING % (self._own_s * 1e3, upstream_s * 1e3)
         self._context.route.hide_key(head)
         first = writer.switch_head(head, subject.limit_lines(verdict), timing) + rest
-        Tunnel(self._context, self._client, upstream, self._release).begin(first)
+        Tunnel(self._context, self._client, upstream, self._on_tunnel_done).begin(first)
 
     def _answer_head(self, head: AnswerHead, length: int, upstream_s: float) -> bytes:
         assert self._subject is not None and self._verdict is not None  # noqa: S101, PT018 - set before it was sent
@@ -254,7 +272,11 @@ class Exchange:
             self._keep_alive = False
         limits = self._subject.limit_lines(self._verdict)
         own_s = self._own_s + perf_counter() - self._lap_began_s
-        timing = writer.TIMING % (own_s * 1e3, upstream_s * 1e3)
+        self._status = head.status
+        tally = self._tally
+        tally.own_s.append(own_s)
+        tally.upstream_s.append(upstream_s)
+        self._timing = timing = writer.TIMING % (own_s * 1e3, upstream_s * 1e3)
         self._context.route.hide_key(head)
         return writer.answer_head(head, minor, limits, timing, keep_alive=self._keep_alive)
 
@@ -265,7 +287,7 @@ class Exchange:
         try:
             extra = answer.feed(data)
         except UpstreamProtocolError:
-            self._abort()
+            self._abort(by_upstream=True)
             return
         self._after_bytes(extra)
 
@@ -283,7 +305,7 @@ class Exchange:
         if self._answer is not None and isinstance(self._answer.body, framing.UntilCloseBody):
             self._finish()
         else:
-            self._abort()
+            self._abort(by_upstream=True)
         return False
 
     @property
@@ -340,7 +362,7 @@ class Exchange:
         self._lap_began_s = perf_counter() - self._own_s  # what this upstream took is not the gateway's share
         stale = connection is not None and connection.reused and not heard
         if self.answer_started:
-            self._abort()
+            self._abort(by_upstream=True)
         elif stale and self._request and (unsent or self._head.method in IDEMPOTENT):
             self._connecting = self._context.pool.connect(self)
         else:
@@ -352,7 +374,9 @@ class Exchange:
 
     def on_client_lost(self) -> None:
         """The client hung up: what the upstream still makes of it would be paid for and read by nobody."""
-        self._context.metrics.on_cut(passed=self.answer_started and not self._over)
+        if not self._over:
+            self._tally.on_left(self._status)
+            self._settle("client_gone")
         self._end()
 
     def on_deadline(self) -> None:
@@ -365,21 +389,32 @@ class Exchange:
             self._refuse(UpstreamTimeout("The upstream did not answer in time."))
 
     def _refuse(self, error: GatewayError) -> None:
-        if self.answer_started and not self._over:
-            self._abort()
         if self._over:
+            return
+        if self.answer_started:
+            self._abort(by_upstream=error.status in UPSTREAM_STATUSES)
             return
         subject, verdict = self._subject, self._verdict
         limit_lines = subject.limit_lines(verdict) if subject is not None and verdict is not None else b""
-        if subject is not None and error.denies:
-            self._context.metrics.on_denied(subject.id, error, is_retry=fields.is_retry(self._head))
+        is_retry = subject is not None and fields.is_retry(self._head)
+        if subject is None:
+            self._tally = self._context.usage.strangers
+            self._tally.begun += 1  # which the others had when their token was known
+        elif error.denies:
+            self._context.metrics.on_denied(subject.id, error, is_retry=is_retry)
+        self._tally.on_refused(error, is_retry=is_retry)
+        self._status = error.status
+        self._settle(error.code)
         self._end()
-        self._client.refuse(
+        self._client.send_error(
             error, self._head, limit_lines=limit_lines, keep_alive=self._keep_alive and self.request_done
         )
 
-    def _abort(self) -> None:
+    def _abort(self, *, by_upstream: bool) -> None:
         """End both connections so that a cut answer cannot look whole."""
+        if not self._over:
+            self._tally.on_cut(self._status, by_upstream=by_upstream)
+            self._settle("upstream_cut" if by_upstream else "cut")
         self._end()
         self._client.abort()
 
@@ -387,7 +422,11 @@ class Exchange:
 
     def _finish(self) -> None:
         """The answer is written: give the upstream back, and let the client connection go on."""
-        self._context.metrics.passed += 1
+        tally, status = self._tally, self._status
+        tally.passed += 1
+        if status != 200:
+            tally.statuses.append(status)
+        self._settle()
         upstream = self._upstream
         if upstream is not None and upstream.reusable and self.request_done:
             self._over = True
@@ -413,6 +452,39 @@ class Exchange:
         if self._upstream is not None:
             self._upstream.close()
         self._connecting = self._upstream = None
+
+    def _settle(self, error: str | None = None) -> None:
+        """Count what there is to count when it is over, and log it, once."""
+        tally, upload, answer = self._tally, self._upload, self._answer
+        received = self._head.length if upload is None else upload.body.seen_bytes
+        if received:
+            tally.bytes_in += received
+        sent = self._answer_bytes if answer is None else answer.body.seen_bytes
+        tally.bytes_out += sent
+        if self._context.log is not None:
+            self._log(self._context.log, (received, sent), error)
+
+    def _log(self, log: AccessLog, sizes: tuple[int, int], error: str | None) -> None:
+        timing = self._timing
+        if not timing:  # there was no answer
+            lap_ms = (perf_counter() - self._lap_began_s) * 1e3
+            timing = writer.TIMING % ((self._own_s * 1e3, lap_ms) if self._sent else (lap_ms, 0.0))
+        own_ms, _, upstream_ms = timing[len(_TIMING[0]) :].partition(_TIMING[1])
+        subject = self._subject
+        who = (None if subject is None else subject.id, self._context.route.name, self._client)
+        ms = (own_ms, upstream_ms)
+        log.add(self._head, self._ids, who, self._status or CLIENT_GONE, times_ms=ms, sizes=sizes, error=error)
+
+    def _on_tunnel_done(self, received: int, sent: int) -> None:
+        """The connections that a tunnel joined have ended, or one of them has, and after so many bytes each way."""
+        if not self._over:
+            self._over = True
+            self._answer_bytes += sent
+            self._tally.bytes_in += received
+            self._tally.passed += 1
+            self._tally.statuses.append(self._status)
+            self._settle()
+            self._release()
 
     def _release(self) -> None:
         """Give the places in flight back, once, if there are any."""

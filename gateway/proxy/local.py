@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
+from gateway.access_log import NO_IDS
 from gateway.errors import (
     BadRequest,
     BodyTooLarge,
@@ -15,6 +17,7 @@ from gateway.errors import (
 )
 from gateway.http1 import framing
 from gateway.http1.message import CHUNKED
+from gateway.usage import Stream
 
 if TYPE_CHECKING:
     import asyncio
@@ -37,12 +40,26 @@ class LocalExchange:
         head: The request's head.
     """
 
-    __slots__ = ("_body", "_client", "_context", "_head", "_over", "_task", "_walker", "request_done")
+    __slots__ = (
+        "_began_s",
+        "_body",
+        "_client",
+        "_context",
+        "_head",
+        "_ids",
+        "_over",
+        "_task",
+        "_walker",
+        "request_done",
+    )
 
     def __init__(self, context: ProxyContext, client: ClientConnection, head: RequestHead) -> None:
         self._context = context
         self._client = client
         self._head = head
+        log = context.access_log
+        self._ids = NO_IDS if log is None else log.ids(head, client.opening)
+        self._began_s = perf_counter()
         self._over = False
         self._task: asyncio.Task[None] | None = None
         self._walker = framing.body(head.length, BadRequest)
@@ -114,8 +131,10 @@ class LocalExchange:
             self._task.cancel()
 
     def on_deadline(self) -> None:
-        """The body did not come in time."""
-        if not self.request_done:
+        """The body did not come in time; or events are not taken."""
+        if self.request_done:
+            self._client.abort()
+        else:
             self._refuse(RequestTimeout("The request body did not come in time."))
 
     def _answer_whole(self) -> bool:
@@ -124,9 +143,15 @@ class LocalExchange:
         return self.request_done
 
     async def _ask_endpoint(self) -> None:
-        head, client = self._head, self._client
+        head, client, context = self._head, self._client, self._context
         try:
-            answer = await self._context.endpoint(head, self._body, client.peer)
+            answer = await context.endpoint(head, self._body, client.peer)
+            if isinstance(answer, Stream):
+                await context.streams.send(answer, client, head, context.clock, context.settings.idle_timeout_s)
+                self._over = True
+                self._log(200, 0)
+                client.on_exchange_done(keep_alive=False)
+                return
         except GatewayError as error:
             self._refuse(error)
             return
@@ -136,7 +161,15 @@ class LocalExchange:
             return
         if not self._over:
             self._over = True
+            self._log(answer[0], len(answer[2]))
             client.answer(answer, head, keep_alive=head.keep_alive)
+
+    def _log(self, status: int, sent_bytes: int) -> None:
+        log = self._context.access_log
+        if log is not None:
+            own_ms = b"%.3f" % ((perf_counter() - self._began_s) * 1e3)
+            who, sizes = (None, None, self._client), (len(self._body), sent_bytes)
+            log.add(self._head, self._ids, who, status, times_ms=(own_ms, b"0.000"), sizes=sizes, error=None)
 
     def _refuse(self, error: GatewayError) -> None:
         if not self._over:

@@ -31,7 +31,8 @@ class Tunnel:
         context: What all exchanges with its target share.
         client: The connection that asked for the switch.
         upstream: The connection that switched.
-        on_end: Called when either connection has ended, perhaps for each.
+        on_end: Called when either connection has ended, perhaps for each, with how many bytes have come from the client
+            and from the upstream.
     """
 
     # What the client connection asks of an exchange: there is no request any more, and so nothing is missing of it.
@@ -39,14 +40,19 @@ class Tunnel:
     missing_bytes: ClassVar[int] = 0
     takes_interim: ClassVar[bool] = False
 
-    __slots__ = ("_client", "_client_ended", "_clock", "_idle_timeout_s", "_on_end", "_upstream", "_upstream_ended")
+    # fmt: off
+    __slots__ = (
+        "_client", "_client_ended", "_clock", "_from_client", "_from_upstream", "_idle_timeout_s", "_on_end",
+        "_upstream", "_upstream_ended",
+    )
+    # fmt: on
 
     def __init__(
         self,
         context: Destination,
         client: ClientConnection,
         upstream: UpstreamConnection,
-        on_end: Callable[[], None],
+        on_end: Callable[[int, int], None],
     ) -> None:
         self._on_end = on_end
         self._clock = context.clock
@@ -55,6 +61,7 @@ class Tunnel:
         self._upstream = upstream
         self._client_ended = False
         self._upstream_ended = False
+        self._from_client = self._from_upstream = 0  # bytes
 
     def begin(self, first: bytes) -> None:
         """Join the connections.
@@ -81,6 +88,7 @@ class Tunnel:
     def on_client_bytes(self, data: bytes) -> bytes:
         """Pass bytes on; none of them belong to a next request."""
         transport = self._upstream.transport
+        self._from_client += len(data)
         if not transport.is_closing():
             transport.write(data)
             self._upstream.untaken_bytes = sys.maxsize  # not known, until it is next asked for
@@ -114,7 +122,7 @@ class Tunnel:
 
     def on_client_lost(self) -> None:
         """The client's connection broke, or has been closed behind the upstream's."""
-        self._on_end()
+        self._on_end(self._from_client, self._from_upstream)
         upstream = self._upstream
         over_tls = not self._client.transport.can_write_eof()
         if over_tls and self._client_ended and not upstream.transport.get_write_buffer_size():
@@ -128,6 +136,7 @@ class Tunnel:
 
     def on_answer_bytes(self, data: bytes) -> None:
         """Pass bytes on."""
+        self._from_upstream += len(data)
         self._client.write(data)
         self._on_bytes()
 
@@ -155,7 +164,7 @@ class Tunnel:
     def on_upstream_lost(self, *, unsent: bool, heard: bool) -> None:
         """The upstream's connection broke, or has closed behind its end: the client's goes the same way."""
         del unsent, heard
-        self._on_end()
+        self._on_end(self._from_client, self._from_upstream)
         if self._upstream_ended:
             self._client.on_tunnel_done()
         else:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gateway.errors import StoreUnavailable
     from gateway.limits import Policy
     from gateway.stores.lines import Noted
+    from gateway.stores.usage import UsageBook
 
 UNCHECKED: Final = -3
 """`Verdict.policy` of an admission that no limit was asked about."""
@@ -74,6 +75,11 @@ class Plan(Protocol):
 
 class Store(Protocol):
     """Checks and charges limits."""
+
+    @property
+    def usage(self) -> UsageBook:
+        """What adds up what all instances have counted. Nothing is decided by it."""
+        ...
 
     def plan(self, subject: str, policies: Sequence[Policy]) -> Plan:
         """Prepare what every check of this subject needs.

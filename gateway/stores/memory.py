@@ -14,6 +14,7 @@ from gateway.limits.policy import MAX_QUOTA, SEGMENTS, Kind, check_subject, line
 from gateway.stores import REVOKED, Standing, Verdict
 from gateway.stores.counters import BucketCounter, PlacesCounter, WindowCounter
 from gateway.stores.lines import MemoryLines, Noted
+from gateway.stores.usage import MemoryUsage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,7 +83,7 @@ class MemoryStore:
         now_us: The clock that limits are measured with, in microseconds.
     """
 
-    __slots__ = ("_counters", "_leases", "_lines", "_now_us", "_revoked", "_to_purge")
+    __slots__ = ("_counters", "_leases", "_lines", "_now_us", "_revoked", "_to_purge", "usage")
 
     def __init__(self, now_us: Callable[[], int] = monotonic_us) -> None:
         self._now_us = now_us
@@ -90,6 +91,7 @@ class MemoryStore:
         self._to_purge: deque[tuple[str, int]] = deque()
         self._leases = count(1)
         self._lines = MemoryLines()
+        self.usage = MemoryUsage()
         self._revoked: dict[str, int] = {}  # until when, in microseconds
 
     def plan(self, subject: str, policies: Sequence[Policy]) -> _Plan:

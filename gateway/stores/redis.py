@@ -22,6 +22,7 @@ from gateway.stores.leases import Leases
 from gateway.stores.link import NOBODY, Link, at, error_code, expect, pack
 from gateway.stores.register import RedisLines
 from gateway.stores.sentinel import Whereabouts
+from gateway.stores.usage_redis import RedisUsage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -189,7 +190,18 @@ class RedisStore:
         lease_us: How long a place in flight is held without being renewed, in microseconds.
     """
 
-    __slots__ = ("_instances", "_lines", "_loss", "_timeout_s", "lease_us", "leases", "link", "script", "script_sha")
+    __slots__ = (
+        "_instances",
+        "_lines",
+        "_loss",
+        "_timeout_s",
+        "lease_us",
+        "leases",
+        "link",
+        "script",
+        "script_sha",
+        "usage",
+    )
 
     def __init__(
         self,
@@ -212,6 +224,7 @@ class RedisStore:
         self.lease_us = lease_us
         self.leases = Leases(self.link_of, self.send_away, lease_us, renew_script)
         self._lines = RedisLines(self.link_of, self.send_away, self.ask_of)
+        self.usage = RedisUsage(self.link_of, self.ask_of)
 
     def _link(self, name: str, locate: Locate, *, probe_tag: str = _PROBE_TAG, **more: Any) -> Link:  # noqa: ANN401
         """Return a link that is not started yet; see `Link`."""

@@ -17,6 +17,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from gateway.access_log import AccessLog
 from gateway.admission import Admission
 from gateway.config import Config
 from gateway.endpoints import Endpoints
@@ -35,6 +36,8 @@ from tests.kit.transport import FakeTransport
 from tests.kit.wire import Incomplete, Message, read_body, read_head
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gateway.proxy.upstream import UpstreamConnection
 
 KEY: Final = "sk-7Vx2Wb9Lm4Rz"
@@ -164,6 +167,28 @@ class Upstream(_Peer):
         self.sends(b"\r\n".join((b"HTTP/1.1 " + start, *lines, length, b"", content)))
 
 
+class Lines:
+    """A sink of the access log's that keeps the lines, as long as it takes any."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+        self.takes = True
+
+    def put(self, lines: Sequence[bytes]) -> bool:
+        if self.takes:
+            self._lines += lines
+        return self.takes
+
+    def close(self) -> None:
+        """There is nothing to write."""
+
+    def read(self) -> list[str]:
+        """Return the lines that have come since."""
+        lines, self._lines = self._lines, []
+        assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in lines)
+        return [line.decode("ascii")[:-1] for line in lines]
+
+
 class Playbook:
     """A gateway between scripted clients and a scripted upstream.
 
@@ -174,6 +199,7 @@ class Playbook:
         client: The first client; `connect` makes others.
         upstreams: The upstream's ends of the connections made to it, in their order.
         jitter: How much of the possible is added to the waits of those who are refused, 0 to 1.
+        logged: The lines of the access log, where there is one.
         dial_error: What connecting fails with.
         dial_waits: Connecting lasts until `dial_now`.
         dial_slow: The upstream does not read from new connections, until `reads_on`.
@@ -201,6 +227,7 @@ class Playbook:
             self.store, signer, settings.limits, settings.common_limits, settings.token_ttl_s, shadow=settings.shadow
         )
         self.metrics = Metrics()
+        self.logged = Lines()
         self.jitter = 0.0
         clock = Clock(self.loop)
         self.pool = pool = UpstreamPool(self._dial, settings, AnswerParser(), clock)
@@ -213,6 +240,7 @@ class Playbook:
             routes=Routes(),
             endpoint=Endpoints(self.admission, self.store, self.metrics, settings.admin_key, lambda: context.draining),
             metrics=self.metrics,
+            access_log=self._log_to(settings.access_log),
             random=lambda: self.jitter,
         )
         to = Destination(context, settings, clock, self.metrics, self.admission, TargetRoute(settings.target), pool)
@@ -228,6 +256,11 @@ class Playbook:
         self.dial_slow = False
         self._dialling: list[asyncio.Future[None]] = []
         self.client = self.connect()
+
+    def _log_to(self, style: str) -> AccessLog | None:
+        if style == "off":
+            return None
+        return AccessLog(style, self.logged, self.loop, self.metrics.on_lines_dropped)
 
     def connect(self, peername: object = LOOPBACK) -> Client:
         """Let another client connect."""

@@ -79,6 +79,7 @@ class ScriptStore:
     def __init__(self, loop: ScriptLoop) -> None:
         self._loop = loop
         self._store = MemoryStore(lambda: int(loop.time() * 1e6))
+        self.usage = self._store.usage
         self._asked: list[tuple[Plan, Waiter]] = []
         self.holds = False
         self.answers = True

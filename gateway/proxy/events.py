@@ -1,0 +1,94 @@
+"""Server-sent events of the gateway's own: one a second, until the client leaves or the gateway stops."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Final
+
+from gateway.errors import ConcurrencyLimited, StoreUnavailable, TokenError
+
+if TYPE_CHECKING:
+    from gateway.http1.message import RequestHead
+    from gateway.proxy.client import ClientConnection
+    from gateway.proxy.clock import Clock
+    from gateway.usage import Stream, Told
+
+EVERY_S: Final = 1.0
+MAX_STREAMS: Final = 64
+"""At once: each asks the store once a second."""
+_RETRY_AFTER_US: Final = 10_000_000
+
+_HEAD: Final = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\n"
+)
+"""The last field keeps an nginx in front of the gateway from holding events back."""
+
+
+class EventStreams:
+    """The streams that are open, and their end."""
+
+    __slots__ = ("_ending", "_open")
+
+    def __init__(self) -> None:
+        self._open = 0
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        """Let all of them end now, in good order."""
+        self._ending.set()
+
+    async def send(
+        self, stream: Stream, client: ClientConnection, head: RequestHead, clock: Clock, idle_s: float
+    ) -> None:
+        """Send events until there is a reason to stop; the client connection has to be closed behind them.
+
+        Args:
+            stream: Makes them.
+            client: Takes them. Where it is slow, it misses some: each tells all there is.
+            head: Its request's.
+            clock: The process's coarse time.
+            idle_s: How long a client may take nothing.
+
+        Raises:
+            GatewayError: The refusal to send; nothing was sent yet.
+        """
+        if self._open >= MAX_STREAMS:
+            error = ConcurrencyLimited("streams", MAX_STREAMS, 0, _RETRY_AFTER_US)
+            quota = f'"streams";q={MAX_STREAMS};qu="concurrent-requests"'
+            error.limit_fields = [("RateLimit-Policy", quota), ("RateLimit", '"streams";r=0;t=10')]
+            raise error
+        self._open += 1
+        try:
+            first = await stream.make()
+            is_chunked = head.minor == 1
+            framing = b"Transfer-Encoding: chunked\r\n" if is_chunked else b""
+            client.write(_HEAD + framing + b"Connection: close\r\nDate: %b\r\n\r\n" % clock.date().encode())
+            client.write(_event(first, is_chunked=is_chunked))
+            while not await self._has_ended_within(EVERY_S):
+                if not client.writable:
+                    continue
+                client.deadline_s = clock.soon_s + idle_s
+                try:
+                    client.write(_event(await stream.make(), is_chunked=is_chunked))
+                except StoreUnavailable:
+                    continue  # it will be back
+                except TokenError:
+                    break
+            if is_chunked:
+                client.write(b"0\r\n\r\n")
+        finally:
+            self._open -= 1
+
+    async def _has_ended_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ending.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+def _event(told: Told, *, is_chunked: bool) -> bytes:
+    event = b"event: usage\ndata: " + json.dumps(told, separators=(",", ":")).encode() + b"\n\n"
+    return b"%x\r\n%b\r\n" % (len(event), event) if is_chunked else event

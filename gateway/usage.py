@@ -1,0 +1,212 @@
+"""Usage as users see it, of one token and of all, and its way from this process's counters to the store's book."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.counts import told
+from gateway.errors import TokenRevoked
+from gateway.limits import Kind
+from gateway.tokens import Claims
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from gateway.admission import Admission
+    from gateway.limits import Policy
+    from gateway.metrics import Delta, Metrics
+    from gateway.shared_counts import SharedCounts
+    from gateway.stores import Standing
+    from gateway.stores.usage import UsageBook, Used
+    from gateway.subject import Subject
+
+FLUSH_S: Final = 0.75
+"""With the clock's tick on top, counts are under way to the book a second after they were made, at the latest."""
+MAX_SUBJECTS: Final = 256
+
+Told = dict[str, Any]
+"""Members of a JSON object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An answer that is told anew every second, as server-sent events.
+
+    Args:
+        make: Makes what there is to tell now. Raises GatewayError where there is nothing.
+    """
+
+    make: Callable[[], Awaitable[Told]]
+
+
+class UsageView:
+    """Reads usage.
+
+    Args:
+        admission: Knows how limits stand.
+        book: Has what all instances counted.
+        metrics: What this one counted, and has not entered yet.
+    """
+
+    def __init__(self, admission: Admission, book: UsageBook, metrics: Metrics) -> None:
+        self._admission = admission
+        self._book = book
+        self._metrics = metrics
+        self._subjects: dict[tuple[str, ...], Subject] = {}
+
+    async def of(self, subject: Subject) -> Told:
+        """Tell a token's holder how its limits stand, and what became of its requests. Nothing is charged.
+
+        Raises:
+            TokenRevoked: The token is.
+            StoreUnavailable: The store does not answer.
+        """
+        limits = _limits(subject, await self._admission.usage(subject))
+        delta = self._metrics.take()
+        self._book.add(delta)
+        used = await self._book.of(subject.id)
+        denials, claims = self._metrics.of(subject.id), subject.claims
+        return {
+            "at": now(),
+            "id": claims.id,
+            "name": claims.name,
+            "expires_at": rfc3339(claims.expires_at_s),
+            "limits": limits,
+            **told(used.counts, used.in_flight + delta.token_flights.get(subject.id, 0)),
+            "denied": {
+                "total": denials.reasons.total(),
+                "retries": denials.retries,
+                "by_reason": dict(denials.reasons),
+            },
+            "shadowed": dict(denials.shadowed),
+        }
+
+    async def all(self) -> Told:
+        """Tell what became of all requests, and of the busiest tokens how their limits stand.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+        delta = self._metrics.take()
+        self._book.add(delta)
+        overview = await self._book.overview()
+        totals: Counter[str] = Counter()
+        targets: dict[str, Told] = {}
+        in_flight = 0
+        for name in sorted(overview.targets.keys() | delta.target_flights.keys()):
+            used = overview.targets.get(name)
+            counts = Counter[str]() if used is None else used.counts
+            flying = delta.target_flights.get(name, 0) + (0 if used is None else used.in_flight)
+            totals.update(counts)
+            in_flight += flying
+            if name:
+                targets[name] = told(counts, flying)
+        known = overview.tokens.items()
+        limits = await asyncio.gather(*(self._limits_of(token_id, used.about) for token_id, used in known))
+        tokens = [
+            {"id": token_id, "name": used.about.get("name") or None, **standing, **_told_of(token_id, used, delta)}
+            for (token_id, used), standing in zip(known, limits, strict=True)
+        ]
+        tokens.sort(key=lambda token: -token["requests"])
+        return {
+            "at": now(),
+            "instances": overview.others + 1,
+            "totals": told(totals, in_flight),
+            "targets": targets,
+            "tokens": tokens,
+        }
+
+    async def _limits_of(self, token_id: str, about: Mapping[str, str]) -> Told:
+        try:
+            subject = self._subject(token_id, about)
+            return {"revoked": False, "limits": _limits(subject, await self._admission.usage(subject))}
+        except TokenRevoked:
+            return {"revoked": True, "limits": []}
+        except (ValueError, TypeError):  # another version of the gateway wrote it
+            return {"revoked": False, "limits": []}
+
+    def _subject(self, token_id: str, about: Mapping[str, str]) -> Subject:
+        key = (token_id, about.get("limits", ""), about.get("above", ""))
+        subject = self._subjects.get(key)
+        if subject is None:
+            if len(self._subjects) >= MAX_SUBJECTS:
+                self._subjects.clear()
+            own, above = about.get("limits"), json.loads(about.get("above", "[]"))
+            claims = Claims(
+                id=token_id,
+                issued_at_s=0,
+                limits=None if own is None else (own,),
+                above=tuple(None if one is None else (one,) for one in above),
+            )
+            subject = self._subjects[key] = self._admission.subject_of(claims)
+        return subject
+
+
+class UsageFlush:
+    """Enters what was counted in the book, every second. The clock's `Watched`.
+
+    Args:
+        book: Where to.
+        metrics: Where from.
+        shared: Has them for the other workers.
+        now_s: The clock's coarse time.
+    """
+
+    def __init__(self, book: UsageBook, metrics: Metrics, shared: SharedCounts, now_s: Callable[[], float]) -> None:
+        self._book = book
+        self._metrics = metrics
+        self._shared = shared
+        self._now_s = now_s
+        self.deadline_s = 0.0
+
+    def on_deadline(self) -> None:
+        """See `clock.Watched`."""
+        self.deadline_s = self._now_s() + FLUSH_S
+        self._book.add(self._metrics.take())
+        self._shared.write()
+
+    async def close(self) -> None:
+        """Enter the rest, and return when it is where it belongs."""
+        self._book.add(self._metrics.take())
+        self._shared.close()
+        await self._book.close()
+
+
+def _told_of(token_id: str, used: Used, delta: Delta) -> Told:
+    return told(used.counts, used.in_flight + delta.token_flights.get(token_id, 0))
+
+
+def _limits(subject: Subject, standings: list[Standing]) -> list[Told]:
+    return [_limit(*pair) for pair in zip(subject.policies, standings, strict=True)]
+
+
+def _limit(policy: Policy, standing: Standing) -> Told:
+    """Describe a limit; `window` and `reset` are seconds, null for requests in flight: they come back as they end."""
+    is_lease = policy.kind is Kind.LEASE
+    return {
+        "name": policy.label,
+        "kind": "concurrency" if is_lease else policy.kind.value,
+        "shared": policy.shared,
+        "shadow": policy.shadow,
+        "limit": policy.quota,
+        "window": None if is_lease else policy.window_s,
+        "used": standing.used,
+        "remaining": standing.remaining,
+        "reset": None if is_lease else round(standing.reset_us / 1e6, 3),
+    }
+
+
+def now() -> str:
+    """Spell the current time (RFC 3339), to the millisecond."""
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def rfc3339(moment_s: int | None) -> str | None:
+    """Spell a time in seconds since the epoch; None for none."""
+    return None if moment_s is None else datetime.fromtimestamp(moment_s, UTC).isoformat().replace("+00:00", "Z")

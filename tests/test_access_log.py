@@ -1,0 +1,105 @@
+"""The thread that writes the access log: whole lines, in order, and nobody waits for who does not read them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.access_log import ATOMIC_BYTES, MAX_LINES, LineWriter
+from gateway.access_log import _pieces as pieces
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reading, writing = os.pipe()
+    yield reading, writing
+    for descriptor in (reading, writing):
+        try:
+            os.close(descriptor)
+        except OSError:
+            continue  # the test has closed it
+
+
+def read_all(descriptor: int) -> bytes:
+    with os.fdopen(os.dup(descriptor), "rb") as file:
+        return file.read()
+
+
+def test_lines_are_written_whole_and_in_order(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    writer = LineWriter(writing)
+    lines = [b"line %d\n" % number for number in range(5000)]
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(read_all(reading)))
+    reader.start()
+    for at in range(0, 5000, 100):
+        assert writer.put(lines[at : at + 100])
+    writer.close()
+    os.close(writing)
+    reader.join()
+    assert read == [b"".join(lines)]
+
+
+def test_a_piece_is_what_a_pipe_takes_at_once_and_ends_with_a_line() -> None:
+    lines = [b"x" * (number % 700) + b"\n" for number in range(2000)] + [b"y" * 9000 + b"\n", b"z\n"]
+    found = pieces(lines)
+    assert b"".join(found) == b"".join(lines)
+    assert all(piece.endswith(b"\n") for piece in found)
+    assert all(len(piece) <= ATOMIC_BYTES or piece.count(b"\n") == 1 for piece in found)
+    assert len(found) < len(b"".join(lines)) / ATOMIC_BYTES * 1.3
+
+
+def test_who_does_not_read_holds_nobody_up_and_costs_a_bounded_number_of_lines(pipe: tuple[int, int]) -> None:
+    writer = LineWriter(pipe[1])
+    batch = [b"x" * 99 + b"\n"] * 4096
+    taken = 0
+    while writer.put(batch):
+        taken += len(batch)
+    assert MAX_LINES - len(batch) < taken < MAX_LINES + 2 * len(batch)
+    os.close(pipe[0])  # the thread gets EPIPE, and ends
+    writer.close()
+    assert not writer.put(batch)
+
+
+def test_it_goes_on_when_it_is_read_again(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    writer = LineWriter(writing)
+    batch = [b"x" * 99 + b"\n"] * 4096
+    while writer.put(batch):
+        pass
+    seen = threading.Event()
+
+    def read() -> None:
+        while b"last\n" not in os.read(reading, 1 << 16):
+            pass
+        seen.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while not writer.put([b"last\n"]):
+        pass
+    assert seen.wait(20)
+    reader.join()
+    writer.close()
+
+
+def test_a_descriptor_that_does_not_block_is_waited_for(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    fcntl.fcntl(writing, fcntl.F_SETFL, fcntl.fcntl(writing, fcntl.F_GETFL) | os.O_NONBLOCK)
+    writer = LineWriter(writing)
+    lines = [b"x" * 99 + b"\n"] * 4000  # more than a pipe holds
+    assert writer.put(lines)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(read_all(reading)))
+    reader.start()
+    writer.close()
+    os.close(writing)
+    reader.join()
+    assert read == [b"".join(lines)]
