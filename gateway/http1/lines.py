@@ -13,7 +13,6 @@ from gateway.http1 import fields
 from gateway.http1.fields import (
     API_KEY,
     AUTHORIZATION,
-    BASIC,
     CONNECTION,
     CONTENT_LENGTH,
     EXPECT,
@@ -106,8 +105,6 @@ class LineMemory:
             name = line[:-1]
         lowered = name.lower()
         kind = self._kinds.get(lowered, PLAIN)
-        if kind == AUTHORIZATION and value[:6].lower() == b"basic ":
-            kind = BASIC
         meaning = _IS_PLAIN if kind == PLAIN else (kind, _checked_value(kind, lowered, value))
         if len(line) <= MAX_LINE_REMEMBERED:
             self._remember(line, name, meaning)
@@ -127,8 +124,8 @@ class LineMemory:
 
 
 def _checked_value(kind: int, name: bytes, value: bytes) -> bytes:
-    if kind in (AUTHORIZATION, BASIC, PROXY_AUTHORIZATION):
-        return fields.credential(value) or b""
+    if kind in (AUTHORIZATION, PROXY_AUTHORIZATION):
+        return name + b":" + (fields.credential(value) or b"")
     if kind == API_KEY:
         return name + b":" + value
     if kind == CONNECTION:

@@ -40,8 +40,8 @@ class RequestHead:
             `TE: trailers` or `Upgrade` with its connection option. `lines[0]` is a free place for the request line.
         length: Bytes of body (0 to 10^18 - 1), or `CHUNKED`.
         keep_alive: Whether the client would use the connection again (RFC 9112 §9.3).
-        bearer: The text of `Authorization: Bearer` or `Basic`'s user name, else of one of the API-key fields; where
-            `target` is no path, that of `Proxy-Authorization` goes before them.
+        bearer: The text of `Authorization: Bearer`, or `Basic`'s user name, or of the API-key fields; `TWO_TOKENS`
+            where they differ. Where `target` is no path and `Proxy-Authorization` has a token, that alone.
         expects_continue: Whether the client waits for 100 before it sends the body (RFC 9110 §10.1.1).
         upgrade: The protocols that the upstream is offered to switch to, in lower case (RFC 9110 §7.8).
         opening: What the next head on the connection may be tried with first, if that is known.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import h11
 
 from gateway.errors import (
+    TWO_TOKENS,
     BadRequest,
     FieldsTooLarge,
     GatewayError,
@@ -24,9 +25,7 @@ from gateway.errors import (
 from gateway.http1 import fields
 from gateway.http1.fields import (
     API_KEY,
-    API_KEY_ORDER,
     AUTHORIZATION,
-    BASIC,
     CONNECTION,
     CONTENT_LENGTH,
     EXPECT,
@@ -126,24 +125,20 @@ class RequestParser:
 
     def _read(self, head: RequestHead, lines: list[bytes]) -> None:
         head.lines, special = self._memory.sort(lines)
-        host = length = coding = authorization = options = None
-        is_basic = False
-        keys: list[bytes] = []
+        host = length = coding = options = None
+        credentials: list[bytes] = []
         rare: list[Meaning] = []
         for kind, value in special:
             if kind == HOST:
                 host = _once(host, value, "Host")
             elif kind == CONTENT_LENGTH:
                 length = _once(length, value, "Content-Length")
-            elif kind in (AUTHORIZATION, BASIC):
-                authorization = _once(authorization, value, "Authorization")
-                is_basic = kind == BASIC
             elif kind == CONNECTION:
                 options = value if options is None else options + b"," + value
             elif kind == TRANSFER_ENCODING:
                 coding = _once(coding, value, "Transfer-Encoding")
-            elif kind == API_KEY:
-                keys.append(value)
+            elif kind in (AUTHORIZATION, API_KEY):
+                credentials.append(value)
             else:
                 rare.append((kind, value))
         if host is None and head.minor:
@@ -156,9 +151,8 @@ class RequestParser:
             head.length = int(length)
         if rare:
             _apply_rare(head, rare, options)
-        if keys and (is_basic or not authorization):
-            authorization = _api_key(keys) or authorization
-        head.bearer = head.bearer or authorization or None
+        if credentials and head.bearer is None:
+            head.bearer = _one_token(credentials)
 
 
 class AnswerParser:
@@ -293,7 +287,7 @@ def _apply_options(head: RequestHead | AnswerHead, value: bytes) -> None:
 def _apply_rare(head: RequestHead, meanings: list[Meaning], options: bytes | None) -> None:
     """Do what is left to do once it is known how the request is framed."""
     takes_trailers = False
-    for_the_proxy = None
+    for_the_proxy: list[bytes] = []
     protocols: list[bytes] = []
     for kind, value in meanings:
         if kind == EXPECT:
@@ -306,8 +300,8 @@ def _apply_rare(head: RequestHead, meanings: list[Meaning], options: bytes | Non
             protocols += fields.tunnelled_protocols(value)
         elif kind == PROXY_AUTHORIZATION and not head.target.startswith(b"/"):
             # What else the client authenticates with is meant for the API (RFC 9110 §11.7).
-            for_the_proxy = _once(for_the_proxy, value, "Proxy-Authorization")
-    head.bearer = for_the_proxy or None
+            for_the_proxy.append(value)
+    head.bearer = _one_token(for_the_proxy)
     # A body would have to go before the switch (RFC 9110 §7.8). Nobody sends one with it, so it is not worth the care.
     if protocols and head.length == NO_BODY and _may_upgrade(head, options):
         head.lines.append(fields.UPGRADES_TO + b", ".join(protocols))
@@ -358,11 +352,19 @@ def _other_coding(value: bytes) -> GatewayError:
     return BadRequest("The request's transfer coding does not end in a single 'chunked'.")
 
 
-def _api_key(keys: list[bytes]) -> bytes | None:
-    by_name = dict(key.split(b":", 1) for key in keys)
-    if len(by_name) < len(keys):
-        raise BadRequest("An API-key field is there more than once.")
-    return next((by_name[name] for name in API_KEY_ORDER if by_name.get(name)), None)
+def _one_token(credentials: list[bytes]) -> bytes | None:
+    """Return the token that all fields with one name; `TWO_TOKENS` if they differ, or a field is there twice.
+
+    Which of them counts would be a guess, and another reader's would be another (RFC 9110 §5.3).
+
+    Args:
+        credentials: Each field's name in lower case, a colon, and its token, if there is one in it.
+    """
+    named = [credential.split(b":", 1) for credential in credentials]
+    tokens = {token for _, token in named if token}
+    if len(tokens) > 1 or len({name for name, _ in named}) < len(named):
+        return TWO_TOKENS
+    return tokens.pop() if tokens else None
 
 
 def _request_by_h11(block: bytes) -> tuple[RequestHead, list[bytes]]:
