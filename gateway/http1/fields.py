@@ -29,6 +29,7 @@ TE: Final = 9
 TRAILER: Final = 10
 UPGRADE: Final = 11
 PROXY_AUTHORIZATION: Final = 12  # read in the proxy form alone
+DATE: Final = 13  # an answer's
 
 _RETRY: Final = re.compile(rb"\r\nx-stainless-retry-count: *0*[1-9]", re.IGNORECASE)
 
@@ -65,6 +66,7 @@ ANSWER_FIELDS: Final[dict[bytes, int]] = {
     b"te": DROPPED,
     b"trailer": TRAILER,
     b"upgrade": UPGRADE,
+    b"date": DATE,
     **dict.fromkeys(_HOP_BY_HOP, DROPPED),
 }
 

@@ -15,6 +15,7 @@ from gateway.http1.fields import (
     AUTHORIZATION,
     CONNECTION,
     CONTENT_LENGTH,
+    DATE,
     EXPECT,
     HOST,
     PLAIN,
@@ -36,7 +37,7 @@ _MAX_NAMES: Final = 512
 Meaning = tuple[int, bytes]
 """A kind of `fields`, and the value as far as the reader of a head needs it."""
 _IS_PLAIN: Final[Meaning] = (PLAIN, b"")
-_PASSED_ON: Final = frozenset((CONTENT_LENGTH, EXPECT, TRAILER))
+_PASSED_ON: Final = frozenset((CONTENT_LENGTH, DATE, EXPECT, TRAILER))
 
 
 class NotCanonical(Exception):

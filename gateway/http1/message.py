@@ -79,14 +79,16 @@ class AnswerHead:
             request's method and the status make of it.
         keep_alive: Whether the upstream would use the connection again.
         upgrade: The protocols that a 101 switches to, in lower case; none if it does not say so as it must.
+        dated: Whether it has a `Date` field.
         opening: As in `RequestHead`.
     """
 
-    __slots__ = ("keep_alive", "length", "lines", "minor", "opening", "start_line", "status", "upgrade")
+    __slots__ = ("dated", "keep_alive", "length", "lines", "minor", "opening", "start_line", "status", "upgrade")
 
-    def __init__(self, status: int, start_line: bytes, minor: int) -> None:
+    def __init__(self, status: int, start_line: bytes, minor: int, dated: bool = False) -> None:  # noqa: FBT001, FBT002
         self.status = status
         self.minor = minor
+        self.dated = dated
         self.start_line = start_line
         self.lines: list[bytes] = []
         self.length = UNTIL_CLOSE

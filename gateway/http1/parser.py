@@ -28,6 +28,7 @@ from gateway.http1.fields import (
     AUTHORIZATION,
     CONNECTION,
     CONTENT_LENGTH,
+    DATE,
     EXPECT,
     HOST,
     PROXY_AUTHORIZATION,
@@ -182,7 +183,8 @@ class AnswerParser:
         match = self._templates.read(head, block, end)
         if match is None:
             return self._read_in_full(block)
-        head.opening = self._templates.opening(block, match, AnswerHead, *start)
+        head.dated = self._templates.ready[0].dated
+        head.opening = self._templates.opening(block, match, AnswerHead, *start, head.dated)
         return head
 
     def check_unfinished(self, data: bytes, checked: int) -> None:
@@ -234,6 +236,8 @@ class AnswerParser:
                 options = value if options is None else options + b"," + value
             elif kind == TRANSFER_ENCODING:
                 coding = _once(coding, value, "Transfer-Encoding")
+            elif kind == DATE:
+                head.dated = True
             elif kind == TRAILER:
                 announces = True
             elif kind == UPGRADE:

@@ -12,7 +12,7 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
-from gateway.http1.fields import API_KEY, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, PLAIN, TE, TRAILER
+from gateway.http1.fields import API_KEY, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, DATE, EXPECT, PLAIN, TE, TRAILER
 from gateway.http1.message import CRLF, HEAD_END, MAX_LINE_BYTES, AnswerHead, RequestHead
 from gateway.http1.opening import MAX_OPENING_BYTES, MAX_OPENINGS, Ending, Opening
 
@@ -34,11 +34,13 @@ _BEARER: Final = b"Bearer "
 _CREDENTIALS: Final = (AUTHORIZATION, API_KEY)
 # What becomes of these is for the parser to say, each time.
 _READ_IN_FULL: Final = (EXPECT, TE, TRAILER)
-_PASSED_ON: Final = (PLAIN, CONTENT_LENGTH)
+_PASSED_ON: Final = (PLAIN, CONTENT_LENGTH, DATE)
 _ALWAYS_CHANGING: Final = (*_CREDENTIALS, CONTENT_LENGTH)
+_VALUE: Final = rb"((?![ \t])[\t \x21-\x7e\x80-\xff]++(?<![ \t]))"
 # What may stand in a gap: the parser's own rules for a value and a length, and a narrower one for a token.
 _GAPS: Final = {
-    PLAIN: rb"((?![ \t])[\t \x21-\x7e\x80-\xff]++(?<![ \t]))",
+    PLAIN: _VALUE,
+    DATE: _VALUE,
     CONTENT_LENGTH: rb"(0|[1-9][0-9]{0,17}+)",
     AUTHORIZATION: rb"([A-Za-z0-9._~+/=-]++)",
     API_KEY: rb"([A-Za-z0-9._~+/=-]++)",
@@ -79,12 +81,13 @@ class Template(Generic[Head]):
         match: Takes a head and the end of its first line; None if the head does not fit, else its values.
         length: The group of a match that is the value of `Content-Length`, or 0 if the shape has none.
         token: The group of a match that is the client's token, or 0.
+        dated: Whether such heads have a `Date`, which is looked for in answers only.
     """
 
     # fmt: off
     __slots__ = (
-        "minor", "keep_alive", "fixed_length", "changing", "match", "length", "token", "_form", "_passed_on",
-        "_cut", "ending",
+        "minor", "keep_alive", "fixed_length", "changing", "match", "length", "token", "dated", "_form",
+        "_passed_on", "_cut", "ending",
     )
     # fmt: on
 
@@ -102,6 +105,7 @@ class Template(Generic[Head]):
         self._passed_on = tuple(group for group, kind in enumerate(gaps, 1) if kind in _PASSED_ON)
         self.length = _group(pieces, (CONTENT_LENGTH,))
         self.token = _group(pieces, _CREDENTIALS)
+        self.dated = DATE in kinds
 
         # A token stays the same on its connection: an opening ends at the first value that does not.
         self._cut = _group(pieces, _PASSED_ON)

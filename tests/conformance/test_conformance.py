@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 SMUGGLED = b"smuggled"
 FRAMING = {b"content-length", b"transfer-encoding", b"connection"}
-OURS = {b"ratelimit", b"ratelimit-policy", b"server-timing"}
+OURS = {b"date", b"ratelimit", b"ratelimit-policy", b"server-timing"}
 CODES = {
     400: "bad_request",
     401: "token_invalid",
