@@ -17,15 +17,15 @@ async def test_a_revoked_token_is_known_to_all_without_the_store() -> None:
     signer = TokenSigner([b"s" * 32])
     first = Admission(MemoryStore(), signer, LIMITS, (), None)
     token, claims = first.issue(0.0)
-    before = first.beside(LIMITS)
+    before = first.beside("maps", LIMITS)
     assert before.authenticate(token.encode(), 0.0).id == claims.id
     await first.revoke(claims.id, None, now_s=0.0)
     renewed = first.renewed(signer, LIMITS, (), None, shadow=False)
-    for admission in (first, before, first.beside(LIMITS), renewed, renewed.beside(LIMITS)):
+    for admission in (first, before, first.beside("maps", LIMITS), renewed, renewed.beside("maps", LIMITS)):
         with pytest.raises(TokenRevoked):
             admission.authenticate(token.encode(), 0.0)
 
 
 def test_without_limits_of_its_own_a_target_needs_no_other() -> None:
     admission = Admission(MemoryStore(), TokenSigner([b"s" * 32]), LIMITS, (), None)
-    assert admission.beside(()) is admission
+    assert admission.beside("maps", ()) is admission
