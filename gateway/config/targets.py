@@ -239,8 +239,12 @@ class TargetReader:
 
         near = difflib.get_close_matches(key.lower().replace("-", "_"), KEYS, n=1)
         suggestion = f"; did you mean {near[0]}?" if near else ""
+        example = near[0] if near else "url"
         return ConfigError(
-            f"targets.{name}.{key}{self._where}", f"is not a setting of a target{suggestion}", TAKES, EXAMPLE
+            f"targets.{name}.{key}{self._where}",
+            f"is not a setting of a target{suggestion}",
+            ", ".join(KEYS),
+            f"{example} = {KEYS[example].example}",
         )
 
 
