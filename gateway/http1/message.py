@@ -72,7 +72,6 @@ class AnswerHead:
 
     Attributes:
         status: 100 to 599.
-        minor: 0 or 1, of HTTP/1.x.
         start_line: The status line as it goes to the client, always HTTP/1.1.
         lines: Field lines to pass on; as in `RequestHead`.
         length: Bytes of body as the fields say, `CHUNKED`, or `UNTIL_CLOSE`; `framing.answer_length` says what the
@@ -83,11 +82,10 @@ class AnswerHead:
         opening: As in `RequestHead`.
     """
 
-    __slots__ = ("dated", "keep_alive", "length", "lines", "minor", "opening", "start_line", "status", "upgrade")
+    __slots__ = ("dated", "keep_alive", "length", "lines", "opening", "start_line", "status", "upgrade")
 
     def __init__(self, status: int, start_line: bytes, minor: int, dated: bool = False) -> None:  # noqa: FBT001, FBT002
         self.status = status
-        self.minor = minor
         self.dated = dated
         self.start_line = start_line
         self.lines: list[bytes] = []

@@ -88,7 +88,7 @@ class RequestParser:
         start = (self._starts.get(block[:end]) or self._learn_start(block, end)) if end > 0 else None
         if start is not None:
             head = RequestHead(*start)
-            match = self._templates.read(head, block, end)
+            match = self._templates.read(head, block, end, start[2])
             if match is not None:
                 token = self._templates.ready[0].token
                 head.bearer = match[token] if token else None
@@ -101,7 +101,7 @@ class RequestParser:
                 except NotCanonical:
                     pass  # h11 has the word on every head that is not canonical
                 else:
-                    self._templates.learn(lines[1:], self._memory, head)
+                    self._templates.learn(lines[1:], self._memory, head, head.minor)
                     return head
         check_request(block)
         head, lines = _request_by_h11(block)
@@ -180,7 +180,7 @@ class AnswerParser:
         if start is None:
             return self._read_in_full(block)
         head = AnswerHead(*start)
-        match = self._templates.read(head, block, end)
+        match = self._templates.read(head, block, end, start[2])
         if match is None:
             return self._read_in_full(block)
         head.dated = self._templates.ready[0].dated
@@ -209,23 +209,24 @@ class AnswerParser:
     def _read_in_full(self, block: bytes) -> AnswerHead:
         lines = block.split(CRLF)
         try:
-            head = AnswerHead(*self._learn_start(lines[0]))
+            start = self._learn_start(lines[0])
+            head, minor = AnswerHead(*start), start[2]
             if len(lines) <= MAX_FIELDS + 1:
                 try:
-                    self._read(head, lines)
+                    self._read(head, lines, minor)
                 except NotCanonical:
                     pass  # h11 has the word on every head that is not canonical
                 else:
-                    self._templates.learn(lines[1:], self._memory, head)
+                    self._templates.learn(lines[1:], self._memory, head, minor)
                     return head
             check_answer(block)
-            head = AnswerHead(*self._learn_start(lines[0]))
-            self._read(head, _answer_by_h11(block))
+            head = AnswerHead(*start)
+            self._read(head, _answer_by_h11(block), minor)
         except (GatewayError, NotCanonical, h11.ProtocolError):
             raise UpstreamProtocolError("The upstream's answer is malformed or ambiguous.") from None
         return head
 
-    def _read(self, head: AnswerHead, lines: list[bytes]) -> None:
+    def _read(self, head: AnswerHead, lines: list[bytes], minor: int) -> None:
         head.lines, special = self._memory.sort(lines)
         length = coding = options = upgrade = None
         announces = False
@@ -245,14 +246,14 @@ class AnswerParser:
         if options is not None:
             _apply_options(head, options)
         if coding is not None:
-            if length is not None or head.minor == 0 or coding.lower() != b"chunked":
+            if length is not None or minor == 0 or coding.lower() != b"chunked":
                 raise NotCanonical
             head.length = CHUNKED
         elif length is not None:
             head.length = int(length)
         if announces:
             _apply_trailer(head)
-        if upgrade is not None and head.status == 101 and _may_upgrade(head, options):
+        if upgrade is not None and head.status == 101 and _may_upgrade(minor, options):
             head.lines.append(fields.UPGRADES_TO + upgrade)
             head.upgrade = frozenset(fields.list_members(upgrade))
 
@@ -307,16 +308,16 @@ def _apply_rare(head: RequestHead, meanings: list[Meaning], options: bytes | Non
             for_the_proxy.append(value)
     head.bearer = _one_token(for_the_proxy)
     # A body would have to go before the switch (RFC 9110 §7.8). Nobody sends one with it, so it is not worth the care.
-    if protocols and head.length == NO_BODY and _may_upgrade(head, options):
+    if protocols and head.length == NO_BODY and _may_upgrade(head.minor, options):
         head.lines.append(fields.UPGRADES_TO + b", ".join(protocols))
         head.upgrade = frozenset([protocol.lower() for protocol in protocols])
     if takes_trailers and head.minor:  # a 1.0 client gets no chunked body, and so no trailers
         head.lines.append(fields.TAKES_TRAILERS)
 
 
-def _may_upgrade(head: RequestHead | AnswerHead, options: bytes | None) -> bool:
+def _may_upgrade(minor: int, options: bytes | None) -> bool:
     """Whether an `Upgrade` counts: not in HTTP/1.0, nor where it was meant for the hop before (RFC 9110 §7.8)."""
-    return head.minor == 1 and options is not None and b"upgrade" in fields.list_members(options)
+    return minor == 1 and options is not None and b"upgrade" in fields.list_members(options)
 
 
 def _apply_expect(head: RequestHead, value: bytes) -> None:

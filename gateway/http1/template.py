@@ -75,6 +75,7 @@ class Template(Generic[Head]):
         kinds: What each of them means, of `fields`.
         changing: Which of them change: their indices.
         head: That head, as it was read; only looked at.
+        minor: Of its HTTP/1.x.
 
     Attributes:
         minor, keep_alive, fixed_length: What all such heads say, but for a length that changes.
@@ -91,10 +92,11 @@ class Template(Generic[Head]):
     )
     # fmt: on
 
-    def __init__(self, lines: list[bytes], kinds: list[int], changing: frozenset[int], head: Head) -> None:
+    def __init__(self, lines: list[bytes], kinds: list[int], changing: frozenset[int], head: Head, minor: int) -> None:
         self.changing = changing
+        self.minor = minor
         # Its exchange may still change the head.
-        self.minor, self.keep_alive, self.fixed_length = head.minor, head.keep_alive, head.length
+        self.keep_alive, self.fixed_length = head.keep_alive, head.length
         pieces = [
             _piece(line, kind, changes=index in changing)
             for index, (line, kind) in enumerate(zip(lines, kinds, strict=True))
@@ -161,20 +163,21 @@ class TemplateMemory(Generic[Head]):
         self._openings: dict[bytes, Opening[Head] | None] = {}
         self._rest = 0
 
-    def read(self, head: Head, block: bytes, end: int) -> re.Match[bytes] | None:
+    def read(self, head: Head, block: bytes, end: int, minor: int) -> re.Match[bytes] | None:
         """Read a head by the template that it fits, if there is one; `ready[0]` is that template then.
 
         Args:
             head: What its first line said; the rest is filled in, but for a token.
             block: All of it, without the empty line that ends it.
             end: The end of its first line.
+            minor: What that says, of HTTP/1.x.
         """
         if len(block) > MAX_LINE_BYTES:  # a value in it could be longer than a line may be
             return None
         ready = self.ready
         for template in ready:
             match = template.match(block, end)
-            if match is not None and template.minor == head.minor:
+            if match is not None and template.minor == minor:
                 if template is not ready[0]:
                     ready.remove(template)
                     ready.insert(0, template)
@@ -211,13 +214,14 @@ class TemplateMemory(Generic[Head]):
             opening = known[begins] = Opening(begins, partial(make, *said), template.ending)
         return opening
 
-    def learn(self, lines: list[bytes], memory: LineMemory, head: Head) -> None:
+    def learn(self, lines: list[bytes], memory: LineMemory, head: Head, minor: int) -> None:
         """Remember a head that fitted no template and was read in full.
 
         Args:
             lines: Its field lines.
             memory: Says what each of them means.
             head: What was read.
+            minor: Of its HTTP/1.x.
         """
         if self._rest > 0:
             self._rest -= 1
@@ -244,7 +248,7 @@ class TemplateMemory(Generic[Head]):
         if len(changing) > MAX_GAPS or any(kinds[index] not in _GAPS for index in changing):
             return
         self._rest = HEADS_A_TEMPLATE
-        old, shape.template = shape.template, Template(lines, kinds, frozenset(changing), head)
+        old, shape.template = shape.template, Template(lines, kinds, frozenset(changing), head, minor)
         if old in self.ready:
             self.ready.remove(old)
         self.ready.insert(0, shape.template)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway import Config, Gateway
+from gateway.tokens import claims_in
 from tests.e2e import Answer, connected, fetch, request
 from tests.kit.upstream import Upstream, answering
 
@@ -171,6 +172,24 @@ async def test_no_token_is_made_that_would_be_under_too_many_limits_at_a_target(
         elsewhere = json.loads((await made(child, limits=limits(4), targets=["api"])).content)["token"]
         assert (await fetch(gateway.url, request("/api/x", elsewhere))).status == 200
     assert len(maps.requests) == 2
+
+
+async def test_a_token_of_the_librarys_is_as_it_was_asked_for(gateway: Gateway) -> None:
+    token = gateway.issue_token("n", "1h", ["1/hour"], targets=["maps"], methods=["GET"], paths=["/x"])
+    claims = claims_in(token.encode())
+    assert (claims.name, claims.limits, claims.targets, claims.methods, claims.paths) == (
+        "n",
+        ("1/hour",),
+        ("maps",),
+        ("GET",),
+        ("/x",),
+    )
+    assert claims.expires_at_s == claims.issued_at_s + 3600
+    assert claims_in(gateway.issue_token(ttl=0).encode()).expires_at_s is None
+    with pytest.raises(ValueError, match="is not a duration"):
+        gateway.issue_token(ttl="soon")
+    with pytest.raises(ValueError, match="a method is"):
+        gateway.issue_token(methods=["get"])
 
 
 async def test_a_url_goes_to_the_target_that_it_lies_under(

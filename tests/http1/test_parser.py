@@ -143,7 +143,7 @@ def by_h11(message: h11.Request | h11.Response | h11.InformationalResponse, *, i
             lines += [UPGRADES, (b"Upgrade", b", ".join(members))]
         if minor == 0:
             lines = [(name, value) for name, value in lines if name.lower() != b"expect"]
-        elif any(re.search(rb"(?i)(?:^|[, \t])trailers[ \t]*(?:,|$)", v) for n, v in message.headers if n == b"te"):
+        elif any(re.search(rb"(?i)(?:^|,)[ \t]*trailers[ \t]*(?:,|$)", v) for n, v in message.headers if n == b"te"):
             lines += TAKES_TRAILERS
         return Read((message.method, message.target, minor), lines, length, keep_alive)
     if upgrades and minor == 1 and message.status_code == 101:
