@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.errors import RateLimited, TokenExpired, TokenInvalid, TokenMissing, TokenRevoked
 from gateway.limits import parse_limits
 from gateway.limits.policy import MAX_GENERATIONS, check_subject, lineage
+from gateway.scope import EVERYTHING
 from gateway.stores import REVOKED
-from gateway.subject import REVOKED_DETAIL, Subject
+from gateway.subject import REVOKED_DETAIL, Subject, as_counted, policies_of
 from gateway.tokens import Claims, is_token_id, new_token_id
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from gateway.errors import StoreUnavailable
     from gateway.limits import Policy
-    from gateway.stores import Standing, Store, Verdict, Waiter
+    from gateway.scope import Scope
+    from gateway.stores import Plan, Standing, Store, Verdict, Waiter
     from gateway.tokens import TokenSigner
 
 MAX_SUBJECTS: Final = 8192
@@ -33,7 +34,8 @@ MAX_POLICIES: Final = 50
 MAX_REVOKED: Final = 65_536
 """How many revoked tokens are remembered: about 100 bytes each. The store knows the others."""
 REGISTRATIONS: Final = parse_limits("60/minute")
-"""Of one address that has no admin key: else a new token would be a way round any limit."""
+"""Of one address that has no admin key: else a new token would be a way round any limit, and those that are made from
+one would fill the register."""
 FOR_EVER_S: Final = 10 * 366 * 86_400
 """How long a revocation lasts of a token that has no end: longer than any Redis, but every key expires."""
 
@@ -90,6 +92,7 @@ class Admission:
         self._subjects: dict[bytes, Subject] = {}
         self._revoked: dict[str, None] = {}
         self._memories = [self._subjects]
+        self._targets: dict[str, tuple[Policy, ...]] = {}
 
     def renewed(
         self,
@@ -109,13 +112,14 @@ class Admission:
         """Tell the one that goes on of tokens that this one still learns to be revoked, for requests under way."""
         self._memories[:] = other._memories
 
-    def beside(self, limits: Sequence[Policy]) -> Admission:
-        """Return one for the same tokens, which checks these limits as well: those of one target, say.
+    def beside(self, target: str, limits: Sequence[Policy]) -> Admission:
+        """Return one for the same tokens, which checks these limits as well: those of one target, given by its name.
 
-        What either learns of revoked tokens, both know.
+        What either learns of revoked tokens, both know; and this one issues no token that would be under too many.
         """
         if not limits:
             return self
+        self._targets[target] = tuple(limits)
         common = (*self._common_limits, *limits)
         other = Admission(self._store, self._signer, self._limits, common, self._token_ttl_s, shadow=self._shadow)
         other._revoked = self._revoked
@@ -167,17 +171,18 @@ class Admission:
             self._remember_revoked(subject.id)
         return subject.refusal(verdict)
 
-    async def count_registration(self, peer: str) -> None:
+    async def count_registration(self, peer: str, how: str = "register") -> None:
         """Count that somebody without the admin key asks for a new token, whatever becomes of it.
 
         Args:
             peer: Whose address it is, in letters, digits, `-` and `_`.
+            how: What is counted apart from others, likewise.
 
         Raises:
             RateLimited: That is too often. It has the fields that say so.
             StoreUnavailable: The store did not decide in time.
         """
-        name = f"register-{peer}"
+        name = f"{how}-{peer}"
         subject = Subject(Claims(id=name, issued_at_s=0), REGISTRATIONS, self._store.plan(name, REGISTRATIONS))
         waiter = _Awaited(asyncio.get_running_loop().create_future())
         self._store.check(subject.plan, waiter)
@@ -189,22 +194,35 @@ class Admission:
             raise refusal
 
     def subject_of(self, claims: Claims) -> Subject:
-        """Return what is under a token's limits. Raises ValueError if they cannot be read, or are too many."""
-        policies = self._policies_of(claims)
+        """Return what is under a token's limits. Raises ValueError if they cannot be read."""
+        policies = policies_of(claims, self._limits, self._common_limits, shadow=self._shadow)
         return Subject(claims, policies, self._store.plan(claims.id, policies))
 
-    async def usage(self, subject: Subject) -> list[Standing]:
-        """Say how each of a subject's limits stands, in the order of `Subject.policies`; nothing is charged.
+    async def usage(self, subject: Subject) -> list[tuple[Policy, Standing]]:
+        """Say how each of a subject's limits stands, those of the targets that it is for behind the others.
+
+        Nothing is charged.
 
         Raises:
             TokenRevoked: The token is.
             StoreUnavailable: The store does not answer.
         """
-        standings = await self._store.look(subject.plan)
+        found = await self.look(subject)
+        for limits in self._targets_of(subject.claims).values():
+            policies = as_counted(limits, subject.claims, shadow=self._shadow)
+            found += await self._look(subject, policies, self._store.plan(subject.id, policies))
+        return found
+
+    async def look(self, subject: Subject) -> list[tuple[Policy, Standing]]:
+        """Say how each of a subject's limits stands that does not depend on the target. Raises as `usage` does."""
+        return await self._look(subject, subject.policies, subject.plan)
+
+    async def _look(self, subject: Subject, policies: Sequence[Policy], plan: Plan) -> list[tuple[Policy, Standing]]:
+        standings = await self._store.look(plan)
         if standings is None:
             self._remember_revoked(subject.id)
             raise TokenRevoked(REVOKED_DETAIL)
-        return standings
+        return list(zip(policies, standings, strict=True))
 
     async def revoke(self, token_id: str, until_s: float | None, *, now_s: float) -> None:
         """End a token, on every instance on this store; what it has under way goes on.
@@ -235,9 +253,7 @@ class Admission:
         name: str | None = None,
         limits: Sequence[str] | None = None,
         ttl_s: int | None = None,
-        targets: Sequence[str] | None = None,
-        methods: Sequence[str] | None = None,
-        paths: Sequence[str] | None = None,
+        scope: Scope = EVERYTHING,
     ) -> tuple[str, Claims]:
         """Make a new token.
 
@@ -246,9 +262,7 @@ class Admission:
             name: For people.
             limits: In `RATE_LIMIT`'s grammar; they stand in for the gateway's own. None: the gateway's.
             ttl_s: How long it is good, in seconds; 0: without end; None: `TOKEN_TTL`.
-            targets: The targets that it is for, by their names; None: all. As for the two below, see `Scope`.
-            methods: The methods that it allows.
-            paths: Prefixes of the paths that it allows, under the target's own prefix.
+            scope: What it may be used for.
 
         Returns:
             The token and what it says.
@@ -263,9 +277,9 @@ class Admission:
             issued_at_s=int(now_s),
             expires_at_s=int(now_s) + lifetime_s if lifetime_s else None,
             limits=None if limits is None else tuple(limits),
-            targets=None if targets is None else tuple(targets),
-            methods=None if methods is None else tuple(methods),
-            paths=None if paths is None else tuple(paths),
+            targets=scope.targets,
+            methods=scope.methods,
+            paths=scope.paths,
         )
         return self._sign(claims), claims
 
@@ -277,9 +291,7 @@ class Admission:
         name: str | None = None,
         limits: Sequence[str] | None = None,
         ttl_s: int | None = None,
-        targets: Sequence[str] | None = None,
-        methods: Sequence[str] | None = None,
-        paths: Sequence[str] | None = None,
+        scope: Scope = EVERYTHING,
     ) -> tuple[str, Claims]:
         """Make a token from another one: it allows no more, lasts no longer, counts for that one, and ends with it.
 
@@ -289,9 +301,7 @@ class Admission:
             name: For people.
             limits: In `RATE_LIMIT`'s grammar; they come on top of the parent's. None: none of its own.
             ttl_s: How long it is good, in seconds; 0: as long as its parent; None: `TOKEN_TTL`, or its parent's end.
-            targets: As for `issue`, and of those only what the parent allows; None: what the parent allows.
-            methods: Likewise.
-            paths: Likewise.
+            scope: What it may be used for; of what this says nothing of, all that its parent allows.
 
         Returns:
             The token and what it says.
@@ -302,7 +312,7 @@ class Admission:
         above = parent.claims
         if above.id.count(".") + 1 >= MAX_GENERATIONS:
             raise ValueError(f"tokens are made from tokens for {MAX_GENERATIONS} generations at most")
-        scope = above.scope().narrowed(targets, methods, paths)
+        scope = above.scope().narrowed(scope)
         lifetime_s = self._token_ttl_s if ttl_s is None else ttl_s
         ends_s = int(now_s) + lifetime_s if lifetime_s else None
         if above.expires_at_s is not None and (ends_s is None or ends_s > above.expires_at_s):
@@ -315,40 +325,31 @@ class Admission:
             issued_at_s=int(now_s),
             expires_at_s=ends_s,
             limits=None if limits is None else tuple(limits),
-            targets=None if scope.targets is None else tuple(scope.targets),
-            methods=None if scope.methods is None else tuple(scope.methods),
-            paths=None if scope.paths is None else tuple(scope.paths),
+            targets=scope.targets,
+            methods=scope.methods,
+            paths=scope.paths,
             above=(*above.above, above.limits),
         )
         return self._sign(claims), claims
 
     def _sign(self, claims: Claims) -> str:
-        self._policies_of(claims)
+        targets = self._targets_of(claims)
+        most = max(targets, key=lambda name: len(targets[name]), default="")
+        count = len(policies_of(claims, self._limits, self._common_limits)) + len(targets.get(most, ()))
+        if count > MAX_POLICIES:
+            at = f" at the target {most}" if most else ""
+            raise ValueError(
+                f"it would be under {count} limits{at}, with those of the tokens it is made from and the gateway's; "
+                f"no more than {MAX_POLICIES} are checked at once"
+            )
         token = self._signer.issue(claims)
         self._note(claims)
         return token
 
-    def _policies_of(self, claims: Claims) -> tuple[Policy, ...]:
-        """Return all limits that a token is under: its own, those of the tokens it was made from, the common ones.
-
-        Raises:
-            ValueError: A limit is none, or there are too many.
-        """
-        generations = (claims.limits, *reversed(claims.above))
-        first = len(generations) - 1
-        policies: list[Policy] = []
-        for above, limits in enumerate(generations):
-            if limits is not None:
-                policies += [replace(policy, above=above) for policy in parse_limits(",".join(limits))]
-            elif above == first:
-                policies += [replace(policy, above=above) for policy in self._limits]
-        # Of requests in flight, the first of the family has as many as any other token, for all of it.
-        policies += [policy if policy.shared else replace(policy, above=first) for policy in self._common_limits]
-        if len(policies) > MAX_POLICIES:
-            raise ValueError(f"there are more than {MAX_POLICIES} limits in all")
-        if self._shadow:
-            return tuple(replace(policy, shadow=True) for policy in policies)
-        return tuple(policies)
+    def _targets_of(self, claims: Claims) -> dict[str, tuple[Policy, ...]]:
+        """Return the limits of the targets that a token is for, by the targets' names."""
+        allowed = claims.targets
+        return {name: limits for name, limits in self._targets.items() if allowed is None or name in allowed}
 
     async def tokens(self) -> list[dict[str, Any]]:
         """List the tokens that the store's register knows and that have not ended, those that end last first.
@@ -381,6 +382,8 @@ class Admission:
             subject = self.subject_of(claims)
         except ValueError:
             raise TokenInvalid("The token has limits that this version of the gateway cannot read.") from None
+        if len(subject.policies) > MAX_POLICIES:  # it was issued where others were set
+            raise TokenInvalid(f"The token is under more than {MAX_POLICIES} limits here, which is too many to check.")
         if len(self._subjects) >= MAX_SUBJECTS:
             self._subjects.clear()
         if not self._revoked.keys().isdisjoint(lineage(claims.id)):

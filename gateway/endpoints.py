@@ -5,12 +5,14 @@ from __future__ import annotations
 import hmac
 import json
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.config.values import lifetime_s
 from gateway.errors import BadRequest, Draining, MethodNotAllowed, NotAllowed, NotFound
 from gateway.http1.message import CRLF
 from gateway.prometheus import scraped
+from gateway.scope import Scope
 from gateway.shared_counts import SharedCounts
 from gateway.usage import Stream, UsageView, rfc3339
 
@@ -31,7 +33,8 @@ Answer = tuple[int, list[tuple[str, str]], bytes]
 _JSON: Final = ("Content-Type", "application/json")
 _NO_STORE: Final = ("Cache-Control", "no-store")
 _TOKENS: Final = b"/admin/tokens/"
-_LISTS: Final = ("limits", "targets", "methods", "paths")
+_SCOPE: Final = ("targets", "methods", "paths")
+_LISTS: Final = ("limits", *_SCOPE)
 _REGISTER_TAKES: Final = (
     'an object with any of "name" (text), "ttl" ("30d"), "limits" (["60/minute"]), "targets" (["api"]), '
     '"methods" (["GET"]) and "paths" (["/models"])'
@@ -85,7 +88,7 @@ class Endpoints:
                 return await self._register(head, body, peer)
             case b"/tokens" if head.target == b"/tokens":
                 _need(head, b"POST")
-                return await self._make_child(head, body)
+                return await self._make_child(head, body, peer)
             case b"/admin/tokens":
                 _need(head, b"GET", b"HEAD")
                 self._need_right(head, "This endpoint", peer)
@@ -118,22 +121,14 @@ class Endpoints:
             # Before anything else, so that it counts as well who guesses at the key.
             await self._admission.count_registration(peer.name)
         self._need_right(head, "Registering", peer)
-        wishes = _read_wishes(body) if is_admin else {}
-        try:
-            token, claims = self._admission.issue(time.time(), **wishes)
-        except ValueError as error:
-            raise BadRequest(f"No such token can be issued: {error}.") from None
-        return _issued(token, claims)
+        return _issued(self._admission.issue, body if is_admin else b"")
 
-    async def _make_child(self, head: RequestHead, body: bytes) -> Answer:
+    async def _make_child(self, head: RequestHead, body: bytes, peer: Peer) -> Answer:
         """Make a narrower token from the caller's."""
         parent = self._admission.authenticate(head.bearer, time.time())
-        await self._admission.usage(parent)  # the store knows whether it, or one that it was made from, is revoked
-        wishes = _read_wishes(body)
-        try:
-            return _issued(*self._admission.issue_child(parent, time.time(), **wishes))
-        except ValueError as error:
-            raise BadRequest(f"No such token can be issued: {error}.") from None
+        await self._admission.count_registration(peer.name, "tokens")
+        await self._admission.look(parent)  # the store knows whether it, or one that it was made from, is revoked
+        return _issued(partial(self._admission.issue_child, parent), body)
 
     async def _tokens(self) -> Answer:
         """List what was issued."""
@@ -185,7 +180,14 @@ class Endpoints:
         return _json(200, {"status": "ready"})
 
 
-def _issued(token: str, claims: Claims) -> Answer:
+def _issued(issue: Callable[..., tuple[str, Claims]], body: bytes) -> Answer:
+    """Issue a token as a body asks for it."""
+    wishes = _read_wishes(body)
+    try:
+        scope = Scope(*(wishes.pop(one, None) for one in _SCOPE))
+        token, claims = issue(time.time(), scope=scope, **wishes)
+    except ValueError as error:
+        raise BadRequest(f"No such token can be issued: {error}.") from None
     return _json(201, {"token": token, "id": claims.id, "expires_at": rfc3339(claims.expires_at_s)})
 
 

@@ -5,7 +5,7 @@ Turning one into bytes is `http1.writer`'s work; deciding to raise one is everyb
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class GatewayError(Exception):
@@ -76,6 +76,10 @@ class TokenError(GatewayError):
     """The request carries no token that counts here (RFC 6750 §3)."""
 
     status, code, title = 401, "token_invalid", "Token invalid"
+
+
+TWO_TOKENS: Final = b"\0"
+"""What stands for the token of a request whose fields name two: nobody's, and nothing that a field can have in it."""
 
 
 class TokenMissing(TokenError):

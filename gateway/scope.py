@@ -56,9 +56,9 @@ class Scope:
                 raise ValueError(f"a path has at most {MAX_PATH_CHARACTERS} characters")
             if _AMBIGUOUS.search(path.encode()):
                 raise ValueError("a path has no dot segments, empty segments or escaped '/', '\\' and '.'")
-        self.targets = targets
-        self.methods = methods
-        self.paths = paths
+        self.targets = None if targets is None else tuple(targets)
+        self.methods = None if methods is None else tuple(methods)
+        self.paths = None if paths is None else tuple(paths)
         self._methods = None if methods is None else frozenset(method.encode() for method in methods)
         self._exact = frozenset(path.encode() for path in paths or ())
         self._starts = tuple(path.encode() if path.endswith("/") else path.encode() + b"/" for path in paths or ())
@@ -93,21 +93,16 @@ class Scope:
             if path not in self._exact and not path.startswith(self._starts):
                 raise OutOfScope(f"This token does not allow this path, only {_listed(self.paths)} and what is below.")
 
-    def narrowed(
-        self,
-        targets: Sequence[str] | None = None,
-        methods: Sequence[str] | None = None,
-        paths: Sequence[str] | None = None,
-    ) -> Scope:
-        """Return a scope within this one; what is None stays as it is.
+    def narrowed(self, to: Scope) -> Scope:
+        """Return a scope within this one; what is None in the other stays as it is.
 
         Raises:
             ValueError: It would allow something that this one does not.
         """
         within = Scope(
-            self.targets if targets is None else targets,
-            self.methods if methods is None else methods,
-            self.paths if paths is None else paths,
+            self.targets if to.targets is None else to.targets,
+            self.methods if to.methods is None else to.methods,
+            self.paths if to.paths is None else to.paths,
         )
         _check_within("targets", within.targets, self.targets)
         _check_within("methods", within.methods, self.methods)
@@ -135,3 +130,7 @@ def _check_within(kind: str, names: Sequence[str] | None, allowed: Sequence[str]
 
 def _listed(names: Sequence[str] | None) -> str:
     return ", ".join(names or ())
+
+
+EVERYTHING: Final = Scope()
+"""What a token allows that says nothing."""

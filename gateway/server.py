@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
 from gateway.admission import Admission
+from gateway.config.values import lifetime_s
 from gateway.endpoints import Endpoints
 from gateway.http1.parser import AnswerParser, RequestParser
 from gateway.listening import Descriptors, Listener, soft_limit
@@ -23,6 +24,7 @@ from gateway.proxy.clock import Clock
 from gateway.proxy.context import ProxyContext
 from gateway.proxy.routes import Routes
 from gateway.proxy.upstreams import Upstreams
+from gateway.scope import Scope
 from gateway.shared_counts import SharedCounts
 from gateway.stores.choice import make_store
 from gateway.tokens import TokenSigner
@@ -208,22 +210,34 @@ class Gateway:
         return self.urls[0]
 
     def issue_token(
-        self, *, name: str | None = None, limits: Sequence[str] | None = None, ttl_s: int | None = None
+        self,
+        name: str | None = None,
+        ttl: str | int | None = None,
+        limits: Sequence[str] | None = None,
+        *,
+        targets: Sequence[str] | None = None,
+        methods: Sequence[str] | None = None,
+        paths: Sequence[str] | None = None,
     ) -> str:
         """Make a token.
 
         Args:
             name: For people.
+            ttl: How long it is good: seconds, or like `"30d"`; 0: without end; None: `TOKEN_TTL`.
             limits: In `RATE_LIMIT`'s grammar, in place of the gateway's. None: the gateway's.
-            ttl_s: Seconds that it is good for; 0: without end; None: `TOKEN_TTL`.
+            targets: The targets that it is for, by their names; None: all. As for the two below, see `Scope`.
+            methods: The methods that it allows.
+            paths: Prefixes of the paths that it allows, under the target's own prefix.
 
         Raises:
-            ValueError: A limit or the name is not one that a token may have.
+            ValueError: Something is not as a token may have it.
             RuntimeError: The gateway is not running.
         """
         if self._context is None:
             raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
-        return self._context.admission.issue(time.time(), name=name, limits=limits, ttl_s=ttl_s)[0]
+        ttl_s = None if ttl is None else lifetime_s(str(ttl)) or 0
+        scope = Scope(targets, methods, paths)
+        return self._context.admission.issue(time.time(), name=name, limits=limits, ttl_s=ttl_s, scope=scope)[0]
 
     def reload(self, config: Config) -> list[str]:
         """Go on with another configuration; what is in flight ends as it began.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import ConcurrencyLimited, RateLimited, TokenRevoked
-from gateway.limits import Kind
+from gateway.limits import Kind, parse_limits
 from gateway.stores import REVOKED, UNCHECKED
 
 if TYPE_CHECKING:
@@ -54,12 +55,14 @@ class Subject:
         """Return what is kept beside the token's usage, for people and for whoever has to know its limits: no secret.
 
         `limits` and what stands in `above`, for each token that it was made from, are in `RATE_LIMIT`'s grammar; a
-        token without limits of its own has none there.
+        token without limits of its own has none there. `targets` names those that it is for, where not all.
         """
         claims = self.claims
         told = {"name": claims.name or ""}
         if claims.limits is not None:
             told["limits"] = ",".join(claims.limits)
+        if claims.targets is not None:
+            told["targets"] = ",".join(claims.targets)
         if claims.above:
             told["above"] = json.dumps([limits and ",".join(limits) for limits in claims.above])
         return told
@@ -87,6 +90,43 @@ class Subject:
     def shadowed(self, verdict: Verdict) -> list[str]:
         """Name the limits that would have refused this request, were they not but shadows."""
         return [policy.label for index, policy in enumerate(self.policies) if verdict.shadowed >> index & 1]
+
+
+def policies_of(
+    claims: Claims, limits: Sequence[Policy], common_limits: Sequence[Policy], *, shadow: bool = False
+) -> tuple[Policy, ...]:
+    """Return all limits that a token is under: its own, those of the tokens it was made from, the common ones.
+
+    Args:
+        claims: The token's.
+        limits: For a token that has none of its own, and was made from none.
+        common_limits: Of every token.
+        shadow: None of them refuses.
+
+    Raises:
+        ValueError: A limit is none.
+    """
+    generations = (claims.limits, *reversed(claims.above))
+    first = len(generations) - 1
+    policies: list[Policy] = []
+    for above, texts in enumerate(generations):
+        if texts is not None:
+            own: Sequence[Policy] = parse_limits(",".join(texts))
+        else:
+            own = limits if above == first else ()
+        policies += [replace(policy, above=above, shadow=policy.shadow or shadow) for policy in own]
+    return (*policies, *as_counted(common_limits, claims, shadow=shadow))
+
+
+def as_counted(limits: Sequence[Policy], claims: Claims, *, shadow: bool) -> tuple[Policy, ...]:
+    """Return limits that are no token's own as a token is under them.
+
+    The first of a family has as much of each as any other token, for all of the family.
+    """
+    first = len(claims.above)
+    return tuple(
+        replace(policy, above=0 if policy.shared else first, shadow=policy.shadow or shadow) for policy in limits
+    )
 
 
 def _quota_of(policy: Policy) -> str:

@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -69,22 +70,42 @@ def run(options: argparse.Namespace, settings: Settings, local_url: str) -> int:
 
 async def _issue(options: argparse.Namespace, settings: Settings, local_url: str) -> str:
     wishes = _wishes(options)
+    parent = None if options.parent is None else _text(options.parent).encode()
     if options.url or not (settings.token_secrets or settings.redis):
+        if parent is not None:
+            return str(_ask(options.url or local_url, "POST", "/tokens", parent, wishes)["token"])
         if wishes and settings.admin_key is None:
             what = ", ".join(f"--{name.rstrip('s')}" for name in wishes)
             raise ConfigError(what, "is for who has the admin key", "ADMIN_KEY, or TOKEN_SECRET", "ADMIN_KEY=…")
         answer = _ask(options.url or local_url, "POST", "/register", settings.admin_key, wishes)
         return str(answer["token"])
     async with _store(settings, offline=bool(settings.token_secrets)) as store:
-        admission = Admission(store, await _signer(store, settings), settings.limits, (), settings.token_ttl_s)
-        ttl = wishes.pop("ttl", None)
-        ttl_s = None if ttl is None else lifetime_s(ttl) or 0
-        try:
-            token, _ = admission.issue(time.time(), ttl_s=ttl_s, **wishes)
-        except ValueError as error:
-            raise ConfigError("token issue", str(error), "less", "gateway token issue --name worker") from None
+        token = await _issue_here(parent, wishes, settings, store)
         await store.ping()  # what was noted in the register has then arrived
         return token
+
+
+async def _issue_here(parent: bytes | None, wishes: dict[str, Any], settings: Settings, store: Store) -> str:
+    signer, now_s = await _signer(store, settings), time.time()
+    admission = Admission(store, signer, settings.limits, settings.common_limits, settings.token_ttl_s)
+    for target in settings.targets:  # of no use here but to tell which token would be under too many limits
+        admission.beside(target.name, target.common_limits)
+    issue = admission.issue
+    if parent is not None:
+        try:
+            above = admission.authenticate(parent, now_s)
+            await admission.look(above)
+        except TokenError as error:
+            problem = error.detail.removesuffix(".")
+            raise ConfigError("--parent", problem, "a token that is good here", "--parent gw_….…") from None
+        issue = partial(admission.issue_child, above)
+    ttl = wishes.pop("ttl", None)
+    ttl_s = None if ttl is None else lifetime_s(ttl) or 0
+    scope = Scope(*(wishes.pop(one, None) for one in ("targets", "methods", "paths")))
+    try:
+        return issue(now_s, ttl_s=ttl_s, scope=scope, **wishes)[0]
+    except ValueError as error:
+        raise ConfigError("token issue", str(error), "less", "gateway token issue --name worker") from None
 
 
 def _wishes(options: argparse.Namespace) -> dict[str, Any]:

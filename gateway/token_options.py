@@ -15,7 +15,17 @@ def add_actions(parser: argparse.ArgumentParser) -> None:
     issue = actions.add_parser("issue", help="print a new token", allow_abbrev=False)
     issue.add_argument("--name", help="for people")
     issue.add_argument("--ttl", help="how long it is good, e.g. 30d; 0: without end (default: TOKEN_TTL)")
-    issue.add_argument("--limit", action="append", metavar="LIMIT", help="e.g. 60/minute; in place of RATE_LIMIT")
+    issue.add_argument(
+        "--limit",
+        action="append",
+        metavar="LIMIT",
+        help="e.g. 60/minute; in place of RATE_LIMIT",
+    )
+    issue.add_argument(
+        "--parent",
+        metavar="TOKEN",
+        help="make it from this one, for which it counts and with which it ends; '-': from stdin",
+    )
 
     for option, metavar, meaning in (
         ("--target", "NAME", "a target it is for, e.g. api (default: any)"),

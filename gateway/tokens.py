@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from itsdangerous import Signer
 
-from gateway.errors import TokenExpired, TokenInvalid
+from gateway.errors import TWO_TOKENS, TokenExpired, TokenInvalid
 from gateway.scope import Scope
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ _MAC_CHARACTERS = 43  # 32 bytes in base64url without padding
 _CLAIMS = frozenset({"above", "id", "name", "iat", "exp", "limits", "targets", "methods", "paths"})
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}(?:\.[A-Za-z0-9_-]{1,32}){0,3}")
 _UNLIKE = "The token does not look like one of this gateway's."
+_CONTRADICTION = "The request has two tokens, in two fields that differ or in one field twice: send one."
 _MISMATCH = "The token was not issued here, or was changed since."
 
 
@@ -167,7 +168,7 @@ class TokenSigner:
             raise TokenInvalid(f"The token is longer than {TOKEN_LIMIT_BYTES} bytes.")
         signed, dot, mac = token.rpartition(b".")
         if not dot or not signed.startswith(_PREFIX) or len(mac) != _MAC_CHARACTERS:
-            raise TokenInvalid(_UNLIKE)
+            raise TokenInvalid(_CONTRADICTION if token == TWO_TOKENS else _UNLIKE)
         if not self._signed_here(signed, mac):
             raise TokenInvalid(_MISMATCH)
         claims = _from_payload(signed[len(_PREFIX) :])

@@ -67,7 +67,7 @@ class UsageView:
             TokenRevoked: The token is.
             StoreUnavailable: The store does not answer.
         """
-        limits = _limits(subject, await self._admission.usage(subject))
+        limits = [_limit(*pair) for pair in await self._admission.usage(subject)]
         delta = self._metrics.take()
         self._book.add(delta)
         used = await self._book.of(subject.id)
@@ -125,23 +125,24 @@ class UsageView:
     async def _limits_of(self, token_id: str, about: Mapping[str, str]) -> Told:
         try:
             subject = self._subject(token_id, about)
-            return {"revoked": False, "limits": _limits(subject, await self._admission.usage(subject))}
+            return {"revoked": False, "limits": [_limit(*pair) for pair in await self._admission.usage(subject)]}
         except TokenRevoked:
             return {"revoked": True, "limits": []}
         except (ValueError, TypeError):  # another version of the gateway wrote it
             return {"revoked": False, "limits": []}
 
     def _subject(self, token_id: str, about: Mapping[str, str]) -> Subject:
-        key = (token_id, about.get("limits", ""), about.get("above", ""))
+        key = (token_id, about.get("limits", ""), about.get("targets", ""), about.get("above", ""))
         subject = self._subjects.get(key)
         if subject is None:
             if len(self._subjects) >= MAX_SUBJECTS:
                 self._subjects.clear()
-            own, above = about.get("limits"), json.loads(about.get("above", "[]"))
+            own, targets, above = about.get("limits"), about.get("targets"), json.loads(about.get("above", "[]"))
             claims = Claims(
                 id=token_id,
                 issued_at_s=0,
                 limits=None if own is None else (own,),
+                targets=None if targets is None else tuple(targets.split(",")),
                 above=tuple(None if one is None else (one,) for one in above),
             )
             subject = self._subjects[key] = self._admission.subject_of(claims)
@@ -180,10 +181,6 @@ class UsageFlush:
 
 def _told_of(token_id: str, used: Used, delta: Delta) -> Told:
     return told(used.counts, used.in_flight + delta.token_flights.get(token_id, 0))
-
-
-def _limits(subject: Subject, standings: list[Standing]) -> list[Told]:
-    return [_limit(*pair) for pair in zip(subject.policies, standings, strict=True)]
 
 
 def _limit(policy: Policy, standing: Standing) -> Told:

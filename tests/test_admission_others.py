@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.admission import Admission
-from gateway.errors import TokenRevoked
+from gateway.errors import TokenInvalid, TokenRevoked
 from gateway.limits import parse_limits
 from gateway.stores.memory import MemoryStore
 from gateway.tokens import TokenSigner
@@ -17,15 +17,31 @@ async def test_a_revoked_token_is_known_to_all_without_the_store() -> None:
     signer = TokenSigner([b"s" * 32])
     first = Admission(MemoryStore(), signer, LIMITS, (), None)
     token, claims = first.issue(0.0)
-    before = first.beside(LIMITS)
+    before = first.beside("maps", LIMITS)
     assert before.authenticate(token.encode(), 0.0).id == claims.id
     await first.revoke(claims.id, None, now_s=0.0)
     renewed = first.renewed(signer, LIMITS, (), None, shadow=False)
-    for admission in (first, before, first.beside(LIMITS), renewed, renewed.beside(LIMITS)):
+    for admission in (first, before, first.beside("maps", LIMITS), renewed, renewed.beside("maps", LIMITS)):
         with pytest.raises(TokenRevoked):
             admission.authenticate(token.encode(), 0.0)
 
 
 def test_without_limits_of_its_own_a_target_needs_no_other() -> None:
     admission = Admission(MemoryStore(), TokenSigner([b"s" * 32]), LIMITS, (), None)
-    assert admission.beside(()) is admission
+    assert admission.beside("maps", ()) is admission
+
+
+def test_a_token_issued_elsewhere_under_more_limits_than_are_checked_at_once_is_refused_with_the_reason() -> None:
+    signer = TokenSigner([b"s" * 32])
+    many = parse_limits(",".join(f"9/{seconds}s" for seconds in range(1, 17)))
+    elsewhere = Admission(MemoryStore(), signer, many, (), None)
+    root, _ = elsewhere.issue(0.0)
+    child = root
+    for _ in range(2):
+        parent = elsewhere.authenticate(child.encode(), 0.0)
+        child, _ = elsewhere.issue_child(parent, 0.0, limits=[f"9/{seconds}s" for seconds in range(1, 17)])
+    here = Admission(MemoryStore(), signer, many, (), None)
+    at_maps = here.beside("maps", parse_limits("1,2/hour,3/day"))
+    assert len(here.authenticate(child.encode(), 0.0).policies) == 48
+    with pytest.raises(TokenInvalid, match="more than 50 limits"):
+        at_maps.authenticate(child.encode(), 0.0)

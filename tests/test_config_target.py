@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -191,10 +192,44 @@ def test_fields_that_carry_no_key(name: str) -> None:
         ("[::]:3000", "http://[::1]:3000"),
         ("[::1]:3000,localhost:80", "http://localhost"),
         ("gateway.example:443", "https://gateway.example/api"),
+        ("127.0.0.1:3000", "http://LOCALHOST:3000"),
+        ("127.0.0.1:3000", "http://api.localhost:3000"),
+        ("127.0.0.1:3000", "http://127.0.0.1:03000"),
+        ("127.0.0.1:3000", "http://0.0.0.0:3000"),
+        ("127.0.0.1:3000", "http://[::ffff:127.0.0.1]:3000"),
+        ("127.0.0.1:3000", "http://[::ffff:7f00:1]:3000"),
+        ("localhost:3000", "http://[::1]:3000"),
+        ("[::1]:3000", "http://[0:0::0:1]:3000"),
+        ("[::1]:3000", "http://[::]:3000"),
+        ("0.0.0.0:3000", "http://127.9.9.9:3000"),
+        ("0.0.0.0:3000", f"http://{socket.gethostname()}:3000"),
+        ("[::]:3000", "http://localhost:3000"),
+        ("[::]:3000", "http://127.0.0.1:3000"),
+        ("unix:/run/gateway.sock,127.0.0.1:3000", "http://127.0.0.1:3000"),
     ],
 )
 def test_a_target_that_is_the_gateway_itself_is_refused(listen: str, url: str) -> None:
     assert "this gateway itself" in refusal(gateway_listen=listen, target_api_url=url)
+    with pytest.raises(ConfigError, match=r"^targets\.maps\.url: .* is this gateway itself") as refused:
+        Config(target_api_url="https://api.example.com", gateway_listen=listen, targets={"maps": {"url": url}})
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("listen", "url"),
+    [
+        ("127.0.0.1:3000", "http://127.0.0.1:3001"),
+        ("127.0.0.1:3000", "http://[::1]:3000"),  # another program may listen there
+        ("127.0.0.1:3000", "http://127.0.0.2:3000"),
+        ("0.0.0.0:3000", "http://[::1]:3000"),
+        ("0.0.0.0:3000", "http://192.0.2.7:3000"),
+        ("[::]:3000", "http://[2001:db8::7]:3000"),
+        ("gateway.example:3000", "http://api.gateway.example:3000"),
+        ("unix:/run/gateway.sock", "http://localhost:3000"),  # nor can a URL name a unix socket
+    ],
+)
+def test_what_only_looks_like_the_gateway_is_taken(listen: str, url: str) -> None:
+    assert Config(target_api_url=url, gateway_listen=listen).settings.target.url.startswith("http://")
 
 
 def test_a_target_next_door_is_fine() -> None:

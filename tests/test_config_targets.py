@@ -53,13 +53,15 @@ def test_a_target_of_everything(tmp_path: Path) -> None:
         from_file(
             tmp_path,
             f'[targets.maps]\n{MAPS}prefix = "/geo/maps"\nkey = "{CANARY}"\nauth = "header:X-Key"\n'
-            'rate_limit = "10/second,100/day;bucket"\nconnect_timeout = "2s"\nresponse_timeout = 3\n'
-            'idle_timeout = "4s"\nadd_headers = { X-Team = "search" }\nremove_headers = ["X-Debug"]\n',
+            'rate_limit = "10/second,100/day;bucket"\nconcurrency_limit = "7;shadow"\n'
+            'connect_timeout = "2s"\nresponse_timeout = 3\nidle_timeout = "4s"\n'
+            'add_headers = { X-Team = "search" }\nremove_headers = ["X-Debug"]\n',
         )
     )
     (keyed,) = target.keyed
     assert (keyed.prefix, keyed.key_line) == (b"/geo/maps", f"X-Key: {CANARY}".encode())
-    assert [policy.label for policy in target.limits] == ["maps-second", "maps-day"]
+    assert [policy.label for policy in target.common_limits] == ["maps-second", "maps-day", "maps-concurrency"]
+    assert [(policy.quota, policy.shadow) for policy in target.common_limits][2:] == [(7, True)]
     assert (target.connect_timeout_s, target.response_timeout_s, target.idle_timeout_s) == (2, 3, 4)
     assert keyed.added == (b"X-Team: search",)
     assert keyed.removed == {b"x-team", b"x-debug"}
@@ -94,12 +96,13 @@ def test_they_are_shown_without_their_secrets(tmp_path: Path) -> None:
     config = from_file(
         tmp_path,
         f'[targets.maps]\n{MAPS}keys = ["{CANARY}", "{CANARY}-2"]\nrate_limit = "5/second"\n'
-        f'add_headers = {{ X-Other-Key = "{CANARY}" }}\nremove_headers = ["X-Debug"]\n',
+        f'concurrency_limit = 6\nadd_headers = {{ X-Other-Key = "{CANARY}" }}\nremove_headers = ["X-Debug"]\n',
     )
     shown = dict(describe(config))
     assert shown["targets.maps.prefix"] == "/maps"
     assert shown["targets.maps.key"] == "set (20 characters), set (22 characters)"
     assert shown["targets.maps.rate_limit"] == "5 in 1 s"
+    assert shown["targets.maps.concurrency_limit"] == "6 in flight"
     assert shown["targets.maps.add_headers"] == "X-Other-Key"
     assert "canary" not in str(shown) + repr(config) + repr(config.settings)
 
@@ -183,6 +186,9 @@ def test_who_has_urls_of_his_own_is_not(one: str, other: str) -> None:
         (f"[targets.maps]\n{MAPS}key_file = '/'", "targets.maps.key_file", "is not a file"),
         (f"[targets.maps]\n{MAPS}ca_file = '/no/such'", "targets.maps.ca_file", "not a readable file"),
         (f"[targets.maps]\n{MAPS}rate_limit = 'many'", "targets.maps.rate_limit", "is not a whole number"),
+        (f"[targets.maps]\n{MAPS}concurrency_limit = 0", "targets.maps.concurrency_limit", "1 to 1000000 requests"),
+        (f"[targets.maps]\n{MAPS}concurrency_limit = true", "targets.maps.concurrency_limit", "is a boolean"),
+        (f"[targets.maps]\n{MAPS}concurrency_limit = '1/s'", "targets.maps.concurrency_limit", "not a whole number"),
         (f"[targets.maps]\n{MAPS}connect_timeout = 'soon'", "targets.maps.connect_timeout", "is not a duration"),
         (f"[targets.maps]\n{MAPS}add_headers = 1", "targets.maps.add_headers", "not a table"),
         (f"[targets.maps]\n{MAPS}add_headers = {{ Host = 'x' }}", "targets.maps.add_headers", "'Host' is no field"),

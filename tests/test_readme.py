@@ -442,7 +442,8 @@ def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
         passing = {"gateway:{global}:probe", "gateway:{global}:verify"}
         # Nothing is in flight any more, nobody is revoked, and this is no cluster.
         absent = {"gateway:{TOKEN_ID}:inflight", "gateway:{global}:inflight", "gateway:{TOKEN_ID}:revoked"}
-        absent.add("gateway:{global}:tokens-revoked")
+        absent |= {"gateway:{global}:tokens-revoked", "gateway:{tokens-ADDRESS}:limit:WINDOW"}
+        absent.add("gateway:{TOKEN_ID}:inflight:TARGET-concurrency")
         absent |= {name for name in documented if ":CHILD:" in name}
         assert spelled | passing | absent | {"gateway:{probe-N}:probe"} == documented
         for key in keys - passing:

@@ -103,10 +103,10 @@ PARENT = Scope(targets=("api",), methods=("GET", "POST"), paths=("/v1/chat", "/v
 
 
 def test_what_is_not_said_stays() -> None:
-    child = PARENT.narrowed()
+    child = PARENT.narrowed(Scope())
     assert (child.targets, child.methods, child.paths) == (PARENT.targets, PARENT.methods, PARENT.paths)
-    assert Scope().narrowed(methods=("GET",)).is_narrow
-    assert PARENT.narrowed(paths=("/v1/chat/x", "/v1/models/")).methods == PARENT.methods
+    assert Scope().narrowed(Scope(methods=("GET",))).is_narrow
+    assert PARENT.narrowed(Scope(paths=("/v1/chat/x", "/v1/models/"))).methods == PARENT.methods
 
 
 @pytest.mark.parametrize(
@@ -124,4 +124,4 @@ def test_what_is_not_said_stays() -> None:
 )
 def test_narrowing_never_widens(lists: dict[str, tuple[str, ...]]) -> None:
     with pytest.raises(ValueError, match="allows only"):
-        PARENT.narrowed(**lists)
+        PARENT.narrowed(Scope(**lists))

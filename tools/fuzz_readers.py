@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 import h11
 
-from gateway.http1.message import CHUNKED, CRLF, HEAD_END, UNTIL_CLOSE
+from gateway.http1.message import CHUNKED, CRLF, HEAD_END, UNTIL_CLOSE, RequestHead
 from tests.kit import wire
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.http1.message import AnswerHead, RequestHead
+    from gateway.http1.message import AnswerHead
 
 Fields = list[tuple[bytes, bytes]]
 Read = tuple[tuple[str, object], ...]
@@ -130,7 +130,11 @@ def by_h11(message: h11.Request | h11.Response | h11.InformationalResponse, extr
     ]
     kept += _added(message, named, length) if minor else []
     keep_alive = b"close" not in named and (minor == 1 or b"keep-alive" in named)
-    return (("lines", kept), ("length", length), ("minor", minor), ("keep_alive", keep_alive))
+    if isinstance(message, h11.Request):
+        own: tuple[str, object] = ("minor", minor)
+    else:
+        own = ("dated", any(name == b"date" for name, _ in message.headers))
+    return (("lines", kept), ("length", length), own, ("keep_alive", keep_alive))
 
 
 def _added(message: h11.Request | h11.Response | h11.InformationalResponse, named: list[bytes], length: int) -> Fields:
@@ -157,7 +161,7 @@ def as_h11(head: RequestHead | AnswerHead) -> Read:
     return (
         ("lines", pairs(head.lines[1:])),
         ("length", head.length),
-        ("minor", head.minor),
+        ("minor", head.minor) if isinstance(head, RequestHead) else ("dated", head.dated),
         ("keep_alive", head.keep_alive),
     )
 

@@ -49,6 +49,7 @@ def _target(target: TargetSettings, before: Sequence[tuple[str, Target]]) -> lis
         "key": key,
         "auth": target.auth,
         "rate_limit": _limits(target.limits) or "none of its own",
+        "concurrency_limit": _limits(filter(None, [target.concurrency_limit])) or "none of its own",
         **{name: "the gateway's" if seconds is None else f"{seconds} s" for name, seconds in timeouts.items()},
         "ca_file": one.ca_file or "the system's roots",
         "add_headers": ", ".join(line.partition(b":")[0].decode() for line in one.added) or "none",

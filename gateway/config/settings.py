@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gateway.config import values
+from gateway.config.itself import leads_to
 from gateway.config.table import SETTINGS
 from gateway.config.target import KeyPair, Target, parse_key_style, parse_url, with_key
 from gateway.config.targets import TargetReader, TargetSettings
@@ -32,15 +33,6 @@ _T = TypeVar("_T")
 
 _OWN_EXAMPLE = re.compile(r"[;,] e\.g\. ")
 """Where a reader's message goes on to an example of its own: the one that a ConfigError ends with is enough."""
-
-_LOOPBACK = {
-    "0.0.0.0": {"127.0.0.1", "localhost"},  # noqa: S104 (a listener that is recognised, not opened)
-    "::": {"127.0.0.1", "::1", "localhost"},
-    "127.0.0.1": {"localhost"},
-    "::1": {"localhost"},
-    "localhost": {"127.0.0.1", "::1"},
-}
-"""The literals by which a listener on the key's host is reached from this machine, besides its own."""
 
 
 class Spelling(NamedTuple):
@@ -319,7 +311,7 @@ def _readable(text: str) -> str:
 def _check_other(target: Target, listen: tuple[Address | UnixAddress, ...]) -> None:
     """Raise ValueError if a target is the gateway itself: a request to it would never end."""
     for address in (one for one in listen if isinstance(one, Address)):
-        if address.port == target.port and target.host in {address.host, *_LOOPBACK.get(address.host, ())}:
+        if address.port == target.port and leads_to(target.host, address.host):
             raise ValueError(f"{target.url} is this gateway itself, which listens on {address}")
 
 

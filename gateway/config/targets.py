@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from gateway.config.target import FIELD_NAME, NOT_FOR_KEYS, Target, parse_key_style, parse_url, with_key
 from gateway.config.values import duration_s, quoted
 from gateway.errors import ConfigError
-from gateway.limits import parse_limits
+from gateway.limits import parse_concurrency, parse_limits
 from gateway.stamps import stamp
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ KEYS: dict[str, Key] = {
     "keys": Key("an array of keys, all different, used in turn", '["ONE", "ANOTHER"]'),
     "auth": Key("bearer, header:NAME, query:NAME or basic", '"header:x-api-key"'),
     "rate_limit": Key(f"limits as in RATE_LIMIT, {_MAX_LIMITS} at most", '"10/second,1000/day"'),
+    "concurrency_limit": Key("a whole number from 1 to 1000000, perhaps with ;shadow", "10"),
     "connect_timeout": _DURATION,
     "response_timeout": _DURATION,
     "idle_timeout": _DURATION,
@@ -71,6 +72,7 @@ class TargetSettings:
         name: For people, and in the names of its limits.
         keyed: The same target with each of its keys, one or more; or once without a key.
         limits: Of each token at this target, beside the token's others.
+        concurrency_limit: Likewise, of its requests in flight there.
         connect_timeout_s, response_timeout_s, idle_timeout_s: None: the gateway's.
         auth: As written.
         keys: As written; for nothing but to tell how long they are.
@@ -80,12 +82,18 @@ class TargetSettings:
     name: str
     keyed: tuple[Target, ...]
     limits: tuple[Policy, ...] = ()
+    concurrency_limit: Policy | None = None
     connect_timeout_s: float | None = None
     response_timeout_s: float | None = None
     idle_timeout_s: float | None = None
     auth: str = "bearer"
     keys: tuple[str, ...] = field(default=(), repr=False)
     files: Mapping[str, Stamp | None] = field(default_factory=dict, compare=False)
+
+    @property
+    def common_limits(self) -> tuple[Policy, ...]:
+        """What every token is under at this target, whatever limits it has of its own."""
+        return self.limits if self.concurrency_limit is None else (*self.limits, self.concurrency_limit)
 
 
 class TargetReader:
@@ -162,6 +170,7 @@ class TargetReader:
             keys=tuple(keys),
             files=files,
             limits=text("rate_limit", lambda limits: _limits(limits, name)) or (),
+            concurrency_limit=text("concurrency_limit", lambda limit: _of_target(parse_concurrency(limit), name)),
             connect_timeout_s=text("connect_timeout", duration_s),
             response_timeout_s=text("response_timeout", duration_s),
             idle_timeout_s=text("idle_timeout", duration_s),
@@ -230,8 +239,12 @@ class TargetReader:
 
         near = difflib.get_close_matches(key.lower().replace("-", "_"), KEYS, n=1)
         suggestion = f"; did you mean {near[0]}?" if near else ""
+        example = near[0] if near else "url"
         return ConfigError(
-            f"targets.{name}.{key}{self._where}", f"is not a setting of a target{suggestion}", TAKES, EXAMPLE
+            f"targets.{name}.{key}{self._where}",
+            f"is not a setting of a target{suggestion}",
+            ", ".join(KEYS),
+            f"{example} = {KEYS[example].example}",
         )
 
 
@@ -276,7 +289,11 @@ def _limits(text: str, name: str) -> tuple[Policy, ...]:
     policies = parse_limits(text)
     if len(policies) > _MAX_LIMITS:
         raise ValueError(f"there are {len(policies)} limits, more than {_MAX_LIMITS}")
-    return tuple(replace(policy, name=f"{name}-{policy.name}") for policy in policies)
+    return tuple(_of_target(policy, name) for policy in policies)
+
+
+def _of_target(policy: Policy, name: str) -> Policy:
+    return replace(policy, name=f"{name}-{policy.name}")
 
 
 def _read_key(text: str) -> str:

@@ -25,11 +25,11 @@ TRANSFER_ENCODING: Final = 5
 API_KEY: Final = 6
 EXPECT: Final = 7
 DROPPED: Final = 8
-BASIC: Final = 9  # an Authorization with this scheme: looked at last
-TE: Final = 10
-TRAILER: Final = 11
-UPGRADE: Final = 12
-PROXY_AUTHORIZATION: Final = 13  # read in the proxy form alone
+TE: Final = 9
+TRAILER: Final = 10
+UPGRADE: Final = 11
+PROXY_AUTHORIZATION: Final = 12  # read in the proxy form alone
+DATE: Final = 13  # an answer's
 
 _RETRY: Final = re.compile(rb"\r\nx-stainless-retry-count: *0*[1-9]", re.IGNORECASE)
 
@@ -66,6 +66,7 @@ ANSWER_FIELDS: Final[dict[bytes, int]] = {
     b"te": DROPPED,
     b"trailer": TRAILER,
     b"upgrade": UPGRADE,
+    b"date": DATE,
     **dict.fromkeys(_HOP_BY_HOP, DROPPED),
 }
 
@@ -79,9 +80,6 @@ _PROTOCOL: Final = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?+")
 # HTTP of any version or spelling, and TLS, in which HTTP would go on (RFC 2817): with these behind a 101, one counted
 # request could carry any number of others, past the limits and with no look at their paths.
 _CARRIES_HTTP: Final = re.compile(rb"(?:s?https?|spdy|h[0-9]+c?|tls|ssl)(?:[-/].*)?")
-
-# The order in which a client's token is looked for, after Authorization.
-API_KEY_ORDER: Final = (b"x-api-key", b"api-key", b"x-goog-api-key")
 
 # Named in `Connection` by a client, these would take the message apart: they are ours to set, never its to remove
 # (RFC 9110 §7.6.1 forbids a sender to list them; a hostile one does).

@@ -13,9 +13,9 @@ from gateway.http1 import fields
 from gateway.http1.fields import (
     API_KEY,
     AUTHORIZATION,
-    BASIC,
     CONNECTION,
     CONTENT_LENGTH,
+    DATE,
     EXPECT,
     HOST,
     PLAIN,
@@ -37,7 +37,7 @@ _MAX_NAMES: Final = 512
 Meaning = tuple[int, bytes]
 """A kind of `fields`, and the value as far as the reader of a head needs it."""
 _IS_PLAIN: Final[Meaning] = (PLAIN, b"")
-_PASSED_ON: Final = frozenset((CONTENT_LENGTH, EXPECT, TRAILER))
+_PASSED_ON: Final = frozenset((CONTENT_LENGTH, DATE, EXPECT, TRAILER))
 
 
 class NotCanonical(Exception):
@@ -106,8 +106,6 @@ class LineMemory:
             name = line[:-1]
         lowered = name.lower()
         kind = self._kinds.get(lowered, PLAIN)
-        if kind == AUTHORIZATION and value[:6].lower() == b"basic ":
-            kind = BASIC
         meaning = _IS_PLAIN if kind == PLAIN else (kind, _checked_value(kind, lowered, value))
         if len(line) <= MAX_LINE_REMEMBERED:
             self._remember(line, name, meaning)
@@ -127,8 +125,8 @@ class LineMemory:
 
 
 def _checked_value(kind: int, name: bytes, value: bytes) -> bytes:
-    if kind in (AUTHORIZATION, BASIC, PROXY_AUTHORIZATION):
-        return fields.credential(value) or b""
+    if kind in (AUTHORIZATION, PROXY_AUTHORIZATION):
+        return name + b":" + (fields.credential(value) or b"")
     if kind == API_KEY:
         return name + b":" + value
     if kind == CONNECTION:

@@ -40,8 +40,8 @@ class RequestHead:
             `TE: trailers` or `Upgrade` with its connection option. `lines[0]` is a free place for the request line.
         length: Bytes of body (0 to 10^18 - 1), or `CHUNKED`.
         keep_alive: Whether the client would use the connection again (RFC 9112 §9.3).
-        bearer: The text of `Authorization: Bearer` or `Basic`'s user name, else of one of the API-key fields; where
-            `target` is no path, that of `Proxy-Authorization` goes before them.
+        bearer: The text of `Authorization: Bearer`, or `Basic`'s user name, or of the API-key fields; `TWO_TOKENS`
+            where they differ. Where `target` is no path and `Proxy-Authorization` has a token, that alone.
         expects_continue: Whether the client waits for 100 before it sends the body (RFC 9110 §10.1.1).
         upgrade: The protocols that the upstream is offered to switch to, in lower case (RFC 9110 §7.8).
         opening: What the next head on the connection may be tried with first, if that is known.
@@ -72,21 +72,21 @@ class AnswerHead:
 
     Attributes:
         status: 100 to 599.
-        minor: 0 or 1, of HTTP/1.x.
         start_line: The status line as it goes to the client, always HTTP/1.1.
         lines: Field lines to pass on; as in `RequestHead`.
         length: Bytes of body as the fields say, `CHUNKED`, or `UNTIL_CLOSE`; `framing.answer_length` says what the
             request's method and the status make of it.
         keep_alive: Whether the upstream would use the connection again.
         upgrade: The protocols that a 101 switches to, in lower case; none if it does not say so as it must.
+        dated: Whether it has a `Date` field.
         opening: As in `RequestHead`.
     """
 
-    __slots__ = ("keep_alive", "length", "lines", "minor", "opening", "start_line", "status", "upgrade")
+    __slots__ = ("dated", "keep_alive", "length", "lines", "opening", "start_line", "status", "upgrade")
 
-    def __init__(self, status: int, start_line: bytes, minor: int) -> None:
+    def __init__(self, status: int, start_line: bytes, minor: int, dated: bool = False) -> None:  # noqa: FBT001, FBT002
         self.status = status
-        self.minor = minor
+        self.dated = dated
         self.start_line = start_line
         self.lines: list[bytes] = []
         self.length = UNTIL_CLOSE

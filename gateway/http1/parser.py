@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import h11
 
 from gateway.errors import (
+    TWO_TOKENS,
     BadRequest,
     FieldsTooLarge,
     GatewayError,
@@ -24,11 +25,10 @@ from gateway.errors import (
 from gateway.http1 import fields
 from gateway.http1.fields import (
     API_KEY,
-    API_KEY_ORDER,
     AUTHORIZATION,
-    BASIC,
     CONNECTION,
     CONTENT_LENGTH,
+    DATE,
     EXPECT,
     HOST,
     PROXY_AUTHORIZATION,
@@ -88,7 +88,7 @@ class RequestParser:
         start = (self._starts.get(block[:end]) or self._learn_start(block, end)) if end > 0 else None
         if start is not None:
             head = RequestHead(*start)
-            match = self._templates.read(head, block, end)
+            match = self._templates.read(head, block, end, start[2])
             if match is not None:
                 token = self._templates.ready[0].token
                 head.bearer = match[token] if token else None
@@ -101,7 +101,7 @@ class RequestParser:
                 except NotCanonical:
                     pass  # h11 has the word on every head that is not canonical
                 else:
-                    self._templates.learn(lines[1:], self._memory, head)
+                    self._templates.learn(lines[1:], self._memory, head, head.minor)
                     return head
         check_request(block)
         head, lines = _request_by_h11(block)
@@ -126,24 +126,20 @@ class RequestParser:
 
     def _read(self, head: RequestHead, lines: list[bytes]) -> None:
         head.lines, special = self._memory.sort(lines)
-        host = length = coding = authorization = options = None
-        is_basic = False
-        keys: list[bytes] = []
+        host = length = coding = options = None
+        credentials: list[bytes] = []
         rare: list[Meaning] = []
         for kind, value in special:
             if kind == HOST:
                 host = _once(host, value, "Host")
             elif kind == CONTENT_LENGTH:
                 length = _once(length, value, "Content-Length")
-            elif kind in (AUTHORIZATION, BASIC):
-                authorization = _once(authorization, value, "Authorization")
-                is_basic = kind == BASIC
             elif kind == CONNECTION:
                 options = value if options is None else options + b"," + value
             elif kind == TRANSFER_ENCODING:
                 coding = _once(coding, value, "Transfer-Encoding")
-            elif kind == API_KEY:
-                keys.append(value)
+            elif kind in (AUTHORIZATION, API_KEY):
+                credentials.append(value)
             else:
                 rare.append((kind, value))
         if host is None and head.minor:
@@ -156,9 +152,8 @@ class RequestParser:
             head.length = int(length)
         if rare:
             _apply_rare(head, rare, options)
-        if keys and (is_basic or not authorization):
-            authorization = _api_key(keys) or authorization
-        head.bearer = head.bearer or authorization or None
+        if credentials and head.bearer is None:
+            head.bearer = _one_token(credentials)
 
 
 class AnswerParser:
@@ -185,10 +180,11 @@ class AnswerParser:
         if start is None:
             return self._read_in_full(block)
         head = AnswerHead(*start)
-        match = self._templates.read(head, block, end)
+        match = self._templates.read(head, block, end, start[2])
         if match is None:
             return self._read_in_full(block)
-        head.opening = self._templates.opening(block, match, AnswerHead, *start)
+        head.dated = self._templates.ready[0].dated
+        head.opening = self._templates.opening(block, match, AnswerHead, *start, head.dated)
         return head
 
     def check_unfinished(self, data: bytes, checked: int) -> None:
@@ -213,23 +209,24 @@ class AnswerParser:
     def _read_in_full(self, block: bytes) -> AnswerHead:
         lines = block.split(CRLF)
         try:
-            head = AnswerHead(*self._learn_start(lines[0]))
+            start = self._learn_start(lines[0])
+            head, minor = AnswerHead(*start), start[2]
             if len(lines) <= MAX_FIELDS + 1:
                 try:
-                    self._read(head, lines)
+                    self._read(head, lines, minor)
                 except NotCanonical:
                     pass  # h11 has the word on every head that is not canonical
                 else:
-                    self._templates.learn(lines[1:], self._memory, head)
+                    self._templates.learn(lines[1:], self._memory, head, minor)
                     return head
             check_answer(block)
-            head = AnswerHead(*self._learn_start(lines[0]))
-            self._read(head, _answer_by_h11(block))
+            head = AnswerHead(*start)
+            self._read(head, _answer_by_h11(block), minor)
         except (GatewayError, NotCanonical, h11.ProtocolError):
             raise UpstreamProtocolError("The upstream's answer is malformed or ambiguous.") from None
         return head
 
-    def _read(self, head: AnswerHead, lines: list[bytes]) -> None:
+    def _read(self, head: AnswerHead, lines: list[bytes], minor: int) -> None:
         head.lines, special = self._memory.sort(lines)
         length = coding = options = upgrade = None
         announces = False
@@ -240,6 +237,8 @@ class AnswerParser:
                 options = value if options is None else options + b"," + value
             elif kind == TRANSFER_ENCODING:
                 coding = _once(coding, value, "Transfer-Encoding")
+            elif kind == DATE:
+                head.dated = True
             elif kind == TRAILER:
                 announces = True
             elif kind == UPGRADE:
@@ -247,14 +246,14 @@ class AnswerParser:
         if options is not None:
             _apply_options(head, options)
         if coding is not None:
-            if length is not None or head.minor == 0 or coding.lower() != b"chunked":
+            if length is not None or minor == 0 or coding.lower() != b"chunked":
                 raise NotCanonical
             head.length = CHUNKED
         elif length is not None:
             head.length = int(length)
         if announces:
             _apply_trailer(head)
-        if upgrade is not None and head.status == 101 and _may_upgrade(head, options):
+        if upgrade is not None and head.status == 101 and _may_upgrade(minor, options):
             head.lines.append(fields.UPGRADES_TO + upgrade)
             head.upgrade = frozenset(fields.list_members(upgrade))
 
@@ -293,7 +292,7 @@ def _apply_options(head: RequestHead | AnswerHead, value: bytes) -> None:
 def _apply_rare(head: RequestHead, meanings: list[Meaning], options: bytes | None) -> None:
     """Do what is left to do once it is known how the request is framed."""
     takes_trailers = False
-    for_the_proxy = None
+    for_the_proxy: list[bytes] = []
     protocols: list[bytes] = []
     for kind, value in meanings:
         if kind == EXPECT:
@@ -306,19 +305,19 @@ def _apply_rare(head: RequestHead, meanings: list[Meaning], options: bytes | Non
             protocols += fields.tunnelled_protocols(value)
         elif kind == PROXY_AUTHORIZATION and not head.target.startswith(b"/"):
             # What else the client authenticates with is meant for the API (RFC 9110 §11.7).
-            for_the_proxy = _once(for_the_proxy, value, "Proxy-Authorization")
-    head.bearer = for_the_proxy or None
+            for_the_proxy.append(value)
+    head.bearer = _one_token(for_the_proxy)
     # A body would have to go before the switch (RFC 9110 §7.8). Nobody sends one with it, so it is not worth the care.
-    if protocols and head.length == NO_BODY and _may_upgrade(head, options):
+    if protocols and head.length == NO_BODY and _may_upgrade(head.minor, options):
         head.lines.append(fields.UPGRADES_TO + b", ".join(protocols))
         head.upgrade = frozenset([protocol.lower() for protocol in protocols])
     if takes_trailers and head.minor:  # a 1.0 client gets no chunked body, and so no trailers
         head.lines.append(fields.TAKES_TRAILERS)
 
 
-def _may_upgrade(head: RequestHead | AnswerHead, options: bytes | None) -> bool:
+def _may_upgrade(minor: int, options: bytes | None) -> bool:
     """Whether an `Upgrade` counts: not in HTTP/1.0, nor where it was meant for the hop before (RFC 9110 §7.8)."""
-    return head.minor == 1 and options is not None and b"upgrade" in fields.list_members(options)
+    return minor == 1 and options is not None and b"upgrade" in fields.list_members(options)
 
 
 def _apply_expect(head: RequestHead, value: bytes) -> None:
@@ -358,11 +357,19 @@ def _other_coding(value: bytes) -> GatewayError:
     return BadRequest("The request's transfer coding does not end in a single 'chunked'.")
 
 
-def _api_key(keys: list[bytes]) -> bytes | None:
-    by_name = dict(key.split(b":", 1) for key in keys)
-    if len(by_name) < len(keys):
-        raise BadRequest("An API-key field is there more than once.")
-    return next((by_name[name] for name in API_KEY_ORDER if by_name.get(name)), None)
+def _one_token(credentials: list[bytes]) -> bytes | None:
+    """Return the token that all fields with one name; `TWO_TOKENS` if they differ, or a field is there twice.
+
+    Which of them counts would be a guess, and another reader's would be another (RFC 9110 §5.3).
+
+    Args:
+        credentials: Each field's name in lower case, a colon, and its token, if there is one in it.
+    """
+    named = [credential.split(b":", 1) for credential in credentials]
+    tokens = {token for _, token in named if token}
+    if len(tokens) > 1 or len({name for name, _ in named}) < len(named):
+        return TWO_TOKENS
+    return tokens.pop() if tokens else None
 
 
 def _request_by_h11(block: bytes) -> tuple[RequestHead, list[bytes]]:

@@ -12,7 +12,7 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
-from gateway.http1.fields import API_KEY, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, EXPECT, PLAIN, TE, TRAILER
+from gateway.http1.fields import API_KEY, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, DATE, EXPECT, PLAIN, TE, TRAILER
 from gateway.http1.message import CRLF, HEAD_END, MAX_LINE_BYTES, AnswerHead, RequestHead
 from gateway.http1.opening import MAX_OPENING_BYTES, MAX_OPENINGS, Ending, Opening
 
@@ -34,11 +34,13 @@ _BEARER: Final = b"Bearer "
 _CREDENTIALS: Final = (AUTHORIZATION, API_KEY)
 # What becomes of these is for the parser to say, each time.
 _READ_IN_FULL: Final = (EXPECT, TE, TRAILER)
-_PASSED_ON: Final = (PLAIN, CONTENT_LENGTH)
+_PASSED_ON: Final = (PLAIN, CONTENT_LENGTH, DATE)
 _ALWAYS_CHANGING: Final = (*_CREDENTIALS, CONTENT_LENGTH)
+_VALUE: Final = rb"((?![ \t])[\t \x21-\x7e\x80-\xff]++(?<![ \t]))"
 # What may stand in a gap: the parser's own rules for a value and a length, and a narrower one for a token.
 _GAPS: Final = {
-    PLAIN: rb"((?![ \t])[\t \x21-\x7e\x80-\xff]++(?<![ \t]))",
+    PLAIN: _VALUE,
+    DATE: _VALUE,
     CONTENT_LENGTH: rb"(0|[1-9][0-9]{0,17}+)",
     AUTHORIZATION: rb"([A-Za-z0-9._~+/=-]++)",
     API_KEY: rb"([A-Za-z0-9._~+/=-]++)",
@@ -73,25 +75,28 @@ class Template(Generic[Head]):
         kinds: What each of them means, of `fields`.
         changing: Which of them change: their indices.
         head: That head, as it was read; only looked at.
+        minor: Of its HTTP/1.x.
 
     Attributes:
         minor, keep_alive, fixed_length: What all such heads say, but for a length that changes.
         match: Takes a head and the end of its first line; None if the head does not fit, else its values.
         length: The group of a match that is the value of `Content-Length`, or 0 if the shape has none.
         token: The group of a match that is the client's token, or 0.
+        dated: Whether such heads have a `Date`, which is looked for in answers only.
     """
 
     # fmt: off
     __slots__ = (
-        "minor", "keep_alive", "fixed_length", "changing", "match", "length", "token", "_form", "_passed_on",
-        "_cut", "ending",
+        "minor", "keep_alive", "fixed_length", "changing", "match", "length", "token", "dated", "_form",
+        "_passed_on", "_cut", "ending",
     )
     # fmt: on
 
-    def __init__(self, lines: list[bytes], kinds: list[int], changing: frozenset[int], head: Head) -> None:
+    def __init__(self, lines: list[bytes], kinds: list[int], changing: frozenset[int], head: Head, minor: int) -> None:
         self.changing = changing
+        self.minor = minor
         # Its exchange may still change the head.
-        self.minor, self.keep_alive, self.fixed_length = head.minor, head.keep_alive, head.length
+        self.keep_alive, self.fixed_length = head.keep_alive, head.length
         pieces = [
             _piece(line, kind, changes=index in changing)
             for index, (line, kind) in enumerate(zip(lines, kinds, strict=True))
@@ -102,6 +107,7 @@ class Template(Generic[Head]):
         self._passed_on = tuple(group for group, kind in enumerate(gaps, 1) if kind in _PASSED_ON)
         self.length = _group(pieces, (CONTENT_LENGTH,))
         self.token = _group(pieces, _CREDENTIALS)
+        self.dated = DATE in kinds
 
         # A token stays the same on its connection: an opening ends at the first value that does not.
         self._cut = _group(pieces, _PASSED_ON)
@@ -157,20 +163,21 @@ class TemplateMemory(Generic[Head]):
         self._openings: dict[bytes, Opening[Head] | None] = {}
         self._rest = 0
 
-    def read(self, head: Head, block: bytes, end: int) -> re.Match[bytes] | None:
+    def read(self, head: Head, block: bytes, end: int, minor: int) -> re.Match[bytes] | None:
         """Read a head by the template that it fits, if there is one; `ready[0]` is that template then.
 
         Args:
             head: What its first line said; the rest is filled in, but for a token.
             block: All of it, without the empty line that ends it.
             end: The end of its first line.
+            minor: What that says, of HTTP/1.x.
         """
         if len(block) > MAX_LINE_BYTES:  # a value in it could be longer than a line may be
             return None
         ready = self.ready
         for template in ready:
             match = template.match(block, end)
-            if match is not None and template.minor == head.minor:
+            if match is not None and template.minor == minor:
                 if template is not ready[0]:
                     ready.remove(template)
                     ready.insert(0, template)
@@ -207,13 +214,14 @@ class TemplateMemory(Generic[Head]):
             opening = known[begins] = Opening(begins, partial(make, *said), template.ending)
         return opening
 
-    def learn(self, lines: list[bytes], memory: LineMemory, head: Head) -> None:
+    def learn(self, lines: list[bytes], memory: LineMemory, head: Head, minor: int) -> None:
         """Remember a head that fitted no template and was read in full.
 
         Args:
             lines: Its field lines.
             memory: Says what each of them means.
             head: What was read.
+            minor: Of its HTTP/1.x.
         """
         if self._rest > 0:
             self._rest -= 1
@@ -240,7 +248,7 @@ class TemplateMemory(Generic[Head]):
         if len(changing) > MAX_GAPS or any(kinds[index] not in _GAPS for index in changing):
             return
         self._rest = HEADS_A_TEMPLATE
-        old, shape.template = shape.template, Template(lines, kinds, frozenset(changing), head)
+        old, shape.template = shape.template, Template(lines, kinds, frozenset(changing), head, minor)
         if old in self.ready:
             self.ready.remove(old)
         self.ready.insert(0, shape.template)

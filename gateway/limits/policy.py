@@ -45,7 +45,8 @@ class Policy:
 
     Args:
         name: The window's name, `second`, `minute`, `hour`, `day` or like `30s`, or `concurrency`; part of the
-            store's key. One that is tried beside another of the same window is `minute-shadow`.
+            store's key. A target's has the target's name before it: `maps-minute`. One that is tried beside another of
+            the same window is `minute-shadow`.
         quota: Admissions in a window, 1 to 10**9; for a lease the requests in flight, 1 to 10**6.
         window_us: The window in microseconds: whole seconds, 1 second to 31 days. 0 for a lease.
         shared: Counted for all tokens together.
@@ -124,7 +125,7 @@ class Policy:
     def counter(self) -> str:
         """What is counted, as the last part of a store's key: what counts differently has another."""
         if self.kind is Kind.LEASE:
-            return "inflight"
+            return "inflight" if self.name == "concurrency" else f"inflight:{self.name}"
         return f"limit:{self.name}-bucket" if self.kind is Kind.BUCKET else f"limit:{self.name}"
 
     def owner(self, subject: str) -> str:

@@ -44,7 +44,7 @@ class Clock:
         self.soon_s = self.now_s + TICK_S
         self.wall_s = time.time()
         self.watched: set[Watched] = set()
-        self._date = (-1, "")
+        self._date = (-1, "", b"")
 
     def start(self) -> None:
         """Begin to tick, until `stop`."""
@@ -58,10 +58,18 @@ class Clock:
 
     def date(self) -> str:
         """Spell the current time for a `Date` field."""
+        return self._spelled()[1]
+
+    def date_line(self) -> bytes:
+        """Spell it as a whole field line, without its line end."""
+        return self._spelled()[2]
+
+    def _spelled(self) -> tuple[int, str, bytes]:
         second = int(self.wall_s)
         if self._date[0] != second:
-            self._date = (second, http_date(time.gmtime(second)))
-        return self._date[1]
+            date = http_date(time.gmtime(second))
+            self._date = (second, date, b"Date: " + date.encode())
+        return self._date
 
     def sweep(self) -> None:
         """Take the time and end what is past its deadline."""

@@ -278,6 +278,8 @@ class Exchange:
         tally.upstream_s.append(upstream_s)
         self._timing = timing = writer.TIMING % (own_s * 1e3, upstream_s * 1e3)
         self._context.route.hide_key(head)
+        if not head.dated:  # whoever passes an answer on and has a clock adds it (RFC 9110 §6.6.1)
+            head.lines.append(self._context.clock.date_line())
         return writer.answer_head(head, minor, limits, timing, keep_alive=self._keep_alive)
 
     def on_answer_bytes(self, data: bytes) -> None:

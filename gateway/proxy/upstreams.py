@@ -81,7 +81,7 @@ class Upstreams:
             pool = UpstreamPool(dialer, own, self._parser, context.clock)
             context.clock.watched.add(pool)
             self._ends.append((pool, dialer))
-            limited = admission.beside(target.limits)
+            limited = admission.beside(target.name, target.common_limits)
             destinations = [
                 Destination(
                     context, own, context.clock, context.metrics, limited, TargetRoute(keyed, target.name), pool

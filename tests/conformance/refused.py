@@ -147,7 +147,11 @@ FIELDS: Final = (
             "authorization-spelled-differently": get(b"authorization:Basic eDp5\r\n"),
             "x-api-key": get(b"X-Api-Key: a\r\nX-Api-Key: b\r\n").replace(A, b""),
             "api-key": get(b"Api-Key: a\r\napi-key:a\r\n").replace(A, b""),
+            "two-fields": get(b"X-Api-Key: a\r\n"),
+            "two-api-keys": get(b"X-Goog-Api-Key: a\r\nApi-Key: b\r\n").replace(A, b""),
         },
+        status=401,
+        closes=False,
     ),
     Refused(
         "expectation",

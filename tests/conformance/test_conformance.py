@@ -28,9 +28,10 @@ T = TypeVar("T")
 
 SMUGGLED = b"smuggled"
 FRAMING = {b"content-length", b"transfer-encoding", b"connection"}
-OURS = {b"ratelimit", b"ratelimit-policy", b"server-timing"}
+OURS = {b"date", b"ratelimit", b"ratelimit-policy", b"server-timing"}
 CODES = {
     400: "bad_request",
+    401: "token_invalid",
     403: "not_allowed",
     404: "not_found",
     405: "method_not_allowed",

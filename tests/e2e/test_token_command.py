@@ -16,6 +16,8 @@ from tests.kit.programs import run
 from tests.kit.redis import running_redis
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.kit.upstream import Upstream
 
 SECRET = "a-token-secret-of-40-characters-or-so-xx"
@@ -50,6 +52,53 @@ async def test_with_the_secret_tokens_are_issued_offline(upstream: Upstream) -> 
         assert (code, out, err) == (0, f"revoked {tokens[0]['id']}", "")
         assert (await fetch(program.url, request("/api/x", token))).status == 401
         assert len(upstream.requests) == 1
+
+
+async def test_a_child_is_made_offline_and_counts_for_its_parent(upstream: Upstream) -> None:
+    parent = await issued("--limit", "7/minute", "--path", "/models", TOKEN_SECRET=SECRET)
+    child = await issued("--parent", parent, "--limit", "3/minute", "--ttl", "1h", TOKEN_SECRET=SECRET)
+    async with gateway_process(TARGET_API_URL=upstream.url, TARGET_API_KEY=KEY, TOKEN_SECRET=SECRET) as program:
+        answer = await fetch(program.url, request("/api/models", child))
+        assert (answer.status, answer["ratelimit-policy"]) == (200, '"minute";q=3;w=60, "parent-minute";q=7;w=60')
+        assert (await fetch(program.url, request("/api/x", child))).status == 403
+        answer = await fetch(program.url, request("/api/models", parent))
+        assert answer["ratelimit"].startswith('"minute";r=5;')
+        # Where no secret is known, the gateway makes it, and no admin key is asked for.
+        code, out, err = await gateway("token", "issue", "--parent", "-", "--url", program.url, given=child)
+        assert (code, err) == (0, "")
+        assert (await fetch(program.url, request("/api/models", out))).status == 200
+
+
+@pytest.mark.parametrize(
+    ("wishes", "says"),
+    [
+        (("--path", "/other"), "allows only /models"),
+        (("--ttl", "40d"), "it would last longer"),
+        (tuple(f"--limit={n}/{n}s" for n in range(1, 17)), "would be under 51 limits at the target maps"),
+    ],
+)
+async def test_a_child_that_asks_for_more_is_refused_offline(
+    wishes: tuple[str, ...], says: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "gateway.toml"
+    limits = ",".join(f"{n}/{n}h" for n in range(1, 17))
+    file.write_text(
+        f'target_api_url = "https://api.example.com"\nglobal_rate_limit = "{limits}"\nconcurrency_limit = 3\n'
+        '[targets.maps]\nurl = "https://maps.example.com"\nrate_limit = "5/second"\nconcurrency_limit = 5\n'
+    )
+    parent = await issued(*(f"--limit={n}/{n}m" for n in range(1, 17)), "--path", "/models", TOKEN_SECRET=SECRET)
+    here = ("--parent", parent, "--config", str(file), *wishes)
+    code, out, err = await gateway("token", "issue", *here, TOKEN_SECRET=SECRET)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert says in err
+    assert parent not in err
+
+
+@pytest.mark.parametrize("parent", ["gw_made.up", "x", "gw_\u00e4"])
+async def test_there_is_no_child_of_what_is_no_token(parent: str) -> None:
+    code, out, err = await gateway("token", "issue", "--parent", parent, TOKEN_SECRET=SECRET)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert parent not in err
 
 
 async def test_a_narrow_token_reaches_what_it_allows_and_nothing_else(upstream: Upstream) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gateway.http1 import template
 from gateway.http1.message import MAX_FIELDS, MAX_HEAD_BYTES, MAX_LINE_BYTES
 from tests.e2e import KEY, Client, connected, request
 from tests.e2e.transparency import (
@@ -13,6 +14,7 @@ from tests.e2e.transparency import (
     as_sent,
     fields,
     is_in_step,
+    is_new_date,
     passed_down,
     passed_up,
     read_answer,
@@ -313,13 +315,37 @@ async def test_a_request_has_two_fields_of_the_gateways_and_no_more(
 async def test_an_answer_has_three_fields_of_the_gateways_and_no_more(
     upstream: Upstream, client: Client, token: str
 ) -> None:
-    upstream.default = sending(head("200 OK", "Content-Length: 0"))
-    client.write(request("/api/x", token))
-    assert (await read_answer(client)).fields[:-3] == [(b"Content-Length", b"0")]
-    upstream.default = sending(head("200 OK", "date: then", "SERVER: up", "Content-Length: 0"))
+    for sent in (["date: then", "SERVER: up", "Content-Length: 0"], ["Content-Length: 0", "Date:"]):
+        upstream.default = sending(head("200 OK", *sent))
+        client.write(request("/api/x", token))
+        answer = await read_answer(client)
+        assert answer.names[-3:] == ADDED_BELOW
+        assert answer.fields[:-3] == fields(*sent)
+
+
+@pytest.mark.parametrize("status", ["200 OK", "204 No Content", "304 Not Modified", "500 Oops"])
+async def test_an_answer_without_a_date_gets_one_however_often_it_is_seen(
+    upstream: Upstream, client: Client, token: str, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template, "HEADS_A_TEMPLATE", 0)
+    for number in range(8):  # in turns with answers that differ in nothing else
+        own = [] if number % 2 else ["Date: Mon, 01 Jan 2024 00:00:00 GMT"]
+        length = [] if status.startswith("204") else ["Content-Length: 0"]
+        upstream.default = sending(head(status, *own, f"X-Id: {number}", *length))
+        client.write(request("/api/x", token))
+        answer = await read_answer(client)
+        dates = [pair for pair in answer.fields if pair[0].lower() == b"date"]
+        assert len(dates) == 1
+        assert is_new_date(dates[0]) is not bool(own)
+        assert passed_down(answer) == fields(*own, f"X-Id: {number}", *length)
+
+
+async def test_an_interim_answer_gets_none(upstream: Upstream, client: Client, token: str) -> None:
+    upstream.default = sending(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + head("200 OK", "Content-Length: 0"))
     client.write(request("/api/x", token))
     answer = await read_answer(client)
-    assert passed_down(answer) == fields("date: then", "SERVER: up", "Content-Length: 0")
+    assert answer.interims[0].fields == fields("Link: </x>")
+    assert answer.value(b"date") is not None
 
 
 REASONS = ["HTTP/1.1 200 OK", "HTTP/1.1 200 Très bien", "HTTP/1.1 200 ", "HTTP/1.1 200", "HTTP/1.0 200 a  b\tc"]

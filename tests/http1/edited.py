@@ -64,7 +64,8 @@ def request_seen(head: RequestHead) -> tuple[object, ...]:
 
 
 def answer_seen(head: AnswerHead) -> tuple[object, ...]:
-    return head.status, head.start_line, head.minor, CRLF.join(head.lines[1:]), head.length, head.keep_alive
+    lines = CRLF.join(head.lines[1:])
+    return head.status, head.start_line, lines, head.length, head.keep_alive, head.dated
 
 
 def read_request(parser: RequestParser, block: bytes) -> object:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.scope import Scope
 from tests.proxy.test_endpoints import ask, minted
 from tests.proxy.test_limits import passes, usage
 
@@ -85,7 +86,7 @@ def child_of_other(play: Playbook, token: bytes) -> bytes:
 
 
 def test_it_allows_no_more_than_its_parent(play: Playbook) -> None:
-    parent = play.admission.issue(time.time(), paths=["/chat"], methods=["GET", "POST"])[0].encode()
+    parent = play.admission.issue(time.time(), scope=Scope(paths=["/chat"], methods=["GET", "POST"]))[0].encode()
     play.token, _ = child_of(play, parent, paths=["/chat/x"])
     for target, status in ((b"/api/chat/x/y", 200), (b"/api/chat/y", 403), (b"/api/chat", 403)):
         play.client.sends(play.request(b"GET", target))
@@ -117,7 +118,8 @@ def test_what_its_parent_has_not_it_cannot_have(make_play: Callable[..., Playboo
                      global_rate_limit=",".join(f"1/{seconds}s" for seconds in range(1, 17)),
                      concurrency_limit=1, global_concurrency_limit=1)  # fmt: skip
     now_s = time.time()
-    root = play.admission.issue(now_s, paths=["/chat"], methods=["GET"], targets=["api"], ttl_s=3600)[0].encode()
+    scope = Scope(["api"], ["GET"], ["/chat"])
+    root = play.admission.issue(now_s, scope=scope, ttl_s=3600)[0].encode()
     parent = child_of(play, root, limits=["1/40s"])[0]
     ask(play.client, b"POST", b"/tokens", b"X-Api-Key: " + parent, body=json.dumps(wishes).encode())
     play.client.problem(400, "bad_request")

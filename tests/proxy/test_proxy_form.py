@@ -78,10 +78,17 @@ def test_a_bad_token_for_the_proxy_is_not_made_good_by_another_field(play: Playb
     assert (play.dials, play.used()) == (0, 0)
 
 
-def test_two_tokens_for_the_proxy_are_refused(play: Playbook) -> None:
-    line = b"Proxy-Authorization: " + basic(play.token)
+@pytest.mark.parametrize("name", [b"Proxy-Authorization: ", b"Authorization: "])
+def test_two_tokens_for_the_proxy_are_refused(play: Playbook, name: bytes) -> None:
+    line = name + basic(play.token)
     play.client.sends(ask(URL, line, line))
-    play.client.problem(400, "bad_request")
+    play.client.problem(401, "token_invalid")
+    assert play.dials == 0
+
+
+def test_without_a_proxys_token_two_that_differ_are_refused(play: Playbook) -> None:
+    play.client.sends(ask(URL, b"X-Api-Key: " + play.token, b"Api-Key: sk-of-the-app"))
+    play.client.problem(401, "token_invalid")
     assert play.dials == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,6 +43,31 @@ def test_failures_count_and_the_admin_is_not_counted(make_play: Callable[..., Pl
     client = play.connect(ELSEWHERE)
     assert [tries(client, line) for _ in range(61)] == [403] * 60 + [429]
     assert [tries(client, ADMIN) for _ in range(12)] == [201] * 12
+
+
+def test_who_has_a_token_makes_as_many_of_it_and_no_more(make_play: Callable[..., Playbook]) -> None:
+    play = make_play(admin_key=ADMIN_KEY.decode())
+    child = play.token
+    for number in range(60):
+        key = b"X-Api-Key: " + (child if number % 2 else play.token)  # children count for the same address
+        ask(play.client, b"POST", b"/tokens", key)
+        made = minted(play.client.answer())["token"].encode()
+        child = child if number else made
+    for client in (play.client, play.connect(("127.0.0.1", 1))):
+        ask(client, b"POST", b"/tokens", b"X-Api-Key: " + play.token)
+        refusal = client.problem(429, "rate_limited")
+        assert (refusal.value(b"retry-after"), refusal.value(b"x-ratelimit-limit")) == (b"61", b"60")
+    ask(play.client, b"POST", b"/tokens", b"X-Api-Key: gw_x.y")  # what is no token is not even counted
+    play.client.problem(401, "token_invalid")
+    ask(play.connect(ELSEWHERE), b"POST", b"/tokens", b"X-Api-Key: " + play.token)
+    ask(play.client, b"GET", b"/admin/tokens", ADMIN)
+    assert len(json.loads(play.client.answer().body)["tokens"]) == 62
+    assert tries(play.client, ADMIN) == 201
+    assert play.used() == 0
+    play.pass_time(61)
+    later = play.connect()
+    ask(later, b"POST", b"/tokens", b"X-Api-Key: " + play.token)
+    minted(later.answer())
 
 
 def test_nothing_that_a_client_says_makes_it_another(play: Playbook) -> None:

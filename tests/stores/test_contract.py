@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.limits import parse_limits
+from gateway.limits import parse_concurrency, parse_limits
 from gateway.limits.places import Places
 from gateway.limits.rule import decide, refund, standing, time_of, unused
 from gateway.stores import REVOKED
@@ -290,6 +290,24 @@ async def test_a_lowered_burst_waits_until_enough_has_come_back(under_test: Subj
     verdict = await ask(store, store.plan("a", parse_limits("2;bucket")))
     assert as_tuple(verdict) == (False, 0, 0, 30 * S, T, 0)
     assert await store.look(store.plan("a", parse_limits("1;bucket"))) == [(1, 0, 60 * S)]
+
+
+async def test_places_at_a_target_are_counted_apart_from_all_of_a_subjects(under_test: Subject) -> None:
+    store = await under_test.fresh()
+    await under_test.set_clock(T)
+    everywhere = policies_of("9", concurrency="2")
+    at_maps = (*everywhere, replace(parse_concurrency("1"), name="maps-concurrency"))
+    plan, other = store.plan("abc", at_maps), store.plan("abc", everywhere)
+    first = await ask(store, plan)
+    assert (first.admitted, [one.used for one in await store.look(plan) or ()]) == (True, [1, 1, 1])
+    refused = await ask(store, plan)
+    assert (refused.admitted, refused.policy) == (False, 2)
+    second = await ask(store, other)
+    assert second.admitted
+    assert [one.used for one in await store.look(plan) or ()] == [2, 2, 1]
+    store.release(plan, first)
+    store.release(other, second)
+    assert (await ask(store, plan)).admitted
 
 
 async def test_leases_are_known_apart(under_test: Subject) -> None:
