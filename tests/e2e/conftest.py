@@ -25,6 +25,7 @@ ON_BOTH = {
     "test_listening",
     "test_listening_unix",
     "test_listening_tls",
+    "test_names",
     "test_nginx_upstream",
     "test_secrets",
     "test_sockets",
