@@ -28,6 +28,7 @@ ON_BOTH = {
     "test_names",
     "test_nginx_upstream",
     "test_secrets",
+    "test_sick_upstreams",
     "test_sockets",
     "test_stale_pool",
     "test_tls",
