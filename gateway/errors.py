@@ -188,6 +188,21 @@ class UpstreamUnreachable(GatewayError):
     status, code, title = 502, "upstream_unreachable", "Upstream unreachable"
 
 
+class UpstreamShut(UpstreamUnreachable):
+    """Attempts to connect have failed one after another: for now, none is made for this request.
+
+    Args:
+        retry_after_s: Whole seconds until one may be.
+    """
+
+    status = 503
+
+    def __init__(self, retry_after_s: int) -> None:
+        wait = "a second" if retry_after_s == 1 else f"{retry_after_s} seconds"
+        super().__init__(f"The upstream could not be connected to, several times in a row; ask again in {wait}.")
+        self.retry_after_s = retry_after_s
+
+
 class UpstreamProtocolError(GatewayError):
     """The upstream's answer is not HTTP/1.1 that could be passed on without ambiguity."""
 

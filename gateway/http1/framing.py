@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from gateway.errors import BadRequest, NotImplementedHere
 from gateway.http1.chunked import ChunkedBody
-from gateway.http1.fields import passable_trailers
+from gateway.http1.fields import list_members, passable_trailers
 from gateway.http1.message import CHUNKED, NO_BODY, UNTIL_CLOSE
 
 if TYPE_CHECKING:
@@ -77,6 +78,35 @@ class UntilCloseBody:
         """See `Body.feed`."""
         self.seen_bytes += len(data)
         return data, b""
+
+
+def request_coding(coding: bytes, length: bytes | None, minor: int) -> int:
+    """Say how long a request's body is that has a transfer coding: `CHUNKED`.
+
+    Args:
+        coding: The value of its only `Transfer-Encoding`.
+        length: That of `Content-Length`, if it is there.
+        minor: The request's, of HTTP/1.x.
+
+    Raises:
+        BadRequest, NotImplementedHere: It says twice where its body ends, or does not say it in a way that is known
+            here (RFC 9112 §6.1, §6.3 rules 3 to 5; stricter).
+    """
+    if length is not None:
+        raise BadRequest("Content-Length and Transfer-Encoding together.")
+    if minor == 0:
+        raise BadRequest("Transfer-Encoding in an HTTP/1.0 request.")
+    if coding.lower() != b"chunked":
+        raise other_coding(coding)
+    return CHUNKED
+
+
+def other_coding(value: bytes) -> GatewayError:
+    """Say why a coding is refused: without an end (RFC 9112 §6.3 rule 4), or with codings that are not here (§6.1)."""
+    *others, last = list_members(value) or [b""]
+    if last == b"chunked" and others and b"chunked" not in others:
+        return NotImplementedHere("The only transfer coding here is a single 'chunked'.")
+    return BadRequest("The request's transfer coding does not end in a single 'chunked'.")
 
 
 def answer_length(method: bytes, head: AnswerHead) -> int:

@@ -19,10 +19,9 @@ from gateway.errors import (
     BadRequest,
     FieldsTooLarge,
     GatewayError,
-    NotImplementedHere,
     UpstreamProtocolError,
 )
-from gateway.http1 import fields
+from gateway.http1 import fields, framing
 from gateway.http1.fields import (
     API_KEY,
     AUTHORIZATION,
@@ -147,7 +146,7 @@ class RequestParser:
         if options is not None:
             _apply_options(head, options)
         if coding is not None:
-            _frame_chunked(head, length, coding)
+            head.length = framing.request_coding(coding, length, head.minor)
         elif length is not None:
             head.length = int(length)
         if rare:
@@ -338,25 +337,6 @@ def _apply_trailer(head: RequestHead | AnswerHead) -> None:
         head.lines = fields.without(head.lines, (b"trailer",))
 
 
-def _frame_chunked(head: RequestHead, length: bytes | None, coding: bytes) -> None:
-    """A request that says twice where its body ends is refused (RFC 9112 §6.1, §6.3 rules 3 to 5; stricter)."""
-    if length is not None:
-        raise BadRequest("Content-Length and Transfer-Encoding together.")
-    if head.minor == 0:
-        raise BadRequest("Transfer-Encoding in an HTTP/1.0 request.")
-    if coding.lower() != b"chunked":
-        raise _other_coding(coding)
-    head.length = CHUNKED
-
-
-def _other_coding(value: bytes) -> GatewayError:
-    """Say why a coding is refused: without an end (RFC 9112 §6.3 rule 4), or with codings that are not here (§6.1)."""
-    *others, last = fields.list_members(value) or [b""]
-    if last == b"chunked" and others and b"chunked" not in others:
-        return NotImplementedHere("The only transfer coding here is a single 'chunked'.")
-    return BadRequest("The request's transfer coding does not end in a single 'chunked'.")
-
-
 def _one_token(credentials: list[bytes]) -> bytes | None:
     """Return the token that all fields with one name; `TWO_TOKENS` if they differ, or a field is there twice.
 
@@ -381,7 +361,7 @@ def _request_by_h11(block: bytes) -> tuple[RequestHead, list[bytes]]:
         if error.error_status_hint == 501:
             codings = [line.partition(b":") for line in block.split(CRLF)]
             values = [value for name, _, value in codings if name.lower() == b"transfer-encoding"]
-            raise _other_coding(values[0] if len(values) == 1 else b"") from None
+            raise framing.other_coding(values[0] if len(values) == 1 else b"") from None
         if error.error_status_hint == 431:
             raise FieldsTooLarge from None
         raise BadRequest("The request head is not HTTP/1.1.") from None

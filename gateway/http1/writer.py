@@ -14,6 +14,7 @@ from gateway.errors import (
     StoreUnavailable,
     TokenError,
     TokenMissing,
+    UpstreamShut,
 )
 from gateway.http1.fields import without
 from gateway.http1.message import CHUNKED, CRLF, HEAD_END
@@ -184,7 +185,7 @@ def error_fields(error: GatewayError, *, jitter: float = 0.0) -> list[tuple[str,
         fields.append(("WWW-Authenticate", _challenge(error)))
     elif isinstance(error, MethodNotAllowed):
         fields.append(("Allow", error.allow))
-    elif isinstance(error, StoreUnavailable | Draining):
+    elif isinstance(error, StoreUnavailable | Draining | UpstreamShut):
         fields.append(("Retry-After", str(error.retry_after_s)))
     return fields
 

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Final
 from aiohappyeyeballs import start_connection
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aiohappyeyeballs import AddrInfoType
+
     from gateway.certificates import ReloadedTls
     from gateway.config import Target
     from gateway.proxy.upstream import UpstreamConnection
@@ -35,6 +39,7 @@ class Dialer:
         self._tls = tls
         # A loop keeps no task alive, and some of these outlive the wait for them.
         self._making: set[_Making] = set()
+        self._looking_up: asyncio.Task[Sequence[AddrInfoType]] | None = None
 
     async def __call__(self, connection: UpstreamConnection) -> None:
         """Connect a new protocol; it is ready to send when this returns.
@@ -43,9 +48,7 @@ class Dialer:
             OSError: No address could be connected to, or TLS was not acceptable (an SSLError).
         """
         loop = asyncio.get_running_loop()
-        # Looked up for each connection, so that a change of DNS is followed.
-        addresses = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-        sock = await start_connection(addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY_S)
+        sock = await start_connection(await self._addresses(), happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY_S)
         tls = None if self._tls is None else self._tls.context
         host = None if tls is None else self._host
         making = loop.create_task(loop.create_connection(lambda: connection, sock=sock, ssl=tls, server_hostname=host))
@@ -67,8 +70,33 @@ class Dialer:
 
     async def closed(self) -> None:
         """Wait until the connections that were given up while they were made have ended."""
+        if self._looking_up is not None:
+            self._looking_up.cancel()
+            await asyncio.wait((self._looking_up,))
         if self._making:
             await asyncio.wait(self._making)
+
+    async def _addresses(self) -> Sequence[AddrInfoType]:
+        """Look the name up; for each connection, so that a change of DNS is followed, but once for all who wait.
+
+        A look-up that hangs holds a thread, whoever has given it up, and there are few: libuv has two for all names. So
+        this target's takes one of them, however many ask, and the names of others can still be looked up.
+        """
+        looking_up = self._looking_up
+        if looking_up is None:
+            looking_up = self._looking_up = asyncio.get_running_loop().create_task(self._look_up())
+            looking_up.add_done_callback(self._on_looked_up)
+        await asyncio.wait((looking_up,))
+        return looking_up.result()
+
+    async def _look_up(self) -> Sequence[AddrInfoType]:
+        loop = asyncio.get_running_loop()
+        return await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+
+    def _on_looked_up(self, looking_up: asyncio.Task[Sequence[AddrInfoType]]) -> None:
+        self._looking_up = None
+        if not looking_up.cancelled():
+            looking_up.exception()  # all who wanted to know may have left
 
     def _on_made(self, sock: socket.socket, making: _Making) -> None:
         self._making.discard(making)

@@ -133,6 +133,8 @@ class Exchange:
                 self._request = context.route.write_head(head)
             else:
                 context.route.check_path(head.target)
+            if context.pool.health.is_open:  # before anything is charged; and nobody hears of it who has no good token
+                context.pool.check()
         except GatewayError as error:
             is_missing = isinstance(error, TokenMissing) and not head.target.startswith(b"/")
             self._refuse(TokenMissing(_PROXY_ADVICE) if is_missing else error)

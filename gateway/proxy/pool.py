@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
+import socket
 import ssl
 from typing import TYPE_CHECKING, Final, Protocol
 
-from gateway.errors import GatewayError, UpstreamTimeout, UpstreamUnreachable
+from gateway.errors import GatewayError, UpstreamShut, UpstreamTimeout, UpstreamUnreachable
 from gateway.proxy.clock import TICK_S
+from gateway.proxy.health import FAILURES, FIRST_WAIT_S, MOST_WAIT_S, Health
 from gateway.proxy.upstream import UpstreamConnection
 
 if TYPE_CHECKING:
@@ -47,9 +50,15 @@ class UpstreamPool:
         settings: Timeouts and sizes.
         parser: The process's answer parser.
         clock: The process's coarse time.
+        name: What the log calls the target.
+
+    Attributes:
+        health: Whether the target can be connected to, as far as its requests have found out.
     """
 
-    def __init__(self, dial: Dial, settings: Settings, parser: AnswerParser, clock: Clock) -> None:
+    def __init__(self, dial: Dial, settings: Settings, parser: AnswerParser, clock: Clock, name: str) -> None:
+        self.health = Health()
+        self._name = name
         self._dial = dial
         self._parser = parser
         self._clock = clock
@@ -75,6 +84,12 @@ class UpstreamPool:
                 connection.reused = True
                 return connection
         return None
+
+    def check(self) -> None:
+        """Raise UpstreamShut if a request that is begun now would be refused a connection."""
+        left_s = self.health.left_s(_now_s())
+        if left_s and not self._idle:
+            raise UpstreamShut(math.ceil(left_s))
 
     def connect(self, waiter: Connector) -> asyncio.Task[None]:
         """Make a new connection and hand it to `waiter`; cancel the task when it is no longer wanted."""
@@ -123,38 +138,78 @@ class UpstreamPool:
         if connection in self._idle:
             self._idle.remove(connection)
 
-    def _warn(self, message: str, failure: OSError) -> None:
+    def _warn(self, failure: OSError, mend: str = "") -> None:
         """Log once a second at most: an outage has a failure for every request."""
         self._failures += 1
         if self._clock.now_s >= self._quiet_until_s:
-            # What ends a TLS handshake may have no words of its own.
-            reason = str(failure) or "it ended the connection as it was made"
-            _log.warning(message + " (%d since the last such line)", reason, self._failures)
+            _log.warning(
+                "cannot connect to target %s: %s%s (%d since the last such line)",
+                *(self._name, _reason(failure), mend, self._failures),
+            )
             self._quiet_until_s = self._clock.now_s + QUIET_S
             self._failures = 0
 
     async def _connect(self, waiter: Connector) -> None:
+        health = self.health
+        left_s = health.left_s(_now_s()) if health.is_open else 0.0
+        if left_s:  # others were quicker, or it has opened since the request began
+            waiter.on_connect_failed(UpstreamShut(math.ceil(left_s)))
+            return
         connection = UpstreamConnection(self._parser, self._forget)
+        health.begin(connection)
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._dial(connection)
             self._open.add(connection)
+            if health.on_success():
+                _log.info("target %s can be connected to again: its requests pass", self._name)
             waiter.on_connected(connection)
         except OSError as failure:
-            waiter.on_connect_failed(self._explain(failure))
+            waiter.on_connect_failed(self._explain(connection, failure))
         except Exception:  # noqa: BLE001 - a defect: nobody awaits this task, and the client would wait for ever
             _log.exception("a request could not be sent")
             connection.close()
             waiter.on_connect_failed(GatewayError("Something went wrong in the gateway."))
+        finally:
+            health.end(connection)
 
-    def _explain(self, failure: OSError) -> GatewayError:
+    def _explain(self, connection: UpstreamConnection, failure: OSError) -> GatewayError:
+        if failure.errno in _NO_DESCRIPTOR:  # no fault of the target's
+            self._warn(failure, "; raise the limit of open files (ulimit -n)")
+            return UpstreamUnreachable("The gateway has as many connections as it may have. Nothing was sent.")
+        was_open = self.health.is_open
+        if self.health.on_failure(connection, _now_s()):
+            _log.warning(
+                "target %s is out: %d attempts in a row to connect failed, the last with: %s. %s Its requests get 503; "
+                "one at a time tries again, after %.0f s and then less often, but every %.0f s",
+                *(self._name, FAILURES, _reason(failure), _mend(failure), FIRST_WAIT_S, MOST_WAIT_S),
+            )
+        elif not was_open:
+            self._warn(failure)
         if isinstance(failure, TimeoutError):
             return UpstreamTimeout("The upstream did not accept a connection in time.")
         if isinstance(failure, ssl.SSLError):
-            self._warn("TLS to the upstream failed: %s", failure)
             return UpstreamUnreachable("The upstream's TLS certificate or handshake was not acceptable.")
-        if failure.errno in _NO_DESCRIPTOR:
-            self._warn("cannot connect to the upstream: %s; raise the limit of open files (ulimit -n)", failure)
-            return UpstreamUnreachable("The gateway has as many connections as it may have. Nothing was sent.")
-        self._warn("cannot connect to the upstream: %s", failure)
         return UpstreamUnreachable("No connection to the upstream could be made.")
+
+
+def _now_s() -> float:
+    """Return the loop's time, which is exact where the clock's is coarse: `Retry-After` has to be kept."""
+    return asyncio.get_running_loop().time()
+
+
+def _reason(failure: OSError) -> str:
+    if isinstance(failure, TimeoutError) and failure.errno is None:
+        return "no answer within CONNECT_TIMEOUT"
+    # What ends a TLS handshake may have no words of its own.
+    return str(failure) or "it ended the connection as it was made"
+
+
+def _mend(failure: OSError) -> str:
+    if isinstance(failure, TimeoutError):
+        return "Does a firewall drop what is sent there, or is the machine overloaded?"
+    if isinstance(failure, ssl.SSLError):
+        return "Does it speak TLS there, with a certificate that the system's roots, or TARGET_CA_FILE, vouch for?"
+    if isinstance(failure, socket.gaierror):
+        return "Is the name of the host right, and does DNS answer here?"
+    return "Does it run, and is this its address?"

@@ -78,7 +78,8 @@ class Upstreams:
         for target, dialer in zip(targets, dialers, strict=True):
             given = {name: value for name in TIMEOUTS if (value := getattr(target, name)) is not None}
             own = replace(settings, **given)
-            pool = UpstreamPool(dialer, own, self._parser, context.clock)
+            name = f"{target.name} ({target.keyed[0].url})"
+            pool = UpstreamPool(dialer, own, self._parser, context.clock, name)
             context.clock.watched.add(pool)
             self._ends.append((pool, dialer))
             limited = admission.beside(target.name, target.common_limits)

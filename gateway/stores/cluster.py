@@ -20,13 +20,13 @@ from gateway.stores.link import (
     START_S,
     ask,
     at,
-    dial,
     error_code,
     expect,
     log_in,
     pack,
     why,
 )
+from gateway.stores.pipeline import dial
 from gateway.stores.redirects import Follower, SentOn
 from gateway.stores.redis import RedisStore, _Plan
 from gateway.stores.slots import SLOTS, key_slot, probe_tag, read_redirect, read_shares

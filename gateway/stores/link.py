@@ -10,20 +10,19 @@ import asyncio
 import logging
 import os
 import random
-import ssl
-from functools import lru_cache
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import hiredis
 
 from gateway.errors import StoreUnavailable
-from gateway.stores.pipeline import Connection
+from gateway.stores.pipeline import dial
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from gateway.stores.address import RedisAddress
+    from gateway.stores.pipeline import Connection
 
 log = logging.getLogger("gateway.store")
 
@@ -323,31 +322,6 @@ class Link:
                 address,
                 eviction[1].decode("ascii", "replace"),
             )
-
-
-async def dial(address: RedisAddress, timeout_s: float, on_end: Callable[[Connection, str], None]) -> Connection:
-    """Open a connection; see `Connection` for the arguments.
-
-    Raises:
-        OSError: It cannot be made.
-    """
-    loop = asyncio.get_running_loop()
-
-    def make() -> Connection:
-        return Connection(timeout_s, on_end)
-
-    if address.unix_path is not None:
-        _, connection = await loop.create_unix_connection(make, address.unix_path)
-    else:
-        tls = _tls_context(address.ca_file) if address.tls else None
-        _, connection = await loop.create_connection(make, address.host, address.port, ssl=tls)
-    return connection
-
-
-@lru_cache(maxsize=1)
-def _tls_context(ca_file: str | None) -> ssl.SSLContext:
-    # The system's roots take 10 ms to load: too long to do it for each connection, beside requests.
-    return ssl.create_default_context(cafile=ca_file)
 
 
 async def log_in(connection: Connection, address: RedisAddress) -> object:

@@ -7,13 +7,17 @@ timer per connection watches the oldest command without a reply.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import deque
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import hiredis
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from gateway.stores.address import RedisAddress
 
 _NOTHING: Final = object()
 _STALL_S: Final = 0.02
@@ -206,3 +210,28 @@ class Connection(asyncio.Protocol):
     def _end_if_done(self) -> None:
         if self._retired and not self._waiting and not self._late:
             self.end("The connection to Redis was replaced.")
+
+
+async def dial(address: RedisAddress, timeout_s: float, on_end: Callable[[Connection, str], None]) -> Connection:
+    """Open a connection; see `Connection` for the arguments.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    loop = asyncio.get_running_loop()
+
+    def make() -> Connection:
+        return Connection(timeout_s, on_end)
+
+    if address.unix_path is not None:
+        _, connection = await loop.create_unix_connection(make, address.unix_path)
+    else:
+        tls = _tls_context(address.ca_file) if address.tls else None
+        _, connection = await loop.create_connection(make, address.host, address.port, ssl=tls)
+    return connection
+
+
+@lru_cache(maxsize=1)
+def _tls_context(ca_file: str | None) -> ssl.SSLContext:
+    # The system's roots take 10 ms to load: too long to do it for each connection, beside requests.
+    return ssl.create_default_context(cafile=ca_file)

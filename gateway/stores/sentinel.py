@@ -11,7 +11,8 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import StoreUnavailable
-from gateway.stores.link import ask, dial, log_in, why
+from gateway.stores.link import ask, log_in, why
+from gateway.stores.pipeline import dial
 
 if TYPE_CHECKING:
     from gateway.stores.address import RedisAddress, SentinelAddress

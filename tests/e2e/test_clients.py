@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import os
+import socket
 from typing import TYPE_CHECKING
 
 import openai
@@ -325,6 +326,33 @@ async def test_an_unreachable_upstream_is_the_sdks_own_error(upstream: Upstream,
         with pytest.raises(openai.InternalServerError) as caught:
             await client.chat.completions.create(**QUESTION)  # type: ignore[call-overload]
     assert (caught.value.status_code, caught.value.code) == (502, "upstream_unreachable")
+
+
+NO_MODELS = b'{"object": "list", "data": []}'
+
+
+async def test_the_sdk_comes_back_when_an_upstream_that_is_out_is_tried_again() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append((await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")[0])
+        writer.write(head("200 OK", "Content-Type: application/json", f"Content-Length: {len(NO_MODELS)}") + NO_MODELS)
+        writer.close()
+
+    asked: list[bytes] = []
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        config = Config(target_api_url=f"http://127.0.0.1:{reserved.getsockname()[1]}/v1")
+        async with Gateway(config) as gateway:
+            client = openai.AsyncOpenAI(base_url=f"{gateway.url}/api", api_key=gateway.issue_token(), max_retries=0)
+            async with client:
+                for status in [502] * 5 + [503]:
+                    with pytest.raises(openai.InternalServerError) as caught:
+                        await client.models.list()
+                    assert (caught.value.status_code, caught.value.code) == (status, "upstream_unreachable")
+                assert caught.value.response.headers["retry-after"] == "1"
+                reserved.listen()
+                async with await asyncio.start_server(answer, sock=reserved.dup()):
+                    assert (await client.with_options(max_retries=1).models.list()).data == []
+    assert asked == [b"GET /v1/models HTTP/1.1"]
 
 
 # --- other APIs' ways ----------------------------------------------------------------------------------------------

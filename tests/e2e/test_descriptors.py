@@ -160,7 +160,7 @@ async def test_no_descriptor_for_the_upstream_is_a_502_and_passes(upstream: Upst
         assert upstream.connections == []
         allow(program, LIMIT)
         assert (await client.ask(request("/api/x", token))).status == 200
-    assert re.search(f"WARNING.*cannot connect to the upstream.*{NO_DESCRIPTOR}.*ulimit -n", program.printed)
+    assert re.search(f"WARNING.*cannot connect to target api.*{NO_DESCRIPTOR}.*ulimit -n", program.printed)
     assert "Traceback" not in program.printed
 
 

@@ -35,6 +35,14 @@ TABLE: list[tuple[type[GatewayError], int, str, str]] = [
 ]
 
 
+def test_a_target_that_is_out_is_a_503_with_the_time_to_come_back() -> None:
+    for seconds, words in ((1, "a second"), (30, "30 seconds")):
+        error = errors.UpstreamShut(seconds)
+        assert (error.status, error.code) == (503, "upstream_unreachable")
+        assert words in check_problem(error, "api_error")["detail"]
+        assert fields_of(error)["Retry-After"] == str(seconds)
+
+
 def fields_of(error: GatewayError) -> dict[str, str]:
     fields = error_fields(error)
     assert len({name.lower() for name, _ in fields}) == len(fields)

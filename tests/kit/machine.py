@@ -269,7 +269,7 @@ class World:
     def pass_time(self, seconds: float) -> None:
         self._passed_s += seconds
         if self._passed_s > SHORTEST_TIMEOUT_S:
-            self.may_refuse |= {408, 504}
+            self.may_refuse |= {408, 504, 503}  # the last, once connecting has taken too long often enough
         self.play.pass_time(seconds)
 
     def observe(self) -> None:

@@ -230,7 +230,7 @@ class Playbook:
         self.logged = Lines()
         self.jitter = 0.0
         clock = Clock(self.loop)
-        self.pool = pool = UpstreamPool(self._dial, settings, AnswerParser(), clock)
+        self.pool = pool = UpstreamPool(self._dial, settings, AnswerParser(), clock, "api (test)")
         self.context = context = ProxyContext(
             loop=self.loop,
             settings=settings,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 from typing import TYPE_CHECKING
 
@@ -147,9 +148,12 @@ def test_a_full_pipe_goes_on_when_a_client_that_did_not_read_its_answers_does(pl
 
 # --- the log of an outage --------------------------------------------------------------------------------------------
 
-FAILURES = {
+NO_DESCRIPTOR = OSError(24, "Too many open files")
+"""No fault of the upstream's, so it is tried on and on."""
+OUTAGES = {
     "refused": ConnectionRefusedError(111, "Connection refused"),
     "no TLS": ssl.SSLCertVerificationError(1, "certificate verify failed"),
+    "no name": socket.gaierror(-2, "Name or service not known"),
 }
 
 
@@ -159,13 +163,12 @@ def fail(play: Playbook, count: int) -> None:
         play.client.problem(502, "upstream_unreachable")
 
 
-@pytest.mark.parametrize("what", FAILURES)
-def test_an_upstream_that_is_down_is_logged_once_a_second_with_a_count(
-    make_play: Callable[..., Playbook], caplog: pytest.LogCaptureFixture, what: str
+def test_failures_are_logged_once_a_second_with_a_count(
+    make_play: Callable[..., Playbook], caplog: pytest.LogCaptureFixture
 ) -> None:
     play = make_play(rate_limit="10000/minute")
-    play.dial_error = FAILURES[what]
-    said = str(play.dial_error).rpartition("] ")[2]
+    play.dial_error = NO_DESCRIPTOR
+    said = "Too many open files"
     fail(play, 1)
     (first,) = caplog.records
     assert said in first.getMessage()
@@ -189,12 +192,17 @@ def test_an_upstream_that_is_down_is_logged_once_a_second_with_a_count(
     assert not re.search(r"\b4[0-9]\b", caplog.records[-1].getMessage())
 
 
-def test_an_outage_that_lasts_costs_one_line_a_second(
-    make_play: Callable[..., Playbook], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("what", OUTAGES)
+def test_an_outage_costs_two_lines_however_long_it_lasts(
+    make_play: Callable[..., Playbook], caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     play = make_play(rate_limit="10000/minute")
-    play.dial_error = FAILURES["refused"]
-    for _ in range(40):
-        fail(play, 5)
+    play.dial_error = OUTAGES[what]
+    said = str(play.dial_error).rpartition("] ")[2]
+    for _ in range(400):
+        play.client.sends(play.request(b"GET", b"/api/x"))
+        assert play.client.answer().status in {502, 503}
         play.pass_time(0.25)
-    assert 5 <= len(caplog.records) <= 11
+    assert [(record.levelname, said in record.getMessage()) for record in caplog.records] == [("WARNING", True)] * 2
+    assert "is out" in caplog.records[1].getMessage()
+    assert 5 < play.dials < 15

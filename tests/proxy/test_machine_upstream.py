@@ -166,7 +166,7 @@ class Upstreams(Machine):
         play.dial_ends_at_once = how == "ends at once"
         play.dial_error = ConnectionRefusedError(111, "Connection refused") if how == "fails" else None
         if how in {"ends at once", "fails"}:
-            self.world.may_refuse.add(502)
+            self.world.may_refuse |= {502, 503}  # and once it has failed often enough, nothing is tried
         if how != "waits":
             self.world.release()
 
