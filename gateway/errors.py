@@ -22,6 +22,8 @@ class GatewayError(Exception):
     """Whether the client connection ends with this answer: what follows on it cannot be trusted."""
     denies: ClassVar[bool] = False
     """Whether it turns away a request of a token that was good: usage counts those."""
+    blames_upstream: ClassVar[bool] = False
+    """Whether it says that the API gave no answer, or none that could be passed on."""
 
     def __init__(self, detail: str = "") -> None:
         super().__init__(detail or self.title)
@@ -185,7 +187,7 @@ class ConcurrencyLimited(RateLimited):
 class UpstreamUnreachable(GatewayError):
     """No connection to the upstream could be made, or it ended before a byte of the answer."""
 
-    status, code, title = 502, "upstream_unreachable", "Upstream unreachable"
+    status, code, title, blames_upstream = 502, "upstream_unreachable", "Upstream unreachable", True
 
 
 class UpstreamShut(UpstreamUnreachable):
@@ -206,13 +208,13 @@ class UpstreamShut(UpstreamUnreachable):
 class UpstreamProtocolError(GatewayError):
     """The upstream's answer is not HTTP/1.1 that could be passed on without ambiguity."""
 
-    status, code, title = 502, "upstream_protocol", "Upstream protocol error"
+    status, code, title, blames_upstream = 502, "upstream_protocol", "Upstream protocol error", True
 
 
 class UpstreamTimeout(GatewayError):
     """The upstream did not connect, or did not answer, in time."""
 
-    status, code, title = 504, "upstream_timeout", "Upstream timeout"
+    status, code, title, blames_upstream = 504, "upstream_timeout", "Upstream timeout", True
 
 
 class StoreUnavailable(GatewayError):

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 MAX_TOKENS: Final = 8192
 """Tokens that are counted apart: about 1 kB each. The one that came first makes room."""
 
-UPSTREAM_STATUSES: Final = frozenset((502, 504))
-"""Of the gateway's own answers: those that say that the API gave none."""
-
 CLIENT_GONE: Final = 499
 """The status of a request whose client left before there was an answer, for counts and the log; nginx has it so."""
 
@@ -99,7 +96,7 @@ class Tally:
 
     def on_refused(self, error: GatewayError, *, is_retry: bool = False) -> None:
         """Count a request that the gateway answered with an error of its own."""
-        if error.status in UPSTREAM_STATUSES:
+        if error.blames_upstream:
             self.upstream_errors += 1
         elif error.status == 500:
             self.failed += 1

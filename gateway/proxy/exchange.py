@@ -25,7 +25,7 @@ from gateway.errors import (
 )
 from gateway.http1 import fields, framing, writer
 from gateway.http1.message import CHUNKED, IDEMPOTENT, REFUSED_METHODS, RELAYED_METHODS, UNTIL_CLOSE
-from gateway.metrics import CLIENT_GONE, UPSTREAM_STATUSES
+from gateway.metrics import CLIENT_GONE
 from gateway.proxy.clock import NEVER
 from gateway.proxy.relay import MAX_STRANGERS_BYTES, Relay
 from gateway.proxy.sockets import still_takes
@@ -396,7 +396,7 @@ class Exchange:
         if self._over:
             return
         if self.answer_started:
-            self._abort(by_upstream=error.status in UPSTREAM_STATUSES)
+            self._abort(by_upstream=error.blames_upstream)
             return
         subject, verdict = self._subject, self._verdict
         limit_lines = subject.limit_lines(verdict) if subject is not None and verdict is not None else b""

@@ -61,6 +61,8 @@ def test_what_is_refused_is_neither_checked_nor_charged(play: Playbook) -> None:
     assert play.store.refunds == refunds
     play.store.holds = False
     assert play.used() == 0
+    # For those who look at usage, that is the API's failure and no refusal.
+    assert (play.metrics.passed, play.metrics.refused, play.metrics.failed) == (0, 0, FAILURES + 100)
 
 
 def test_who_has_no_good_token_hears_nothing_of_it(play: Playbook) -> None:
