@@ -15,6 +15,7 @@ import time
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, Protocol
 
+from gateway.http1 import writer
 from gateway.http1.message import CRLF
 
 if TYPE_CHECKING:
@@ -38,26 +39,22 @@ STOP_S: Final = 1.0
 """How long a stop waits for stdout to take the rest."""
 QUIET_S: Final = 60.0
 
-_TELLS: Final = re.compile(rb"\r\n(?:x-request-id|traceparent) *:", re.IGNORECASE)
-_REQUEST_ID: Final = re.compile(rb"\r\nx-request-id: *([\w.:/+=@-]{1,128}) *(?:\r\n|\Z)", re.IGNORECASE | re.ASCII)
-# W3C Trace Context §3.2: no trace id is all zeros, no version is ff; a later version may have more behind it.
-_TRACE_ID: Final = re.compile(
-    rb"\r\ntraceparent: *(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}[ \r\n-]",
-    re.IGNORECASE,
-)
+_SANE: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_.:/+=@"
+MAX_ID_BYTES: Final = 128
+_TRACEPARENT: Final = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 _ESCAPED: Final = re.compile(rb'["\\]')
 _AUTHORITY: Final = re.compile(rb"[A-Za-z]+://[^/?]*")
 
-_JSON: Final = (
-    b'{"time":"%b","id":"%b",%b,"status":%d,"gateway_ms":%b,"upstream_ms":%b,"bytes_in":%d,"bytes_out":%d,'
-    b'"error":%b,"trace":%b}\n'
-)
+_TIMING: Final = writer.TIMING.decode().split("%.3f")
+_TIMING_BEGIN: Final = len(_TIMING[0])
 
 _log = logging.getLogger("gateway")
 
-Ids = tuple[bytes, bytes]
-"""Of a request: the id that its client gave it, and its trace id; b"" for none."""
-NO_IDS: Final = (b"", b"")
+_Key = tuple[str | None, str | None, bytes, bytes]
+
+Ids = tuple[str, str]
+"""Of a request: the id that its client gave it, and its trace id; "" for none."""
+NO_IDS: Final = ("", "")
 
 
 class HasHost(Protocol):
@@ -72,7 +69,7 @@ class HasHost(Protocol):
 class Sink(Protocol):
     """Takes lines."""
 
-    def put(self, lines: Sequence[bytes]) -> bool:
+    def put(self, lines: Sequence[str]) -> bool:
         """Take some, or say that they are too many."""
         ...
 
@@ -93,12 +90,12 @@ class LineWriter:
         self._taken = 0
         self._written = 0  # the thread's
         self._broken = False
-        self._queue: SimpleQueue[Sequence[bytes] | None] = SimpleQueue()
+        self._queue: SimpleQueue[Sequence[str] | None] = SimpleQueue()
         # A daemon: it may wait for ever for somebody to read.
         self._thread = threading.Thread(target=self._run, name="access log", daemon=True)
         self._thread.start()
 
-    def put(self, lines: Sequence[bytes]) -> bool:
+    def put(self, lines: Sequence[str]) -> bool:
         """See `Sink`."""
         if self._broken or self._taken - self._written + len(lines) > MAX_LINES:
             return False
@@ -129,16 +126,15 @@ class LineWriter:
                 select.select((), (self._descriptor,), ())
 
 
-def _pieces(lines: Sequence[bytes]) -> list[bytes]:
-    """Join lines to pieces that are written as one."""
-    pieces, piece, size = [], [lines[0]], len(lines[0])
-    for line in lines[1:]:
+def _pieces(lines: Sequence[str]) -> list[bytes]:
+    """Join lines, which are ASCII, to pieces that are written as one."""
+    pieces, first, size = [], 0, 0
+    for at, line in enumerate(lines):
         size += len(line)
-        if size > ATOMIC_BYTES:
-            pieces.append(b"".join(piece))
-            piece, size = [], len(line)
-        piece.append(line)
-    pieces.append(b"".join(piece))
+        if size > ATOMIC_BYTES and at > first:
+            pieces.append("".join(lines[first:at]).encode())
+            first, size = at, len(line)
+    pieces.append("".join(lines[first:]).encode())
     return pieces
 
 
@@ -172,12 +168,12 @@ class AccessLog:
         self._sink = sink
         self._loop = loop
         self._on_dropped = on_dropped
-        self._lines: list[bytes] = []
+        self._lines: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._stamp = b""
-        self._prefix = os.urandom(6).hex().encode()
+        self._stamp = ""
+        self._prefix = os.urandom(6).hex()
         self._count = 0
-        self._places: dict[tuple[bytes, bytes, str | None, str | None], bytes] = {}
+        self._places: dict[_Key, str] = {}
         self._lost = 0
         self._quiet_until_s = 0.0
 
@@ -190,14 +186,21 @@ class AccessLog:
         """
         if opening is not None and opening.tells_ids is False:
             return NO_IDS
-        lines = CRLF.join((b"", *head.lines))
-        tells = _TELLS.search(lines) is not None
+        lines = CRLF.join((b"", *head.lines, b""))
+        lower = lines.lower()
+        request_at, trace_at = lower.find(b"\r\nx-request-id:"), lower.find(b"\r\ntraceparent:")
         if opening is not None:
-            opening.tells_ids = tells
-        if not tells:
-            return NO_IDS
-        request_id, trace_id = _REQUEST_ID.search(lines), _TRACE_ID.search(lines + CRLF)
-        return (request_id[1] if request_id else b"", trace_id[1].lower() if trace_id else b"")
+            opening.tells_ids = request_at >= 0 or trace_at >= 0
+        request_id = trace_id = ""
+        if request_at >= 0:
+            at = request_at + len(b"\r\nx-request-id:")
+            value = lines[at : lines.find(CRLF, at)].strip(b" \t")
+            if not value.translate(None, _SANE) and len(value) <= MAX_ID_BYTES:
+                request_id = value.decode()
+        if trace_at >= 0:
+            at = trace_at + len(b"\r\ntraceparent:")
+            trace_id = _trace_id(lower[at : lower.find(CRLF, at)].strip(b" \t"))
+        return request_id, trace_id
 
     def add(
         self,
@@ -205,10 +208,10 @@ class AccessLog:
         ids: Ids,
         who: tuple[str | None, str | None, HasHost],
         status: int,
+        timing: bytes,
         *,
-        times_ms: tuple[bytes, bytes],
         sizes: tuple[int, int],
-        error: str | None,
+        error: str | None = None,
     ) -> None:
         """Write a line.
 
@@ -217,7 +220,7 @@ class AccessLog:
             ids: What `ids` found.
             who: The token's id, the target's name, and the client.
             status: The answer's.
-            times_ms: The gateway's share and the upstream's, in milliseconds, as they are to be written.
+            timing: How long it took, as in `writer.TIMING`.
             sizes: Bytes of the bodies, from the client and to it.
             error: The code of what went wrong.
         """
@@ -225,36 +228,26 @@ class AccessLog:
         if self._timer is None:
             self._begin()
         token_id, target, client = who
-        key = (b"", b"", token_id, target) if head is None else (head.method, head.target, token_id, target)
+        key = (token_id, target, b"", b"") if head is None else (token_id, target, head.method, head.target)
         place = self._places.get(key) or self._make_place(key)
         if self._is_json:
             request_id, trace_id = ids
             if not request_id:
                 self._count += 1
-                request_id = b"%b-%x" % (self._prefix, self._count)
-            line = _JSON % (
-                self._stamp,
-                request_id,
-                place,
-                status,
-                *times_ms,
-                *sizes,
-                b'"%b"' % error.encode() if error else b"null",
-                b'"%b"' % trace_id if trace_id else b"null",
+                request_id = f"{self._prefix}-{self._count:x}"
+            times = timing.decode()[_TIMING_BEGIN:].replace(_TIMING[1], ',"upstream_ms":')
+            lines.append(
+                f'{self._stamp}{request_id}",{place},"status":{status},"gateway_ms":{times},"bytes_in":{sizes[0]},'
+                f'"bytes_out":{sizes[1]},"error":{_quoted(error)},"trace":{_quoted(trace_id)}}}\n'
+                if error or trace_id
+                else f'{self._stamp}{request_id}",{place},"status":{status},"gateway_ms":{times},"bytes_in":{sizes[0]},'
+                f'"bytes_out":{sizes[1]},"error":null,"trace":null}}\n'
             )
         else:
-            minor = b"" if head is None else b" HTTP/1.%d" % head.minor
-            token = token_id.encode() if token_id else b"-"
-            line = b'%b - %b [%b] "%b%b" %d %d\n' % (
-                client.host.encode(),
-                token,
-                self._stamp,
-                place,
-                minor,
-                status,
-                sizes[1],
-            )
-        lines.append(line)
+            # The common log format is that of Apache httpd's `common`, with the token's id as the user.
+            version = "" if head is None else f" HTTP/1.{head.minor}"
+            user = token_id or "-"
+            lines.append(f'{client.host} - {user} [{self._stamp}] "{place}{version}" {status} {sizes[1]}\n')
         if len(lines) >= MAX_BATCH:
             self._flush()
 
@@ -270,10 +263,11 @@ class AccessLog:
         now_s = time.time()
         moment = time.gmtime(now_s)
         if self._is_json:
-            self._stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', moment)}.{int(now_s % 1 * 1000):03d}Z".encode()
+            second = time.strftime("%Y-%m-%dT%H:%M:%S", moment)
+            self._stamp = f'{{"time":"{second}.{int(now_s % 1 * 1000):03d}Z","id":"'
         else:
             month = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-            self._stamp = time.strftime(f"%d/{month[moment.tm_mon - 1]}/%Y:%H:%M:%S +0000", moment).encode()
+            self._stamp = time.strftime(f"%d/{month[moment.tm_mon - 1]}/%Y:%H:%M:%S +0000", moment)
 
     def _flush(self) -> None:
         if self._timer is not None:
@@ -288,19 +282,33 @@ class AccessLog:
                 _log.warning("%d lines of the access log were dropped: stdout is not read fast enough", self._lost)
                 self._quiet_until_s, self._lost = now_s + QUIET_S, 0
 
-    def _make_place(self, key: tuple[bytes, bytes, str | None, str | None]) -> bytes:
+    def _make_place(self, key: _Key) -> str:
         """Spell what is the same for all requests of one token to one path. Its query is nobody's business."""
-        method, target, token_id, name = key
-        path = _AUTHORITY.sub(b"", target.partition(b"?")[0], count=1) if target else b""
-        path = _ESCAPED.sub(rb"\\\g<0>", path)
+        token_id, name, method, target = key
+        path = _ESCAPED.sub(rb"\\\g<0>", _AUTHORITY.sub(b"", target.partition(b"?")[0], count=1)).decode()
+        verb = method.decode()
         if self._is_json:
-            place = b'"token":%b,"target":%b,"method":%b,"path":%b' % (
-                *(b"null" if word is None else b'"%b"' % word.encode() for word in (token_id, name)),
-                *(b'"%b"' % word if word else b"null" for word in (method, path)),
-            )
+            words = (token_id, name, verb, path)
+            place = '"token":{},"target":{},"method":{},"path":{}'.format(*map(_quoted, words))
         else:
-            place = b"%b %b" % (method, path or b"/") if method else b"-"
+            place = f"{verb} {path or '/'}" if verb else "-"
         if len(self._places) >= MAX_PLACES:
             self._places.clear()
         self._places[key] = place
         return place
+
+
+def _quoted(word: str | None) -> str:
+    return f'"{word}"' if word else "null"
+
+
+def _trace_id(value: bytes) -> str:
+    """Read a `traceparent` in lower case; "" if it is none.
+
+    Source: W3C Trace Context §3.2: no id is all zeros, no version is ff; a later one may have more behind the flags.
+    """
+    if _TRACEPARENT.fullmatch(value) is None:
+        return ""
+    version, trace_id, parent = value[:2], value[3:35], value[36:52]
+    is_none = version == b"ff" or (version == b"00" and len(value) > 55)
+    return "" if is_none or trace_id == b"0" * 32 or parent == b"0" * 16 else trace_id.decode()

@@ -60,12 +60,14 @@ CASES: Final = (
     Case("token-unseen", "verify a token that was not", parts.token_unseen, SLOW_ROUND),
     Case("limit-1", "decide one limit, embedded store", parts.limit_1, ROUND),
     Case("limit-3", "decide three limits, embedded store", parts.limit_3, ROUND),
+    Case("counts-gathered", "gather the counts of a request, once a second", parts.counts_gathered, ROUND),
     Case("redis-check-1", "send a check, read its reply; 1 in flight", _exchanges("redis_check_1"), EXCHANGES),
     Case("redis-check-64", "the same, 64 in flight", _exchanges("redis_check_64"), EXCHANGES),
     Case("exchange-memory", "a whole exchange, embedded store", _exchanges("memory"), EXCHANGES),
     Case("exchange-memory-4", "the same with four limits", _exchanges("memory_4"), EXCHANGES),
     Case("exchange-redis", "a whole exchange, Redis store, 1 in flight", _exchanges("redis"), EXCHANGES),
     Case("exchange-redis-32", "the same, 32 in flight", _exchanges("redis_32"), EXCHANGES),
+    Case("exchange-redis-32-log", "the same with ACCESS_LOG=json", _exchanges("redis_32_logged"), EXCHANGES),
     Case("exchange-refused", "a request refused with 429, embedded store", _exchanges("refused"), EXCHANGES),
 )
 

@@ -18,6 +18,7 @@ from gateway.http1 import framing, writer
 from gateway.http1.message import CHUNKED, HEAD_END
 from gateway.http1.parser import AnswerParser, RequestParser
 from gateway.limits import parse_limits
+from gateway.metrics import Metrics
 from gateway.stores.memory import MemoryStore
 from perf import messages
 from perf.bench import EVENT_BODIES, LARGE_BODIES, ROUND, SLOW_ROUND, Bench, CheckError, each, expect, twin
@@ -256,6 +257,27 @@ def _chunked(bodies: int, chunks: int, content: bytes, cut: Callable[[list[bytes
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def counts_gathered() -> Bench:
+    """Set up: the counts of one token's requests, all of them passed."""
+    metrics = Metrics()
+    usage = metrics.target("api")
+
+    def fresh() -> list[Metrics]:
+        tally = usage.open("token", {})
+        tally.begun = tally.passed = ROUND
+        tally.own_s = [(number * 7919 % 997 + 60) / 1e6 for number in range(ROUND)]
+        tally.upstream_s = [(number * 7907 % 991 + 200) / 1e4 for number in range(ROUND)]
+        return [metrics]
+
+    def check() -> None:
+        gathered = usage.totals["passed"]
+        fresh()
+        metrics.gather()
+        expect("how many more have passed", usage.totals["passed"] - gathered, ROUND)
+
+    return each(fresh, Metrics.gather, check)
 
 
 def token_seen() -> Bench:

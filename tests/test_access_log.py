@@ -35,7 +35,7 @@ def read_all(descriptor: int) -> bytes:
 def test_lines_are_written_whole_and_in_order(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     writer = LineWriter(writing)
-    lines = [b"line %d\n" % number for number in range(5000)]
+    lines = [f"line {number}\n" for number in range(5000)]
     read: list[bytes] = []
     reader = threading.Thread(target=lambda: read.append(read_all(reading)))
     reader.start()
@@ -44,21 +44,21 @@ def test_lines_are_written_whole_and_in_order(pipe: tuple[int, int]) -> None:
     writer.close()
     os.close(writing)
     reader.join()
-    assert read == [b"".join(lines)]
+    assert read == ["".join(lines).encode()]
 
 
 def test_a_piece_is_what_a_pipe_takes_at_once_and_ends_with_a_line() -> None:
-    lines = [b"x" * (number % 700) + b"\n" for number in range(2000)] + [b"y" * 9000 + b"\n", b"z\n"]
+    lines = ["x" * (number % 700) + "\n" for number in range(2000)] + ["y" * 9000 + "\n", "z\n"]
     found = pieces(lines)
-    assert b"".join(found) == b"".join(lines)
+    assert b"".join(found) == "".join(lines).encode()
     assert all(piece.endswith(b"\n") for piece in found)
     assert all(len(piece) <= ATOMIC_BYTES or piece.count(b"\n") == 1 for piece in found)
-    assert len(found) < len(b"".join(lines)) / ATOMIC_BYTES * 1.3
+    assert len(found) < len("".join(lines)) / ATOMIC_BYTES * 1.3
 
 
 def test_who_does_not_read_holds_nobody_up_and_costs_a_bounded_number_of_lines(pipe: tuple[int, int]) -> None:
     writer = LineWriter(pipe[1])
-    batch = [b"x" * 99 + b"\n"] * 4096
+    batch = ["x" * 99 + "\n"] * 4096
     taken = 0
     while writer.put(batch):
         taken += len(batch)
@@ -71,7 +71,7 @@ def test_who_does_not_read_holds_nobody_up_and_costs_a_bounded_number_of_lines(p
 def test_it_goes_on_when_it_is_read_again(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     writer = LineWriter(writing)
-    batch = [b"x" * 99 + b"\n"] * 4096
+    batch = ["x" * 99 + "\n"] * 4096
     while writer.put(batch):
         pass
     seen = threading.Event()
@@ -83,7 +83,7 @@ def test_it_goes_on_when_it_is_read_again(pipe: tuple[int, int]) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    while not writer.put([b"last\n"]):
+    while not writer.put(["last\n"]):
         pass
     assert seen.wait(20)
     reader.join()
@@ -94,7 +94,7 @@ def test_a_descriptor_that_does_not_block_is_waited_for(pipe: tuple[int, int]) -
     reading, writing = pipe
     fcntl.fcntl(writing, fcntl.F_SETFL, fcntl.fcntl(writing, fcntl.F_GETFL) | os.O_NONBLOCK)
     writer = LineWriter(writing)
-    lines = [b"x" * 99 + b"\n"] * 4000  # more than a pipe holds
+    lines = ["x" * 99 + "\n"] * 4000  # more than a pipe holds
     assert writer.put(lines)
     read: list[bytes] = []
     reader = threading.Thread(target=lambda: read.append(read_all(reading)))
@@ -102,4 +102,4 @@ def test_a_descriptor_that_does_not_block_is_waited_for(pipe: tuple[int, int]) -
     writer.close()
     os.close(writing)
     reader.join()
-    assert read == [b"".join(lines)]
+    assert read == ["".join(lines).encode()]

@@ -282,8 +282,8 @@ class ClientConnection(asyncio.Protocol):
         context = self._context
         context.metrics.nowhere.strangers.on_refused(error)
         if context.access_log is not None:
-            who, ms = (None, None, self), (b"0", b"0")
-            context.access_log.add(head, NO_IDS, who, error.status, times_ms=ms, sizes=(0, 0), error=error.code)
+            who, timing = (None, None, self), writer.TIMING % (0.0, 0.0)
+            context.access_log.add(head, NO_IDS, who, error.status, timing, sizes=(0, 0), error=error.code)
         self.send_error(error, head, keep_alive=keep_alive, limit_lines=limit_lines)
 
     def send_error(

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from gateway.stores import Verdict
     from gateway.subject import Subject
 
-_TIMING: Final = writer.TIMING.split(b"%.3f")
-
 _PROXY_ADVICE: Final = (
     "Name the token in the proxy's URL, as in http://TOKEN:x@HOST:PORT; several clients send none without a password."
 )
@@ -473,11 +471,9 @@ class Exchange:
         if not timing:  # there was no answer
             lap_ms = (perf_counter() - self._lap_began_s) * 1e3
             timing = writer.TIMING % ((self._own_s * 1e3, lap_ms) if self._sent else (lap_ms, 0.0))
-        own_ms, _, upstream_ms = timing[len(_TIMING[0]) :].partition(_TIMING[1])
         subject = self._subject
         who = (None if subject is None else subject.id, self._context.route.name, self._client)
-        ms = (own_ms, upstream_ms)
-        log.add(self._head, self._ids, who, self._status or CLIENT_GONE, times_ms=ms, sizes=sizes, error=error)
+        log.add(self._head, self._ids, who, self._status or CLIENT_GONE, timing, sizes=sizes, error=error)
 
     def _on_tunnel_done(self, received: int, sent: int) -> None:
         """The connections that a tunnel joined have ended, or one of them has, and after so many bytes each way."""

@@ -15,7 +15,7 @@ from gateway.errors import (
     NotImplementedHere,
     RequestTimeout,
 )
-from gateway.http1 import framing
+from gateway.http1 import framing, writer
 from gateway.http1.message import CHUNKED
 from gateway.usage import Stream
 
@@ -167,9 +167,9 @@ class LocalExchange:
     def _log(self, status: int, sent_bytes: int) -> None:
         log = self._context.access_log
         if log is not None:
-            own_ms = b"%.3f" % ((perf_counter() - self._began_s) * 1e3)
+            timing = writer.TIMING % ((perf_counter() - self._began_s) * 1e3, 0.0)
             who, sizes = (None, None, self._client), (len(self._body), sent_bytes)
-            log.add(self._head, self._ids, who, status, times_ms=(own_ms, b"0.000"), sizes=sizes, error=None)
+            log.add(self._head, self._ids, who, status, timing, sizes=sizes)
 
     def _refuse(self, error: GatewayError) -> None:
         if not self._over:

@@ -171,10 +171,10 @@ class Lines:
     """A sink of the access log's that keeps the lines, as long as it takes any."""
 
     def __init__(self) -> None:
-        self._lines: list[bytes] = []
+        self._lines: list[str] = []
         self.takes = True
 
-    def put(self, lines: Sequence[bytes]) -> bool:
+    def put(self, lines: Sequence[str]) -> bool:
         if self.takes:
             self._lines += lines
         return self.takes
@@ -185,8 +185,8 @@ class Lines:
     def read(self) -> list[str]:
         """Return the lines that have come since."""
         lines, self._lines = self._lines, []
-        assert all(line.endswith(b"\n") and line.count(b"\n") == 1 for line in lines)
-        return [line.decode("ascii")[:-1] for line in lines]
+        assert all(line.endswith("\n") and line.count("\n") == 1 and line.isascii() for line in lines)
+        return [line[:-1] for line in lines]
 
 
 class Playbook:
