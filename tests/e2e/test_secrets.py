@@ -86,7 +86,7 @@ PLACES: dict[str, tuple[type, str, set[int | None]]] = {
     # Here the client may have had the whole of its answer before.
     "finishing": (Exchange, "_finish", {None, 200}),
     "giving the connection back": (UpstreamPool, "give_back", {None, 200}),
-    "refusing": (ClientConnection, "refuse", {None}),
+    "refusing": (ClientConnection, "send_error", {None}),
     "beginning an endpoint": (LocalExchange, "begin", {None}),
     "in an endpoint": (Endpoints, "_register", {500}),
 }
