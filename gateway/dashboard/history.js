@@ -1,0 +1,58 @@
+// What the last events said: the points of the charts, and rates from counters that only ever grow.
+
+export const SPAN_S = 300;
+// Rates in figures and tables are means over this; a single second is too restless to be read.
+const MEAN_S = 5;
+// Longer without an event, and the line of a chart has a gap.
+const GAP_S = 3.5;
+
+export function sum(counts) {
+  return Object.values(counts ?? {}).reduce((total, one) => total + one, 0);
+}
+
+export class History {
+  // Columns as uPlot wants them: seconds, then one for each line.
+  points = { at: [], requests: [], refused: [], errors: [], p50: [], p90: [], p99: [] };
+  #recent = [];
+
+  // Takes an event; `at_s` is its time, in seconds.
+  add(usage, at_s) {
+    const last = this.#recent.at(-1);
+    if (last && at_s <= last.at_s) this.#recent = []; // the gateway's clock was set back, or another instance answers
+    const before = this.#recent.at(-1);
+    const tokens = new Map(usage.tokens.map((token) => [token.id, token]));
+    const targets = new Map(Object.entries(usage.targets));
+    this.#recent.push({ at_s, totals: usage.totals, tokens, targets });
+    while (at_s - this.#recent[0].at_s > MEAN_S + 0.5) this.#recent.shift();
+    if (before && at_s - before.at_s > GAP_S) this.#push(before.at_s + 1, {});
+    const second = (read) => (before ? perSecond(read(before.totals), read(usage.totals), at_s - before.at_s) : null);
+    this.#push(at_s, {
+      requests: second((totals) => totals.requests),
+      refused: second((totals) => sum(totals.refused)),
+      errors: second((totals) => totals.upstream_errors),
+      ...usage.totals.latency_ms,
+    });
+  }
+
+  // The mean rate of a counter over the last seconds; null where it is not known.
+  //   pick(event)  finds the counts in an event;  read(counts)  finds the counter in those
+  rate(pick, read) {
+    const [first, last] = [this.#recent[0], this.#recent.at(-1)];
+    if (!first || first === last) return null;
+    const [before, now] = [pick(first), pick(last)];
+    return before && now ? perSecond(read(before), read(now), last.at_s - first.at_s) : null;
+  }
+
+  #push(at_s, values) {
+    const full = this.points.at.length > SPAN_S;
+    for (const [name, column] of Object.entries(this.points)) {
+      column.push(name === "at" ? at_s : (values[name] ?? null));
+      if (full) column.shift();
+    }
+  }
+}
+
+// A counter that went back belongs to a process that was started anew: nothing is known.
+function perSecond(before, now, seconds) {
+  return now >= before ? (now - before) / seconds : null;
+}
