@@ -21,8 +21,8 @@ export function rate(perSecond) {
 export function duration(ms) {
   if (!known(ms)) return NONE;
   if (ms < 9.95) return `${ms.toFixed(ms < 0.995 ? 2 : 1)} ms`;
-  if (ms < 9995) return `${WHOLE.format(ms)} ms`;
-  return `${(ms / 1000).toFixed(1)} s`;
+  if (ms < 999.5) return `${WHOLE.format(ms)} ms`;
+  return `${(ms / 1000).toFixed(ms < 9995 ? 2 : 1)} s`;
 }
 
 export function seconds(s) {

@@ -17,9 +17,14 @@ export class History {
 
   // Takes an event; `at_s` is its time, in seconds.
   add(usage, at_s) {
-    const last = this.#recent.at(-1);
-    if (last && at_s <= last.at_s) this.#recent = []; // the gateway's clock was set back, or another instance answers
     const before = this.#recent.at(-1);
+    if (before && at_s <= before.at_s) {
+      if (before.at_s - at_s < MEAN_S) return; // said before: the stream was opened again, maybe at another instance
+      this.#recent = []; // the gateway's clock was set back
+      for (const column of Object.values(this.points)) column.length = 0;
+      this.add(usage, at_s);
+      return;
+    }
     const tokens = new Map(usage.tokens.map((token) => [token.id, token]));
     const targets = new Map(Object.entries(usage.targets));
     this.#recent.push({ at_s, totals: usage.totals, tokens, targets });

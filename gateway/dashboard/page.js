@@ -13,7 +13,8 @@ const $ = (id) => document.getElementById(id);
 
 let key = sessionStorage.getItem(KEPT) ?? "";
 let paused = false;
-let last = null; // the event to show when a pause ends
+let last = null; // the event that came last
+let frame = 0; // the request to draw it, or 0
 
 const history = new History();
 const rates = new Chart(
@@ -31,8 +32,8 @@ const latencies = new Chart(
   $("latency-legend"),
   [
     { name: "p50", label: "p50", colour: "p50" },
-    { name: "p90", label: "p90", colour: "p90", dash: [6, 3] },
-    { name: "p99", label: "p99", colour: "p99", dash: [2, 3] },
+    { name: "p90", label: "p90", colour: "p90" },
+    { name: "p99", label: "p99", colour: "p99" },
   ],
   duration,
 );
@@ -45,6 +46,16 @@ function onUsage(usage) {
   const at_s = Date.parse(usage.at) / 1000;
   history.add(usage, at_s);
   last = { usage, at_s };
+  drawSoon();
+}
+
+// With the browser's next frame, so that a tab that nobody sees draws nothing.
+function drawSoon() {
+  if (last && !paused && !frame) frame = requestAnimationFrame(draw);
+}
+
+function draw() {
+  frame = 0;
   if (!paused) show(last);
 }
 
@@ -79,6 +90,7 @@ function accepted() {
 
 function onRefused(why) {
   say($("why"), key ? `This key was refused. ${why}` : why);
+  $("why").classList.toggle("wrong", key !== "");
   key = "";
   sessionStorage.removeItem(KEPT);
   $("state").dataset.state = "refused";
@@ -95,6 +107,7 @@ $("ask").addEventListener("submit", (event) => {
   const given = $("key").value.trim();
   if (!/^[\x21-\x7e]+$/.test(given)) {
     say($("why"), "A key has no spaces, and only letters, digits and signs of ASCII.");
+    $("why").classList.add("wrong");
     return;
   }
   key = given;
@@ -111,7 +124,7 @@ $("pause").addEventListener("click", () => {
   paused = !paused;
   $("pause").setAttribute("aria-pressed", String(paused));
   document.body.classList.toggle("paused", paused);
-  if (!paused && last) show(last);
+  drawSoon();
 });
 
 // --- revoking --------------------------------------------------------------------------------------------------------
