@@ -235,7 +235,7 @@ export class Tokens {
     row.querySelector(".name").classList.toggle("none", !token.name);
     showLimits(row.querySelector(".limits"), token.limits.filter((limit) => !limit.shared));
     const button = row.querySelector(".revoke");
-    const isRevoked = this.#revoked.has(token.id);
+    const isRevoked = token.revoked || this.#revoked.has(token.id);
     row.classList.toggle("revoked", isRevoked);
     say(button, isRevoked ? "Revoked" : "Revoke");
     // Not `disabled`: that would take the focus away from where the reader is.

@@ -228,6 +228,12 @@ async def test_a_token_is_revoked_once_that_was_confirmed(page: Page, admin: Adm
     await expect(page.get_by_role("dialog")).to_be_hidden()
 
 
+async def test_a_token_that_somebody_else_revoked_is_shown_so(page: Page, admin: Admin) -> None:
+    admin.sends(usage(1, {**WORKER, "revoked": True}, NIGHTLY))
+    await expect(row(page, "worker").get_by_role("button")).to_have_text("Revoked")
+    await expect(row(page, "nightly").get_by_role("button")).to_have_text("Revoke")
+
+
 async def test_why_a_token_was_not_revoked_is_said(page: Page, admin: Admin) -> None:
     admin.refuses_revoking = True
     await row(page, "worker").get_by_role("button").click()

@@ -56,7 +56,8 @@ def limit(name: str = "minute", used: int = 0, quota: int = 60, **others: Any) -
 
 
 def token(token_id: str, name: str | None, *limits: Usage, **counted: Any) -> Usage:
-    return {"id": token_id, "name": name, "limits": list(limits), **counts(**counted)}
+    """Return what is told of a token; `counted` as for `counts`, and `revoked`."""
+    return {"id": token_id, "name": name, "revoked": False, "limits": list(limits), **counts(**counted)}
 
 
 def usage(second: int, *tokens: Usage, totals: Usage | None = None, **targets: Usage) -> Usage:
