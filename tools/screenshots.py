@@ -21,7 +21,8 @@ from playwright.async_api import async_playwright
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.kit.admin import Admin, Usage, counts, limit, running_admin, token, usage  # noqa: E402 - found only now
+from gateway.counts import BUCKETS, bucketed  # noqa: E402 - found only now
+from tests.kit.admin import Admin, Usage, counts, limit, running_admin, token, usage  # noqa: E402
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page
@@ -57,6 +58,7 @@ class Traffic:
         self._requests = [900 * round(rate) for _, _, rate, _ in TOKENS]
         self._refused: list[dict[str, int]] = [{} for _ in TOKENS]
         self._errors = 31
+        self._times = [0] * BUCKETS
 
     def at(self, second: int) -> Usage:
         """Return the event of a second; to be asked for in turn."""
@@ -68,15 +70,18 @@ class Traffic:
                 refused[reason] = refused.get(reason, 0) + times
         requests = sum(self._requests)
         swell = 1 + 0.15 * math.sin(second / 25) + (0.35 if second in STORM else 0)
-        latency = {
-            name: mid * swell * self._random.gauss(1, spread)
-            for name, mid, spread in (("p50", 210, 0.02), ("p90", 460, 0.03), ("p99", 980, 0.06))
-        }
+        times_s = [self._random.lognormvariate(math.log(0.21 * swell), 0.62) for _ in range(round(80 * swell))]
+        for bucket, times in bucketed(times_s):
+            self._times[bucket] += times
+        latency = {"p50": 208.0, "p90": 464.0, "p99": 985.0}
         common: dict[str, Any] = {"upstream_errors": self._errors, "failed": 4, "latency_ms": latency}
         totals = counts(requests, refused, in_flight=self._random.randint(24, 31), **common)
         api = counts(round(requests * 0.86), refused, in_flight=22, **common)
         maps = counts(round(requests * 0.14), in_flight=3, latency_ms={"p50": 31.0, "p90": 58.0, "p99": 120.0})
-        return {**usage(second, *tokens, totals=totals, api=api, maps=maps), "instances": 3}
+        return {
+            **usage(second, *tokens, totals=totals, targets={"api": api, "maps": maps}, times=self._times),
+            "instances": 3,
+        }
 
     def _token(self, index: int, second: int) -> Usage:
         name, token_id, rate, quota = TOKENS[index]

@@ -1,7 +1,8 @@
 // What the last events said: the points of the charts, and rates from counters that only ever grow.
 
 export const SPAN_S = 300;
-// Rates in figures and tables are means over this; a single second is too restless to be read.
+// Rates in figures and tables are means over this, and latency is of the requests in it; a single second is too restless
+// to be read.
 const MEAN_S = 5;
 // Longer without an event, and the line of a chart has a gap.
 const GAP_S = 3.5;
@@ -35,8 +36,17 @@ export class History {
       requests: second((totals) => totals.requests),
       refused: second((totals) => sum(totals.refused)),
       errors: second((totals) => totals.upstream_errors),
-      ...usage.totals.latency_ms,
+      ...this.latency(),
     });
+  }
+
+  // The quantiles of the last seconds, in milliseconds: those of the gateway are of all requests ever.
+  latency() {
+    const { bounds, counts } = this.#recent.at(-1).totals.latency_histogram_ms;
+    const before = this.#recent[0].totals.latency_histogram_ms;
+    const comparable = before.counts.length === counts.length; // not in the middle of an update of the gateway
+    const recent = counts.map((count, at) => (comparable ? Math.max(0, count - before.counts[at]) : 0));
+    return { p50: quantile(bounds, recent, 0.5), p90: quantile(bounds, recent, 0.9), p99: quantile(bounds, recent, 0.99) };
   }
 
   // The mean rate of a counter over the last seconds; null where it is not known.
@@ -55,6 +65,19 @@ export class History {
       if (full) column.shift();
     }
   }
+}
+
+// Within a bucket, values are taken to lie evenly; of what is beyond the last bound, only that is known.
+function quantile(bounds, counts, share) {
+  const total = sum(counts);
+  if (!total) return null;
+  let wanted = share * total;
+  for (const [at, bound] of bounds.entries()) {
+    const least = at ? bounds[at - 1] : 0;
+    if (counts[at] && wanted <= counts[at]) return least + ((bound - least) * wanted) / counts[at];
+    wanted -= counts[at];
+  }
+  return bounds.at(-1);
 }
 
 // A counter that went back belongs to a process that was started anew: nothing is known.

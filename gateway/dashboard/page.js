@@ -51,12 +51,12 @@ function onUsage(usage) {
 
 // With the browser's next frame, so that a tab that nobody sees draws nothing.
 function drawSoon() {
-  if (last && !paused && !frame) frame = requestAnimationFrame(draw);
+  frame ||= requestAnimationFrame(draw);
 }
 
 function draw() {
   frame = 0;
-  if (!paused) show(last);
+  if (last && !paused) show(last);
 }
 
 function show({ usage, at_s }) {

@@ -83,7 +83,7 @@ function showLimits(list, limits) {
 
 export function showNow(node, usage, history) {
   const totals = (event) => event.totals;
-  const latency = usage.totals.latency_ms;
+  const latency = history.latency();
   fill(node, {
     requests: rate(history.rate(totals, (counts) => counts.requests)),
     refused: rate(history.rate(totals, (counts) => sum(counts.refused))),

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright, expect
 
-from tests.kit.admin import Admin, counts, limit, running_admin, token, usage
+from tests.kit.admin import BOUNDS_MS, Admin, counts, limit, running_admin, token, usage
 from tests.kit.programs import program
 
 if TYPE_CHECKING:
@@ -140,7 +140,6 @@ async def test_it_loads_what_it_needs_from_the_gateway_alone(browser: Browser, a
 
 async def test_figures_limits_tokens_and_targets_are_shown(page: Page) -> None:
     await expect(number(page, "In flight")).to_have_text("2")
-    await expect(number(page, "p90")).to_have_text("40 ms")
     await expect(page.locator("#as-of")).to_have_text(re.compile(r"\d\d:\d\d:\d\d, 1 instance"))
     worker = ["minute 15 / 60", NONE, "40", "3", "0", "0", "40 ms", "2", "Revoke"]
     await expect(cells(page, "worker")).to_contain_text(worker)
@@ -157,7 +156,9 @@ async def test_figures_limits_tokens_and_targets_are_shown(page: Page) -> None:
 async def test_each_event_changes_the_page(page: Page, admin: Admin) -> None:
     busy = {**WORKER, **counts(60, {"minute": 13}), "limits": [limit(used=60)]}
     new = token("nE1wT", "new", requests=2)
-    admin.sends(usage(1, busy, NIGHTLY, new, totals=counts(152, {"minute": 13}, in_flight=7), api=counts(152)))
+    admin.sends(
+        usage(1, busy, NIGHTLY, new, totals=counts(152, {"minute": 13}, in_flight=7), targets={"api": counts(152)})
+    )
     await expect(number(page, "Requests/s")).to_have_text("22")
     await expect(number(page, "Refused/s")).to_have_text("10")
     await expect(number(page, "In flight")).to_have_text("7")
@@ -170,6 +171,21 @@ async def test_each_event_changes_the_page(page: Page, admin: Admin) -> None:
     await expect(page.get_by_role("img", name=label)).to_be_visible()
     admin.sends(usage(2, NIGHTLY))
     await expect(row(page, "worker")).to_have_count(0)
+
+
+async def test_latency_is_that_of_the_last_seconds(page: Page, admin: Admin) -> None:
+    def took(second: int, **times: int) -> None:
+        numbers = [times.get(f"up_to_{bound:g}_ms", 0) for bound in BOUNDS_MS]
+        admin.sends(usage(second, WORKER, totals=counts(sum(numbers)), times=[*numbers, 0]))
+
+    took(10, up_to_500_ms=10**6)
+    took(11, up_to_500_ms=10**6, up_to_20_ms=90, up_to_50_ms=10)
+    for name, text in (("p50", "18 ms"), ("p90", "20 ms"), ("p99", "48 ms")):
+        await expect(number(page, name)).to_have_text(text)
+    label = re.compile(r"^Latency, the last five minutes; now: p50 18 ms, p90 20 ms, p99 48 ms$")
+    await expect(page.get_by_role("img", name=label)).to_be_visible()
+    took(19, up_to_500_ms=10**6, up_to_20_ms=90, up_to_50_ms=10)
+    await expect(number(page, "p50")).to_have_text(NONE)
 
 
 async def test_counters_that_begin_anew_make_no_negative_rates(page: Page, admin: Admin) -> None:
@@ -190,7 +206,9 @@ async def test_the_chart_draws_lines(page: Page, admin: Admin) -> None:
 
 async def test_a_name_with_markup_is_only_text(page: Page, admin: Admin) -> None:
     admin.sends(
-        usage(1, token("hO5tI", HOSTILE, limit(HOSTILE, 1)), totals=counts(1, {HOSTILE: 1}), **{HOSTILE: counts()})
+        usage(
+            1, token("hO5tI", HOSTILE, limit(HOSTILE, 1)), totals=counts(1, {HOSTILE: 1}), targets={HOSTILE: counts()}
+        )
     )
     await expect(page.locator("#tokens .name")).to_have_text([HOSTILE])
     await expect(page.locator("#targets .name")).to_have_text([HOSTILE])
@@ -403,6 +421,8 @@ async def test_nothing_is_wider_than_the_screen(browser: Browser, admin: Admin) 
             await page.set_viewport_size({"width": width, "height": 780})
             await expect(cells(page, "worker").first).to_be_visible()
             assert await page.evaluate("document.documentElement.scrollWidth") == width
+            boxes = "boxes => boxes.map(box => box.scrollWidth - box.clientWidth)"
+            assert await page.locator(".scroll").evaluate_all(boxes) == [0, 0]
             await row(page, "worker").get_by_role("button").click()
             await expect(page.get_by_role("dialog")).to_be_in_viewport(ratio=1)
             await confirm(page, "Cancel")

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import web
 
 from gateway import dashboard
+from gateway.counts import BOUNDS_US, BUCKETS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
 START_S: Final = 1_764_190_000
 """When the first event was sent."""
+
+BOUNDS_MS: Final = tuple(bound_us / 1000 for bound_us in BOUNDS_US)
 
 Usage = dict[str, Any]
 
@@ -60,12 +63,20 @@ def token(token_id: str, name: str | None, *limits: Usage, **counted: Any) -> Us
     return {"id": token_id, "name": name, "revoked": False, "limits": list(limits), **counts(**counted)}
 
 
-def usage(second: int, *tokens: Usage, totals: Usage | None = None, **targets: Usage) -> Usage:
-    """Return an event, so many seconds after the first."""
+def usage(
+    second: int,
+    *tokens: Usage,
+    totals: Usage | None = None,
+    targets: dict[str, Usage] | None = None,
+    times: Sequence[int] | None = None,
+) -> Usage:
+    """Return an event, so many seconds after the first; `times`: how many requests are in each bucket of latency."""
+    histogram = {"bounds": list(BOUNDS_MS), "counts": list(times or [0] * BUCKETS)}
+    totals = totals or counts(sum(one["requests"] for one in tokens))
     return {
         "at": datetime.fromtimestamp(START_S + second, UTC).isoformat().replace("+00:00", "Z"),
         "instances": 1,
-        "totals": totals or counts(sum(one["requests"] for one in tokens)),
+        "totals": {**totals, "latency_histogram_ms": histogram},
         "targets": targets or {"api": counts()},
         "tokens": list(tokens),
     }
