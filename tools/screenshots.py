@@ -91,7 +91,7 @@ class Traffic:
         self._requests[index] += asked
         refused = self._refused[index]
         if storm:
-            refused["minute"] = refused.get("minute", 0) + asked // 2
+            refused["rate_limited"] = refused.get("rate_limited", 0) + asked // 2
         if name == "nightly-batch" and second % 9 == 0:
             refused["concurrency_limited"] = refused.get("concurrency_limited", 0) + 1
         in_flight = min(8, round(load * 0.25) + self._random.randint(0, 1))
@@ -108,7 +108,7 @@ class Traffic:
             requests=self._requests[index],
             refused=dict(refused),
             in_flight=in_flight,
-            retries=refused.get("minute", 0) // 3,
+            retries=refused.get("rate_limited", 0) // 3,
             upstream_errors=self._errors if index == 0 else 0,
             latency_ms={"p50": 190.0 + 15 * index, "p90": 420.0 + 35 * index, "p99": 900.0 + 70 * index},
         )
