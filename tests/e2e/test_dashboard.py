@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import expect
 
 from tests.kit.admin import BOUNDS_MS, Admin, counts, limit, running_admin, token, usage
-from tests.kit.programs import program
+from tests.kit.browser import cells, confirm, opened, row, running_browser, state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from playwright.async_api import ConsoleMessage, Request, Response
+    from playwright.async_api import Browser, Locator, Page
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -39,10 +38,8 @@ NIGHTLY = token("xY9zW", "nightly", limit("hour", 90, 100), limit("global-day", 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        running = await playwright.chromium.launch(executable_path=program("chromium"))
+    async with running_browser() as running:
         yield running
-        await running.close()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -52,88 +49,29 @@ async def admin() -> AsyncIterator[Admin]:
         yield running
 
 
-class Watched:
-    """A page, and what it did that nobody sees.
-
-    Attributes:
-        complaints: Of the browser about the page: errors, and what its policy kept it from.
-        answers: All that it was sent.
-        hosts: Where its requests went, those that were stopped included.
-    """
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-        self.complaints: list[str] = []
-        self.answers: list[Response] = []
-        self.hosts: set[str] = set()
-        page.on("console", self._on_console)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("response", self._on_response)
-        page.on("request", self._on_request)
-
-    def _on_response(self, response: Response) -> None:
-        self.answers.append(response)
-
-    def _on_console(self, message: ConsoleMessage) -> None:
-        # That an answer was an error, the browser says by itself; what the page makes of it is looked at.
-        if not message.text.startswith("Failed to load resource: the server responded with a status of"):
-            self.complaints.append(f"{message.type}: {message.text}")
-
-    def _on_request(self, request: Request) -> None:
-        if not request.url.startswith("data:"):
-            self.hosts.add(urlsplit(request.url).netloc)
-
-
-@contextlib.asynccontextmanager
-async def opened(browser: Browser, admin: Admin, **options: Any) -> AsyncIterator[Watched]:
-    """Open the page in a profile of its own until the block ends; nobody may have complained about it by then."""
-    context = await browser.new_context(**options)
-    context.set_default_timeout(10_000)
-    watched = Watched(await context.new_page())
-    try:
-        await watched.page.goto(admin.url + "/dashboard")
-        yield watched
-    finally:
-        await context.close()
-    assert watched.complaints == []
-    assert watched.hosts == {urlsplit(admin.url).netloc}
-
-
 @pytest_asyncio.fixture(loop_scope="module")
 async def page(browser: Browser, admin: Admin) -> AsyncIterator[Page]:
-    async with opened(browser, admin) as watched:
-        await expect(watched.page.get_by_role("status").first).to_have_text("Live")
+    async with opened(browser, admin.url) as watched:
+        await expect(state(watched.page)).to_have_text("Live")
         yield watched.page
 
 
-def row(page: Page, name: str) -> Any:
-    return page.get_by_role("row").filter(has_text=name)
-
-
-def cells(page: Page, name: str) -> Any:
-    return row(page, name).get_by_role("cell")
-
-
-def number(page: Page, name: str) -> Any:
+def number(page: Page, name: str) -> Locator:
     """One of the figures at the top."""
     return page.locator("#now div").filter(has=page.get_by_text(name, exact=True)).locator("dd")
-
-
-async def confirm(page: Page, button: str) -> None:
-    await page.get_by_role("dialog").get_by_role("button", name=button).click()
 
 
 # --- what it shows ---------------------------------------------------------------------------------------------------
 
 
 async def test_it_loads_what_it_needs_from_the_gateway_alone(browser: Browser, admin: Admin) -> None:
-    async with opened(browser, admin) as watched:
+    async with opened(browser, admin.url) as watched:
         page = watched.page
-        await expect(page.get_by_role("status").first).to_have_text("Live")
+        await expect(state(page)).to_have_text("Live")
         await expect(page).to_have_title("Gateway")
         files = [one for one in watched.answers if urlsplit(one.url).path.startswith("/dashboard")]
         assert {one.status for one in files} == {200}
-        sizes = [len(await one.body()) + sum(map(len, await one.all_headers())) for one in files]
+        sizes = [len(await one.body()) + len(str(await one.all_headers())) for one in files]
         assert len(sizes) == 10
         assert sum(sizes) < MOST_BYTES
 
@@ -288,8 +226,8 @@ async def test_a_pause_keeps_what_is_shown(page: Page, admin: Admin) -> None:
     await expect(pause).to_have_attribute("aria-pressed", "true")
     admin.sends(usage(1, WORKER, totals=counts(130, in_flight=99)))
     admin.ends_streams()  # that it was opened again shows that the event was read
-    await expect(page.get_by_role("status").first).to_contain_text("Reconnecting")
-    await expect(page.get_by_role("status").first).to_have_text("Live")
+    await expect(state(page)).to_contain_text("Reconnecting")
+    await expect(state(page)).to_have_text("Live")
     await expect(number(page, "In flight")).to_have_text("2")
     await pause.click()
     await expect(number(page, "In flight")).to_have_text("99")
@@ -324,7 +262,7 @@ async def test_all_of_it_can_be_done_with_the_keyboard(page: Page, admin: Admin)
 
 async def test_a_key_is_asked_for_and_a_wrong_one_is_said_to_be_wrong(browser: Browser, admin: Admin) -> None:
     admin.key = KEY
-    async with opened(browser, admin) as watched:
+    async with opened(browser, admin.url) as watched:
         page = watched.page
         field = page.get_by_label("Key")
         await expect(field).to_be_focused()
@@ -339,14 +277,14 @@ async def test_a_key_is_asked_for_and_a_wrong_one_is_said_to_be_wrong(browser: B
         await expect(page.get_by_role("alert")).to_contain_text("only letters, digits and signs of ASCII")
         await field.fill(f" {KEY}\t")
         await page.keyboard.press("Enter")
-        await expect(page.get_by_role("status").first).to_have_text("Live")
+        await expect(state(page)).to_have_text("Live")
         await expect(row(page, "worker")).to_be_visible()
         await expect(field).to_be_hidden()
 
 
 async def test_the_key_is_kept_in_its_tab_alone_and_forgotten_on_request(browser: Browser, admin: Admin) -> None:
     admin.key = KEY
-    async with opened(browser, admin) as watched:
+    async with opened(browser, admin.url) as watched:
         page = watched.page
         await page.get_by_label("Key").fill(KEY)
         await page.get_by_role("button", name="Open").click()
@@ -378,25 +316,24 @@ async def test_it_comes_back_after_the_stream_ended(page: Page, admin: Admin) ->
     admin.sends(usage(1, WORKER, NIGHTLY, totals=counts(132)))
     await expect(number(page, "Requests/s")).to_have_text("2.0")
     admin.ends_streams()
-    await expect(page.get_by_role("status").first).to_have_text("Reconnecting. The stream ended.")
-    await expect(page.get_by_role("status").first).to_have_text("Live")
+    await expect(state(page)).to_have_text("Reconnecting. The stream ended.")
+    await expect(state(page)).to_have_text("Live")
     admin.sends(usage(2, WORKER, NIGHTLY, totals=counts(142)))
     await expect(number(page, "Requests/s")).to_have_text("6.0")
     assert admin.opened == 2
 
 
 async def test_a_stream_that_is_silent_is_left_for_another(browser: Browser, admin: Admin) -> None:
-    async with opened(browser, admin) as watched:
+    async with opened(browser, admin.url) as watched:
         page = watched.page
         await page.clock.install()
         await page.reload()
-        state = page.get_by_role("status").first
-        await expect(state).to_have_text("Live")
+        await expect(state(page)).to_have_text("Live")
         opened_before = admin.opened
         await page.clock.fast_forward(10_000)
-        await expect(state).to_have_text("Reconnecting. Nothing came for ten seconds.")
+        await expect(state(page)).to_have_text("Reconnecting. Nothing came for ten seconds.")
         await page.clock.fast_forward(1000)
-        await expect(state).to_have_text("Live")
+        await expect(state(page)).to_have_text("Live")
         assert admin.opened == opened_before + 1
 
 
@@ -404,7 +341,7 @@ async def test_a_stream_that_is_silent_is_left_for_another(browser: Browser, adm
 
 
 async def test_it_is_light_or_dark_as_the_reader_has_set(browser: Browser, admin: Admin) -> None:
-    async with opened(browser, admin, color_scheme="dark") as watched:
+    async with opened(browser, admin.url, color_scheme="dark") as watched:
         ground, text = await watched.page.evaluate(BRIGHTNESS)
         assert (ground < 0.2, text > 0.8) == (True, True)
         await watched.page.emulate_media(color_scheme="light")
@@ -415,7 +352,7 @@ async def test_it_is_light_or_dark_as_the_reader_has_set(browser: Browser, admin
 async def test_nothing_is_wider_than_the_screen(browser: Browser, admin: Admin) -> None:
     long = token("i" * 60, "n" * 200, limit("parent-parent-minute", 10**7, 10**7), requests=10**9, bytes_out=10**15)
     admin.first = usage(0, long, WORKER, totals=counts(10**9, {"parent-parent-minute": 10**8}))
-    async with opened(browser, admin) as watched:
+    async with opened(browser, admin.url) as watched:
         page = watched.page
         for width in (360, 768, 1280):
             await page.set_viewport_size({"width": width, "height": 780})
@@ -430,7 +367,7 @@ async def test_nothing_is_wider_than_the_screen(browser: Browser, admin: Admin) 
 
 async def test_nothing_moves_for_who_wants_no_motion(browser: Browser, admin: Admin) -> None:
     moves = "getComputedStyle(document.querySelector('#tokens .bar span')).transitionDuration"
-    async with opened(browser, admin, reduced_motion="reduce") as watched:
+    async with opened(browser, admin.url, reduced_motion="reduce") as watched:
         await expect(row(watched.page, "worker")).to_be_visible()
         assert await watched.page.evaluate(moves) == "0s"
         await watched.page.emulate_media(reduced_motion="no-preference")
