@@ -82,9 +82,11 @@ function onState(state, why) {
 // --- the key ---------------------------------------------------------------------------------------------------------
 
 function accepted() {
+  const asked = !$("ask").hidden;
   $("ask").hidden = true;
   $("usage").hidden = false;
   $("pause").hidden = false;
+  if (asked) $("usage").focus(); // what had the focus has gone
   $("forget").hidden = !key;
 }
 

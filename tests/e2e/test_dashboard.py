@@ -280,6 +280,7 @@ async def test_a_key_is_asked_for_and_a_wrong_one_is_said_to_be_wrong(browser: B
         await expect(state(page)).to_have_text("Live")
         await expect(row(page, "worker")).to_be_visible()
         await expect(field).to_be_hidden()
+        await expect(page.get_by_role("main")).to_be_focused()
 
 
 async def test_the_key_is_kept_in_its_tab_alone_and_forgotten_on_request(browser: Browser, admin: Admin) -> None:
