@@ -25,7 +25,7 @@ from gateway.counts import BUCKETS, bucketed  # noqa: E402 - found only now
 from tests.kit.admin import Admin, Usage, counts, limit, running_admin, token, usage  # noqa: E402
 
 if TYPE_CHECKING:
-    from playwright.async_api import Browser, Page
+    from playwright.async_api import Browser, Page, Response
 
 IMAGES: Final = ROOT / "tools" / "images"
 SHOTS: Final = {
@@ -124,7 +124,11 @@ async def shoot(browser: Browser, name: str) -> str:
             color_scheme="dark" if scheme == "dark" else "light", viewport={"width": width, "height": height}
         )
         sizes: dict[str, int] = {}
-        page.on("response", lambda answer: sizes.setdefault(answer.url, int(answer.headers.get("content-length", "0"))))
+
+        def weigh(answer: Response) -> None:
+            sizes[answer.url] = int(answer.headers.get("content-length", "0"))
+
+        page.on("response", weigh)
         await page.goto(admin.url + "/dashboard")
         await page.locator("#state[data-state=live]").wait_for()
         await play(admin, traffic, page)
