@@ -90,6 +90,14 @@ def buckets_of(counts: Mapping[str, int]) -> list[int]:
     return buckets
 
 
+def histogram_ms(counts: Mapping[str, int]) -> dict[str, Any]:
+    """Return the histogram as users see it, so that two of them can be subtracted: how long it took in between.
+
+    `counts[i]` took at most `bounds[i]` milliseconds, and more than the bound before; the last, more than all bounds.
+    """
+    return {"bounds": [bound_us / 1e3 for bound_us in BOUNDS_US], "counts": buckets_of(counts)}
+
+
 def quantiles_ms(buckets: Sequence[int]) -> dict[str, float | None]:
     """Estimate the median and others, in milliseconds; None where nothing was measured.
 

@@ -1,9 +1,10 @@
-"""The gateway's own endpoints: `/register`, `/tokens`, `/admin/…`, `/usage`, `/metrics`, `/healthz`, `/readyz`."""
+"""The gateway's own endpoints: `/register`, `/tokens`, `/admin/…`, `/usage`, `/metrics`, `/dashboard`, probes."""
 
 from __future__ import annotations
 
 import hmac
 import json
+import re
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +34,7 @@ Answer = tuple[int, list[tuple[str, str]], bytes]
 _JSON: Final = ("Content-Type", "application/json")
 _NO_STORE: Final = ("Cache-Control", "no-store")
 _TOKENS: Final = b"/admin/tokens/"
+_THIS_MACHINE: Final = re.compile(rb"https?://(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?/")
 _SCOPE: Final = ("targets", "methods", "paths")
 _LISTS: Final = ("limits", *_SCOPE)
 _REGISTER_TAKES: Final = (
@@ -107,6 +109,9 @@ class Endpoints:
             case b"/metrics":
                 _need(head, b"GET", b"HEAD")
                 return await self._scrape(head, peer)
+            case path if path == b"/dashboard" or path.startswith(b"/dashboard/"):
+                _need(head, b"GET", b"HEAD")
+                return _dashboard(path)
             case b"/healthz":
                 _need(head, b"GET", b"HEAD")
                 return _json(200, {"status": "ok"})
@@ -120,7 +125,7 @@ class Endpoints:
         if not is_admin:
             # Before anything else, so that it counts as well who guesses at the key.
             await self._admission.count_registration(peer.name)
-        self._need_right(head, "Registering", peer)
+        self._need_right(head, "Registering", peer, by_dashboard=False)
         return _issued(self._admission.issue, body if is_admin else b"")
 
     async def _make_child(self, head: RequestHead, body: bytes, peer: Peer) -> Answer:
@@ -146,15 +151,15 @@ class Endpoints:
             raise NotFound("This is no token's id.") from None
         return _json(200, {"id": token_id, "revoked": True})
 
-    def _need_right(self, head: RequestHead, what: str, peer: Peer) -> None:
-        """Refuse who is neither an admin nor, where there is no admin key, a program on this machine."""
+    def _need_right(self, head: RequestHead, what: str, peer: Peer, *, by_dashboard: bool = True) -> None:
+        """Refuse who is no admin nor, where there is no admin key, a program or the dashboard on this machine."""
         if self._is_admin(head.bearer):
             return
         if self._admin_key is not None:
             raise NotAllowed(f"{what} takes the admin key as 'Authorization: Bearer KEY'.")
         if not peer.is_local:
             raise NotAllowed(f"{what} is for peers on the gateway's own machine, as long as no ADMIN_KEY is set.")
-        if _comes_from_a_page(head):
+        if _comes_from_a_page(head) and not (by_dashboard and _comes_from_the_dashboard(head)):
             raise NotAllowed(f"{what}, used from a web page, takes an ADMIN_KEY.")
 
     async def _usage(self, head: RequestHead) -> Answer | Stream:
@@ -180,6 +185,12 @@ class Endpoints:
         return _json(200, {"status": "ready"})
 
 
+def _dashboard(path: bytes) -> Answer:
+    from gateway import dashboard  # a tenth of a megabyte, for those who look at it
+
+    return dashboard.answer(path)
+
+
 def _issued(issue: Callable[..., tuple[str, Claims]], body: bytes) -> Answer:
     """Issue a token as a body asks for it."""
     wishes = _read_wishes(body)
@@ -198,8 +209,23 @@ def _need(head: RequestHead, *methods: bytes) -> None:
 
 def _comes_from_a_page(head: RequestHead) -> bool:
     """Any page that a browser on this machine shows could otherwise mint tokens (DNS rebinding included)."""
-    lines = CRLF.join(head.lines).lower().split(CRLF)
-    return any(line.startswith((b"origin:", b"sec-fetch-site:")) for line in lines)
+    return bool(_values(head, b"origin") or _values(head, b"sec-fetch-site"))
+
+
+def _comes_from_the_dashboard(head: RequestHead) -> bool:
+    """Whether it is from a page of this gateway's own, opened by an address that only this machine can have.
+
+    No page can choose what a browser writes there: that it has the origin it asks, and which origin that is. One whose
+    name was made to point to this machine (DNS rebinding) has that name in its `Referer`.
+    """
+    sites, referers = _values(head, b"sec-fetch-site"), _values(head, b"referer")
+    return sites == [b"same-origin"] and len(referers) == 1 and _THIS_MACHINE.match(referers[0]) is not None
+
+
+def _values(head: RequestHead, name: bytes) -> list[bytes]:
+    """Return the values of a field, in lower case."""
+    lines = [line.partition(b":") for line in CRLF.join(head.lines).lower().split(CRLF)]
+    return [value.strip() for other, _, value in lines if other == name]
 
 
 async def _once_or_streamed(head: RequestHead, make: Callable[[], Awaitable[Told]]) -> Answer | Stream:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway.counts import told
+from gateway.counts import histogram_ms, told
 from gateway.errors import TokenRevoked
 from gateway.limits import Kind
 from gateway.tokens import Claims
@@ -117,7 +117,7 @@ class UsageView:
         return {
             "at": now(),
             "instances": overview.others + 1,
-            "totals": told(totals, in_flight),
+            "totals": {**told(totals, in_flight), "latency_histogram_ms": histogram_ms(totals)},
             "targets": targets,
             "tokens": tokens,
         }

@@ -119,11 +119,11 @@ def test_what_the_tests_drive_is_installed_where_it_is_missing(checkout: Path, p
     assert update == "update -qq"
     packages = set(install.split(" ")) - {"install", "-y", "-qq", "--no-install-recommends"}
     # It is looked for beside the path, too, and may be there.
-    assert packages | {"nginx"} == {"redis-server", "curl", "valgrind", "nginx", "wrk", "apache2-utils"}
+    assert packages | {"nginx"} == {"redis-server", "curl", "valgrind", "nginx", "wrk", "apache2-utils", "chromium"}
 
 
 def test_nothing_is_installed_where_all_is_there(checkout: Path, programs: Path, tmp_path: Path) -> None:
-    for name in ("redis-server", "curl", "valgrind", "nginx", "wrk", "ab"):
+    for name in ("redis-server", "curl", "valgrind", "nginx", "wrk", "ab", "chromium"):
         stub(programs / name, "exit 1")
     result = run(checkout / "tools" / "test", "--version", cwd=checkout, PATH=str(programs))
     assert (result.returncode, result.stdout[:7]) == (0, "pytest ")
@@ -135,7 +135,7 @@ def test_what_cannot_be_installed_is_said_and_the_tests_run(checkout: Path, prog
     result = run(checkout / "tools" / "test", "--version", cwd=checkout, PATH=str(programs))
     assert (result.returncode, result.stdout[:7]) == (0, "pytest ")
     assert re.search(
-        r"^test: could not install .* apache2-utils: the tests that need it are skipped$", result.stderr, re.M
+        r"^test: could not install .* apache2-utils chromium: the tests that need it are skipped$", result.stderr, re.M
     )
 
 

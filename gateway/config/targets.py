@@ -27,7 +27,7 @@ _NAME = re.compile("[a-z0-9](?:[a-z0-9_-]{0,30}[a-z0-9])?")
 _PREFIX = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)+")
 _FIELD_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 _OWN_PREFIX = b"/api"
-_ENDPOINTS = frozenset({"register", "usage", "healthz", "readyz", "metrics", "admin", "tokens"})
+_ENDPOINTS = frozenset({"register", "usage", "healthz", "readyz", "metrics", "admin", "tokens", "dashboard"})
 _MAX_LIMITS = 12
 """With those that a token and the gateway have, no more than a store checks at once."""
 _MAX_KEY_FILE_BYTES = 64 * 1024

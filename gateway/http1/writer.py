@@ -38,6 +38,7 @@ _REASONS: Final = {
     100: "Continue",
     200: "OK",
     201: "Created",
+    308: "Permanent Redirect",
     400: "Bad Request",
     401: "Unauthorized",
     403: "Forbidden",

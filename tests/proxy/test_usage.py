@@ -82,6 +82,17 @@ def test_an_answered_request_with_its_bytes_and_its_time(play: Playbook) -> None
     assert all(0 < told["latency_ms"][name] < 1000 for name in ("p50", "p90", "p99"))
 
 
+def test_two_histograms_tell_how_long_it_took_in_between(play: Playbook) -> None:
+    passes(play)
+    before = overview(play)["totals"]["latency_histogram_ms"]
+    assert before["bounds"] == sorted(before["bounds"])
+    assert len(before["counts"]) == len(before["bounds"]) + 1
+    passes(play)
+    now = overview(play)["totals"]["latency_histogram_ms"]
+    grew = [new - old for old, new in zip(before["counts"], now["counts"], strict=True)]
+    assert (sum(before["counts"]), sorted(set(grew)), sum(grew)) == (1, [0, 1], 1)
+
+
 def test_an_error_of_the_apis_own_passes(play: Playbook) -> None:
     play.client.sends(play.request(*GET))
     play.upstream.answers(b"oh", b"500 Internal Server Error")
