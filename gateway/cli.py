@@ -26,7 +26,7 @@ FINE, FAILURE, USAGE = 0, 1, 2
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it; `serve` handles the signal itself and ends with 0."""
 
-_LATER = frozenset({"usage", "ledger", "reconcile", "simulate"})
+_LATER = frozenset({"ledger", "reconcile", "simulate"})
 _ANY_TARGET = "http://target.invalid"
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (where a check connects, not a listener)
 
@@ -81,7 +81,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
         raise ConfigError(
             words[0],
             "this command is not available yet",
-            "serve, run, check-config, token, healthcheck, demo or verify",
+            "serve, run, check-config, token, usage, healthcheck, demo or verify",
             "gateway demo",
         )
     parser = _parser()
@@ -127,6 +127,13 @@ def _parser() -> _Parser:
     check.add_argument("--url", help="its address (default: from GATEWAY_LISTEN)")
     _add_file(check)
     add_actions(command("token", _token, "issue, inspect and revoke tokens", _SECRETS_HELP))
+    usage = command("usage", _usage, "print what became of requests, by token and target", _SECRETS_HELP)
+    usage.add_argument(
+        "--watch", action="store_true", help="once a second: a table, or lines where there is no terminal"
+    )
+    usage.add_argument("--json", action="store_true", help="as JSON, as GET /admin/usage has it")
+    usage.add_argument("--url", help="ask the gateway there (default: from GATEWAY_LISTEN; if none answers, Redis)")
+    _add_file(usage)
     command("demo", _demo, "send 8 requests through a gateway with RATE_LIMIT=5 to a mock API; needs nothing")
     proof = command(
         "verify", _verify, "send all that a running deployment takes, and prove that its limits hold", EPILOG
@@ -235,6 +242,13 @@ def _token(options: argparse.Namespace) -> int:
     # Tokens are the same whatever the target, so it need not be known here.
     file = _file(options)
     config = load(arguments={"target_api_url": _ANY_TARGET}, environ=os.environ, file=file)
+    return run(options, config.settings, _local_url(options))
+
+
+def _usage(options: argparse.Namespace) -> int:
+    from gateway.usage_command import run  # loads a store
+
+    config = load(arguments={"target_api_url": _ANY_TARGET}, environ=os.environ, file=_file(options))
     return run(options, config.settings, _local_url(options))
 
 

@@ -40,7 +40,7 @@ def ask(url: str) -> str:
 def _connection(url: str) -> tuple[http.client.HTTPConnection, str]:
     if url.startswith("unix:/"):
         path = url.removeprefix("unix:").partition(";")[0]
-        return _UnixConnection(path), f"unix:{path}"
+        return UnixConnection(path), f"unix:{path}"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -62,14 +62,21 @@ def _refuse() -> NoReturn:
     raise ConfigError("--url", "is no address of a gateway", takes, "--url http://127.0.0.1:3000") from None
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP on a unix socket."""
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP on a unix socket.
 
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_S)
+    Args:
+        path: The socket's.
+        timeout_s: For each step.
+    """
+
+    def __init__(self, path: str, timeout_s: float = TIMEOUT_S) -> None:
+        super().__init__("localhost", timeout=timeout_s)
         self._path = path
+        self._timeout_s = timeout_s
 
     def connect(self) -> None:
+        """See `HTTPConnection`."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(TIMEOUT_S)
+        self.sock.settimeout(self._timeout_s)
         self.sock.connect(self._path)

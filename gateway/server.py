@@ -321,7 +321,7 @@ class Gateway:
             # Transports tell their protocols of the end in the loop's next turn, and places in flight come back.
             await asyncio.sleep(0)
         if context is not None and context.access_log is not None:
-            context.access_log.close()
+            context.access_log.flush()
         if self._line_writer is not None:
             await asyncio.to_thread(self._line_writer.close)
         if self._flush is not None:

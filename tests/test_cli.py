@@ -127,7 +127,8 @@ def test_with_nothing_set_it_says_what_to_set_and_what_needs_nothing() -> None:
         ["serve", "--rate-limit", "many"],
         ["serve", "--config", "/nonexistent/gateway.toml"],
         ["token"],
-        ["usage"],
+        ["usage", "--url", "ftp://h"],
+        ["ledger"],
         ["healthcheck", "--url", "ftp://127.0.0.1"],
         ["healthcheck", "--url", "unix:gateway.sock"],
         ["healthcheck", "--url", "localhost"],
@@ -139,7 +140,7 @@ def test_bad_usage_is_one_line_and_exit_code_2(arguments: list[str]) -> None:
 
 
 def test_commands_of_later_versions_say_so() -> None:
-    assert "not available yet" in refused(run("usage"), 2)
+    assert "not available yet" in refused(run("ledger"), 2)
 
 
 def test_what_verify_is_not_told_it_asks_for() -> None:

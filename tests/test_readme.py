@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,9 +28,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from gateway import errors
+from gateway.access_lines import JsonLines, Record
 from gateway.config import SETTINGS, Config, load
 from gateway.config.loading import DEFAULT_LISTEN
 from gateway.config.targets import KEYS
+from gateway.http1 import writer
 from gateway.running import environment as environment_of
 from tests.kit.printed import printed as record
 from tests.kit.redis import running_redis
@@ -96,6 +99,7 @@ CHECKED_OTHERWISE = (PIP, DOCKER)
 PROXIED = "RateLimit-Policy:"
 REFUSED = "HTTP/1.1 429 Too Many Requests"
 SHOWN = (PROXIED, REFUSED)
+LOG_LINE = '{"time":'
 
 
 class Block(NamedTuple):
@@ -276,6 +280,7 @@ def register(url: str) -> dict[str, Any]:
 def test_every_block_is_covered() -> None:
     """A new block needs a test here, and its first line in `RUN`."""
     covered = {"sh": RUN + CHECKED_OTHERWISE, "python": RUN, "console": RUN, "http": SHOWN, "text": ("  client",)}
+    covered["json"] = (LOG_LINE,)
     covered["toml"] = ("target_api_url = ", TARGETS)
     for language, text in BLOCKS:
         assert language in covered, f"a block of an unknown language: {language!r}"
@@ -354,6 +359,16 @@ def test_answers_look_as_shown(gateway: str, api: Api, tmp_path: Path) -> None:
         return re.sub(r"[\d.]+ (requests|seconds)|'\w+'", "N", json.dumps(json.loads(content)))
 
     assert shape(content) == shape(shown)
+
+
+def test_a_line_of_the_access_log_has_what_is_shown() -> None:
+    shown = json.loads(block(LOG_LINE))
+    one = Record(None, 0, None, "id", "api", "", 200, 81, 310, writer.TIMING % (0.071, 412.771), None)
+    (made,) = JsonLines().make([one], time.time())
+    assert list(json.loads(made)) == list(shown)
+    assert {name: json.loads(made)[name] for name in ("gateway_ms", "upstream_ms", "bytes_in", "bytes_out")} == {
+        name: shown[name] for name in ("gateway_ms", "upstream_ms", "bytes_in", "bytes_out")
+    }
 
 
 def test_settings_from_a_file(api: Api, tmp_path: Path) -> None:

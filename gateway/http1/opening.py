@@ -51,17 +51,18 @@ class Opening(Generic[Head]):
         ending: What follows.
 
     Attributes:
-        tells_ids: Whether heads that begin so have a field that names the request or its trace; None: not known yet.
+        ids_at: Where the fields that name the request and its trace were in the last head that was looked at, and how
+            they are spelled: heads that begin so have the same fields. Empty: nobody has looked; None: there are none.
     """
 
-    __slots__ = ("_begins", "_make", "_size", "ending", "tells_ids")
+    __slots__ = ("_begins", "_make", "_size", "ending", "ids_at")
 
     def __init__(self, begins: bytes, make: Callable[[], Head], ending: Ending) -> None:
         self._begins = begins
         self._size = len(begins)
         self._make = make
         self.ending = ending
-        self.tells_ids: bool | None = None
+        self.ids_at: tuple[int, bytes, int, bytes] | tuple[()] | None = ()
 
     def read(self, data: bytes) -> tuple[Head, int] | None:
         """Read the head that `data` begins with.

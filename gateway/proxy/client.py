@@ -6,7 +6,7 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Final, cast
 
-from gateway.access_log import NO_IDS
+from gateway.access_lines import Record
 from gateway.errors import Draining, GatewayError, RateLimited, RequestTimeout
 from gateway.http1 import writer
 from gateway.http1.message import CHUNKED, CRLF, HEAD_END, MAX_HEAD_BYTES
@@ -279,11 +279,8 @@ class ClientConnection(asyncio.Protocol):
         self, error: GatewayError, head: RequestHead | None, *, keep_alive: bool, limit_lines: bytes = b""
     ) -> None:
         """Refuse what has no exchange with a target: count it, send an error answer, and end the exchange."""
-        context = self._context
-        context.metrics.nowhere.strangers.on_refused(error)
-        if context.access_log is not None:
-            who, timing = (None, None, self), writer.TIMING % (0.0, 0.0)
-            context.access_log.add(head, NO_IDS, who, error.status, timing, sizes=(0, 0), error=error.code)
+        self._context.metrics.nowhere.strangers.on_refused(error)
+        self.log(head, error.status, error=error.code)
         self.send_error(error, head, keep_alive=keep_alive, limit_lines=limit_lines)
 
     def send_error(
@@ -420,6 +417,22 @@ class ClientConnection(asyncio.Protocol):
 
     def _takes_interim(self) -> bool:
         return self._exchange is not None and self._exchange.takes_interim
+
+    def log(
+        self,
+        head: RequestHead | None,
+        status: int,
+        *,
+        own_s: float = 0.0,
+        received: int = 0,
+        sent: int = 0,
+        error: str | None = None,
+    ) -> None:
+        """Log a request that went to no target."""
+        log = self._context.access_log
+        if log is not None:
+            size, timing = 0 if head is None else len(head.lines), writer.TIMING % (own_s * 1e3, 0.0)
+            log.add(Record(head, size, None, None, None, self.host, status, received, sent, timing, error))
 
     @property
     def host(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
-from gateway.access_log import NO_IDS
+from gateway.access_lines import Record
 from gateway.errors import (
     BadRequest,
     BodyTooLarge,
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from gateway.stores import Verdict
     from gateway.subject import Subject
 
+_record: Final = tuple.__new__
+"""Makes a Record in half the time that its constructor takes."""
+
 _PROXY_ADVICE: Final = (
     "Name the token in the proxy's URL, as in http://TOKEN:x@HOST:PORT; several clients send none without a password."
 )
@@ -63,7 +66,7 @@ class Exchange:
         "request_done", "_request", "_content", "_upload",  # on the way up
         "answer_started", "_answered_early", "_answer", "_answer_bytes", "_status", "_timing",  # on the way down
         "_lap_began_s", "_own_s",  # time spent
-        "_tally", "_ids",  # what counts it, and what the log calls it
+        "_tally", "_own_lines", "_opening",  # what counts it, and what the log has to know
     )
     # fmt: on
 
@@ -87,7 +90,6 @@ class Exchange:
         self._answer: Relay | None = None
         self._answer_bytes = self._status = 0
         self._timing = b""
-        self._ids = NO_IDS
 
     def take_first(self, data: bytes) -> bytes:
         """Take what came behind the head; return what belongs to the next request. To be called before `begin`.
@@ -117,7 +119,7 @@ class Exchange:
         context, head = self._context, self._head
         self._client.deadline_s = NEVER  # the store and the pool have their own
         if context.log is not None:
-            self._ids = context.log.ids(head, self._client.opening)
+            self._own_lines, self._opening = len(head.lines), self._client.opening
         try:
             if head.method in REFUSED_METHODS:
                 raise MethodNotAllowed(RELAYED_METHODS)
@@ -464,16 +466,20 @@ class Exchange:
         sent = self._answer_bytes if answer is None else answer.body.seen_bytes
         tally.bytes_out += sent
         if self._context.log is not None:
-            self._log(self._context.log, (received, sent), error)
+            self._log(self._context.log, received, sent, error)
 
-    def _log(self, log: AccessLog, sizes: tuple[int, int], error: str | None) -> None:
+    def _log(self, log: AccessLog, received: int, sent: int, error: str | None) -> None:
         timing = self._timing
         if not timing:  # there was no answer
             lap_ms = (perf_counter() - self._lap_began_s) * 1e3
             timing = writer.TIMING % ((self._own_s * 1e3, lap_ms) if self._sent else (lap_ms, 0.0))
         subject = self._subject
-        who = (None if subject is None else subject.id, self._context.route.name, self._client)
-        log.add(self._head, self._ids, who, self._status or CLIENT_GONE, timing, sizes=sizes, error=error)
+        record = (
+            *(self._head, self._own_lines, self._opening, None if subject is None else subject.id),
+            *(self._context.route.name, self._client.host if log.wants_host else "", self._status or CLIENT_GONE),
+            *(received, sent, timing, error),
+        )
+        log.add(_record(Record, record))
 
     def _on_tunnel_done(self, received: int, sent: int) -> None:
         """The connections that a tunnel joined have ended, or one of them has, and after so many bytes each way."""

@@ -6,7 +6,6 @@ import logging
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
-from gateway.access_log import NO_IDS
 from gateway.errors import (
     BadRequest,
     BodyTooLarge,
@@ -15,7 +14,7 @@ from gateway.errors import (
     NotImplementedHere,
     RequestTimeout,
 )
-from gateway.http1 import framing, writer
+from gateway.http1 import framing
 from gateway.http1.message import CHUNKED
 from gateway.usage import Stream
 
@@ -57,8 +56,6 @@ class LocalExchange:
         self._context = context
         self._client = client
         self._head = head
-        log = context.access_log
-        self._ids = NO_IDS if log is None else log.ids(head, client.opening)
         self._began_s = perf_counter()
         self._over = False
         self._task: asyncio.Task[None] | None = None
@@ -149,7 +146,7 @@ class LocalExchange:
             if isinstance(answer, Stream):
                 await context.streams.send(answer, client, head, context.clock, context.settings.idle_timeout_s)
                 self._over = True
-                self._log(200, 0)
+                client.log(head, 200, own_s=perf_counter() - self._began_s)
                 client.on_exchange_done(keep_alive=False)
                 return
         except GatewayError as error:
@@ -161,15 +158,9 @@ class LocalExchange:
             return
         if not self._over:
             self._over = True
-            self._log(answer[0], len(answer[2]))
+            own_s = perf_counter() - self._began_s
+            client.log(head, answer[0], own_s=own_s, received=len(self._body), sent=len(answer[2]))
             client.answer(answer, head, keep_alive=head.keep_alive)
-
-    def _log(self, status: int, sent_bytes: int) -> None:
-        log = self._context.access_log
-        if log is not None:
-            timing = writer.TIMING % ((perf_counter() - self._began_s) * 1e3, 0.0)
-            who, sizes = (None, None, self._client), (len(self._body), sent_bytes)
-            log.add(self._head, self._ids, who, status, timing, sizes=sizes)
 
     def _refuse(self, error: GatewayError) -> None:
         if not self._over:

@@ -121,7 +121,14 @@ def test_the_trace_id_stands_in_the_line_and_traceparent_passes_through(logging:
         b"00-" + TRACE + b"-0000000000000000-01",
         b"ff-" + TRACE + b"-b7ad6b7169203331-01",
         b"00-" + TRACE[1:] + b"-b7ad6b7169203331-01",
+        b"00-" + TRACE + b"-b7ad6b7169203331-01-more",
+        b"ff-" + TRACE + b"-b7ad6b7169203331-01-more",
+        b"01-" + TRACE + b"-b7ad6b7169203331-01more",
+        b"00-" + TRACE.replace(b"0", b"-") + b"-b7ad6b7169203331-01",
+        b"00-" + b"g" + TRACE[1:] + b"-b7ad6b7169203331-01",
         b"nonsense",
+        b"---",
+        b"",
     ],
 )
 def test_a_traceparent_that_is_none_is_not_logged_and_passes_all_the_same(logging: Playbook, value: bytes) -> None:
@@ -130,6 +137,25 @@ def test_a_traceparent_that_is_none_is_not_logged_and_passes_all_the_same(loggin
     logging.upstream.answers()
     logging.client.answer()
     assert line(logging)["trace"] is None
+
+
+def test_a_later_versions_traceparent_may_have_more(logging: Playbook) -> None:
+    passes(logging, b"Traceparent: 01-" + TRACE.upper() + b"-b7ad6b7169203331-01-more")
+    assert line(logging)["trace"] == TRACE.decode()
+
+
+def test_ids_are_found_wherever_they_are_and_however_long_what_is_before_them(logging: Playbook) -> None:
+    for number in range(12):
+        other = b"X-Other: " + b"y" * (number % 4)
+        passes(logging, other, b"X-Request-Id: r%d" % (10 ** (number % 3)), TRACEPARENT)
+    found = [(one["id"], one["trace"]) for one in lines(logging)]
+    assert found == [(f"r{10 ** (number % 3)}", TRACE.decode()) for number in range(12)]
+
+
+def test_a_field_whose_value_looks_like_one_is_none(logging: Playbook) -> None:
+    for _ in range(4):
+        passes(logging, b"X-Note: X-Request-Id: forged")
+    assert not any("forged" in one["id"] for one in lines(logging))
 
 
 def test_a_refusal_has_its_code(make_play: Callable[..., Playbook]) -> None:
@@ -254,5 +280,5 @@ def test_what_nobody_takes_is_dropped_and_counted(logging: Playbook, caplog: pyt
 def test_a_stop_hands_over_the_rest(logging: Playbook) -> None:
     passes(logging)
     assert logging.context.access_log is not None
-    logging.context.access_log.close()
+    logging.context.access_log.flush()
     assert len(logging.logged.read()) == 1

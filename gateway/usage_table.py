@@ -1,0 +1,224 @@
+"""`/admin/usage` for people to read: as lines of text, and as a table with bars. Pure, but that a table takes rich."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import RenderableType
+
+Told = dict[str, Any]
+"""What `/admin/usage` answers, or one of its members."""
+
+STORM_RETRIES: Final = 3.0
+"""So many refused requests a second, and more, that an SDK had sent again: it does not wait as it is told to."""
+BAR_CELLS: Final = 12
+MAX_ROWS: Final = 20
+
+
+class Row(NamedTuple):
+    """One token's usage, and how much of it is new.
+
+    Args:
+        label: Its name, or its id.
+        per_s, refused_per_s, retries_per_s: Requests a second since the last look; 0 at the first.
+        told: All that is known of it.
+    """
+
+    label: str
+    per_s: float
+    refused_per_s: float
+    retries_per_s: float
+    told: Told
+
+    @property
+    def is_storm(self) -> bool:
+        """Whether an SDK sends the same again and again, faster than limits let it through."""
+        return self.retries_per_s >= STORM_RETRIES
+
+
+def seconds_between(before: Told | None, now: Told) -> float:
+    """Return how far two looks are apart; 0 where there is but one."""
+    if before is None:
+        return 0.0
+    return (datetime.fromisoformat(now["at"]) - datetime.fromisoformat(before["at"])).total_seconds()
+
+
+def rows(before: Told | None, now: Told) -> list[Row]:
+    """Return a row for each token: those with the most requests a second first, then those with the most in all."""
+    known = {} if before is None else {token["id"]: token for token in before["tokens"]}
+    seconds = seconds_between(before, now)
+    found = []
+    for token in now["tokens"]:
+        old = known.get(token["id"])
+        found.append(
+            Row(
+                _label(token),
+                _rate(old, token, seconds, _requests),
+                _rate(old, token, seconds, refused),
+                _rate(old, token, seconds, _retries),
+                token,
+            )
+        )
+    return sorted(found, key=lambda row: (-row.per_s, -row.told["requests"]))
+
+
+def total_row(before: Told | None, now: Told) -> Row:
+    """Return the same of all together."""
+    old, totals, seconds = before and before["totals"], now["totals"], seconds_between(before, now)
+    return Row(
+        "all",
+        _rate(old, totals, seconds, _requests),
+        _rate(old, totals, seconds, refused),
+        _rate(old, totals, seconds, _retries),
+        totals,
+    )
+
+
+def refused(counts: Told) -> int:
+    """Return how many requests were refused, for whatever reason."""
+    return sum(counts["refused"].values())
+
+
+def _requests(counts: Told) -> int:
+    return int(counts["requests"])
+
+
+def _retries(counts: Told) -> int:
+    return int(counts["retries"])
+
+
+def as_text(now: Told) -> str:
+    """Return a whole report, as text without a line end behind it."""
+    totals = now["totals"]
+    lines = [
+        f"{now['at']}: {_instances(now)}",
+        f"{totals['requests']} requests: {_outcomes(totals)}; {totals['in_flight']} in flight; {_latency(totals)}",
+    ]
+    lines += [
+        f"target {name}: {target['requests']} requests: {_outcomes(target)}; {_latency(target)}"
+        for name, target in now["targets"].items()
+    ]
+    lines += [
+        f"token {row.label}: {row.told['requests']} requests: {_outcomes(row.told)}; {_limits(row.told)}"
+        for row in rows(None, now)
+    ]
+    return "\n".join(lines)
+
+
+def as_line(before: Told | None, now: Told) -> str:
+    """Return what is new since the last look, in one line."""
+    total = total_row(before, now)
+    line = (
+        f"{now['at'][11:19]} {total.per_s:.1f} requests/s, {total.refused_per_s:.1f} refused/s, "
+        f"{total.told['in_flight']} in flight, {_latency(total.told)}"
+    )
+    busiest = rows(before, now)[:3]
+    if busiest:
+        line += "; busiest: " + ", ".join(f"{row.label} {row.per_s:.1f}/s" for row in busiest)
+    storms = [row.label for row in busiest if row.is_storm]
+    return line + (f"; RETRY STORM: {', '.join(storms)}" if storms else "")
+
+
+def as_table(before: Told | None, now: Told) -> RenderableType:
+    """Return a table for a terminal: limits as bars, requests a second, refusals, storms marked."""
+    from rich import box  # as the others: only who watches has to load it
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    total = total_row(before, now)
+    head = Text.assemble(
+        (f"{total.per_s:.1f}", "bold"),
+        " requests/s   ",
+        (f"{total.refused_per_s:.1f}", "bold yellow" if total.refused_per_s else "bold"),
+        f" refused/s   {total.told['in_flight']} in flight   {_latency(total.told)}   {_instances(now)}   ",
+        (now["at"][11:19], "dim"),
+    )
+    table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("token", overflow="ellipsis", no_wrap=True, min_width=8)
+    table.add_column("limits", no_wrap=True, min_width=28)
+    for name in ("req/s", "total", "refused", "flight", "p50 ms", "p99 ms"):
+        table.add_column(name, justify="right", no_wrap=True)
+    shown = rows(before, now)
+    for row in shown[:MAX_ROWS]:
+        told = row.told
+        label = Text(row.label)
+        if told.get("revoked"):
+            label.append(" revoked", "dim")
+        if row.is_storm:
+            label.append("\nRETRY STORM", "bold red")
+        quantiles = told["latency_ms"]
+        table.add_row(
+            label,
+            Text("\n").join([_bar(limit) for limit in told["limits"]]),
+            f"{row.per_s:.1f}",
+            str(told["requests"]),
+            Text(str(refused(told)), "yellow" if row.refused_per_s else ""),
+            str(told["in_flight"]),
+            _ms(quantiles["p50"]),
+            _ms(quantiles["p99"]),
+        )
+    left = len(shown) - MAX_ROWS
+    reasons = ", ".join(f"{reason} {count}" for reason, count in total.told["refused"].items())
+    foot = Text(f"refused so far: {reasons or 'none'}" + (f"   {left} more tokens" if left > 0 else ""), "dim")
+    return Group(head, table, foot)
+
+
+def _bar(limit: Told) -> Any:  # noqa: ANN401 - rich's
+    from rich.text import Text  # see `as_table`
+
+    share = min(limit["used"] / limit["limit"], 1.0)
+    full = round(share * BAR_CELLS) if limit["used"] else 0
+    style = "red" if share >= 1 else "yellow" if share >= 0.8 else "green"
+    shadow = " shadow" if limit["shadow"] else ""
+    return Text.assemble(
+        ("█" * full, style),
+        ("░" * (BAR_CELLS - full), "dim"),
+        f" {limit['used']}/{limit['limit']} {limit['name']}{shadow}",
+    )
+
+
+def _instances(now: Told) -> str:
+    count = now["instances"]
+    return f"{count} instance{'' if count == 1 else 's'}"
+
+
+def _label(token: Told) -> str:
+    """A name may hold anything: a terminal's control sequences among it."""
+    return "".join(one if one.isprintable() else "?" for one in token["name"] or "") or str(token["id"])
+
+
+def _rate(old: Told | None, new: Told, seconds: float, count: Callable[[Told], int]) -> float:
+    """Return a rate; a token that was not among the busiest has none yet, and counts that began anew have 0."""
+    if old is None or seconds <= 0:
+        return 0.0
+    return max(count(new) - count(old), 0) / seconds
+
+
+def _outcomes(counts: Told) -> str:
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts["refused"].items())
+    return (
+        f"{counts['passed']} passed, {refused(counts)} refused{f' ({reasons})' if reasons else ''}, "
+        f"{counts['upstream_errors']} upstream errors, {counts['failed']} failed, {counts['retries']} retries"
+    )
+
+
+def _latency(counts: Told) -> str:
+    quantiles = counts["latency_ms"]
+    return f"p50 {_ms(quantiles['p50'])} ms, p99 {_ms(quantiles['p99'])} ms"
+
+
+def _ms(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def _limits(token: Told) -> str:
+    if token.get("revoked"):
+        return "revoked"
+    return ", ".join(f"{limit['name']} {limit['used']}/{limit['limit']}" for limit in token["limits"]) or "no limits"

@@ -1,0 +1,151 @@
+"""`gateway usage` as a program: from a running gateway, from Redis, on a terminal and without one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pty
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e import connected, fetch, request
+from tests.kit.process import gateway_process
+from tests.kit.redis import free_ports, running_redis
+from tests.kit.upstream import soon
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from tests.kit.process import Program
+    from tests.kit.upstream import Upstream
+
+ADMIN_KEY = "an-admin-key-of-32-characters-ok"
+
+
+@pytest.fixture
+async def used(upstream: Upstream) -> AsyncIterator[Program]:
+    """A gateway that a token has been used at three times."""
+    async with gateway_process(TARGET_API_URL=upstream.url, ADMIN_KEY=ADMIN_KEY) as program:
+        await use(program)
+        yield program
+
+
+async def use(program: Program) -> None:
+    wish = json.dumps({"name": "worker"}).encode()
+    key = f"Authorization: Bearer {ADMIN_KEY}"
+    answer = await fetch(program.url, request("/register", None, key, method="POST", body=wish))
+    async with connected(program.url) as client:
+        for _ in range(3):
+            await client.ask(request("/api/x", json.loads(answer.content)["token"]))
+
+
+async def usage(arguments: tuple[str, ...], settings: dict[str, str], out: int) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gateway", "usage", *arguments),
+        env={"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": "100", **settings},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=out,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def printed(*arguments: str, **settings: str) -> tuple[int, str, str]:
+    process = await usage(arguments, settings, asyncio.subprocess.PIPE)
+    out, err = await soon(process.communicate())
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def test_a_report_of_a_running_gateway(used: Program) -> None:
+    code, out, err = await printed("--url", used.url, ADMIN_KEY=ADMIN_KEY)
+    assert (code, err) == (0, "")
+    assert "3 requests: 3 passed, 0 refused" in out
+    assert "token worker: 3 requests" in out
+    assert "minute 3/60" in out
+
+
+async def test_it_finds_the_gateway_of_this_machine_by_the_same_settings(used: Program) -> None:
+    address = used.url.removeprefix("http://")
+    code, out, _ = await printed("--json", GATEWAY_LISTEN=address, ADMIN_KEY=ADMIN_KEY)
+    assert code == 0
+    assert json.loads(out)["totals"]["passed"] == 3
+
+
+async def test_without_the_key_it_says_what_is_missing(used: Program) -> None:
+    code, out, err = await printed("--url", used.url)
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert "ADMIN_KEY" in err
+
+
+async def test_nobody_there_is_one_line(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    for url in (f"http://127.0.0.1:{port}", f"unix:{tmp_path}/none.sock"):
+        code, out, err = await printed("--url", url)
+        assert (code, out) == (1, "")
+        assert err.startswith("gateway: no gateway answers at ")
+        assert err.count("\n") == 1
+
+
+async def test_over_a_unix_socket(upstream: Upstream, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/gateway.sock"
+    async with gateway_process(TARGET_API_URL=upstream.url, GATEWAY_LISTEN=f"127.0.0.1:0,{address}"):
+        code, out, err = await printed("--url", address)
+        assert (code, err) == (0, "")
+        assert "0 requests" in out
+
+
+async def test_where_no_gateway_answers_it_reads_redis(upstream: Upstream) -> None:
+    with running_redis() as redis:
+        settings = {"REDIS_URL": redis.url, "STORE_TIMEOUT": "10s"}
+        async with gateway_process(TARGET_API_URL=upstream.url, ADMIN_KEY=ADMIN_KEY, **settings) as program:
+            await use(program)
+            program.signal(signal.SIGTERM)
+            assert await program.ended() == 0
+        (port,) = free_ports(1)
+        code, out, err = await printed("--json", GATEWAY_LISTEN=f"127.0.0.1:{port}", **settings)
+        assert (code, err) == (0, "")
+        told = json.loads(out)
+        assert (told["instances"], told["totals"]["passed"], told["tokens"][0]["name"]) == (0, 3, "worker")
+
+
+async def test_watching_without_a_terminal_is_a_line_a_second_until_it_is_interrupted(used: Program) -> None:
+    arguments, settings = ("--watch", "--url", used.url), {"ADMIN_KEY": ADMIN_KEY}
+    process = await usage(arguments, settings, asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    for _ in range(2):
+        line = (await soon(process.stdout.readline())).decode()
+        assert "requests/s" in line
+        assert "worker" in line
+    process.send_signal(signal.SIGINT)
+    _, err = await soon(process.communicate())
+    assert (process.returncode, err) == (0, b"")
+
+
+async def test_on_a_terminal_it_is_a_table(used: Program) -> None:
+    terminal, theirs = pty.openpty()
+    process = await usage(("--watch", "--url", used.url), {"ADMIN_KEY": ADMIN_KEY}, theirs)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end closes it
+        while "░".encode() not in shown or b"worker" not in shown:
+            shown += await soon(asyncio.to_thread(os.read, terminal, 1 << 16))
+    process.send_signal(signal.SIGINT)
+    reading = asyncio.ensure_future(asyncio.to_thread(read_to_the_end, terminal))
+    assert await soon(process.wait()) == 0
+    await soon(reading)
+    os.close(terminal)
+    assert b"3/60 minute" in shown
+    assert b"requests/s" in shown
+
+
+def read_to_the_end(descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        while os.read(descriptor, 1 << 16):
+            pass

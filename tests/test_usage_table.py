@@ -1,0 +1,125 @@
+"""What `gateway usage` shows of `/admin/usage`: as text, as one line a second, and as a table."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+from xml.etree import ElementTree
+
+from rich.console import Console
+
+from gateway.counts import told
+from gateway.usage_table import as_line, as_table, as_text, rows
+from tools.usage_image import IMAGE, svg
+
+
+def limit(name: str = "minute", quota: int = 60, used: int = 0) -> dict[str, Any]:
+    return {"name": name, "limit": quota, "used": used, "remaining": quota - used, "shadow": False}
+
+
+def token(token_id: str, requests: int, refusals: int = 0, retries: int = 0, **more: Any) -> dict[str, Any]:
+    counts = {"requests": requests, "passed": requests - refusals, "retries": retries}
+    if refusals:
+        counts["refused:rate_limited"] = refusals
+    shown = {"id": token_id, "name": None, "revoked": False, "limits": [limit(used=12)]}
+    return shown | told(counts, 0) | more
+
+
+def look(second: int, *tokens: dict[str, Any]) -> dict[str, Any]:
+    counts = {"requests": sum(one["requests"] for one in tokens), "latency<=100ms": 1}
+    counts["passed"] = sum(one["passed"] for one in tokens)
+    if counts["requests"] > counts["passed"]:
+        counts["refused:rate_limited"] = counts["requests"] - counts["passed"]
+    totals = told(counts, 2)
+    targets = {"api": totals}
+    at = f"2026-11-26T20:13:{second:02}.500Z"
+    return {"at": at, "instances": 1, "totals": totals, "targets": targets, "tokens": list(tokens)}
+
+
+def drawn(before: dict[str, Any] | None, now: dict[str, Any], width: int = 100) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(as_table(before, now))
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def test_a_report_has_the_totals_the_targets_and_the_tokens() -> None:
+    text = as_text(look(0, token("abc", 10, 4, name="worker"), token("def", 1)))
+    first, totals, target, worker, other = text.splitlines()
+    assert first == "2026-11-26T20:13:00.500Z: 1 instance"
+    assert totals.startswith("13 requests: 7 passed, 4 refused (rate_limited 4), 0 upstream errors")
+    assert target.startswith("target api: 13 requests")
+    assert worker.startswith("token worker: 10 requests: 6 passed, 4 refused")
+    assert worker.endswith("minute 12/60")
+    assert other.startswith("token def: 1 requests")
+
+
+def test_who_asks_most_by_the_second_stands_first() -> None:
+    before, now = look(0, token("big", 1000), token("new", 10)), look(2, token("big", 1002), token("new", 50))
+    assert [(row.label, row.per_s) for row in rows(before, now)] == [("new", 20.0), ("big", 1.0)]
+    assert [row.label for row in rows(None, now)] == ["big", "new"]
+
+
+def test_a_token_that_comes_onto_the_list_and_counts_that_begin_anew_have_no_rate() -> None:
+    found = rows(look(0, token("back", 50)), look(1, token("back", 3), token("new", 9)))
+    assert [(row.label, row.per_s) for row in found] == [("new", 0.0), ("back", 0.0)]
+
+
+def test_a_line_says_what_is_new() -> None:
+    line = as_line(look(0, token("abc", 10, 0)), look(1, token("abc", 15, 2, name="worker")))
+    assert line.startswith("20:13:01 5.0 requests/s, 2.0 refused/s, 2 in flight, p50 ")
+    assert line.endswith("busiest: worker 5.0/s")
+
+
+def test_a_storm_of_retries_is_marked() -> None:
+    before, now = look(0, token("abc", 10, 5, 1)), look(1, token("abc", 20, 15, 9))
+    assert as_line(before, now).endswith("RETRY STORM: abc")
+    assert "RETRY STORM" in drawn(before, now)
+    calm = look(1, token("abc", 20, 15, 2))
+    assert "STORM" not in as_line(before, calm) + drawn(before, calm)
+
+
+def test_the_table_has_a_bar_for_each_limit() -> None:
+    shown = drawn(
+        None,
+        look(
+            0,
+            token(
+                "abc",
+                10,
+                limits=[limit(used=0), limit("hour", 100, 50), limit("day", 100, 100), limit("week", 10, 30)],
+            ),
+        ),
+    )
+    bars = dict(re.findall(r"([█░]+) \S+ (minute|hour|day|week)", shown))
+    assert {bar.count("█"): name for bar, name in bars.items()}.keys() == {0, 6, 12}
+    assert all(len(bar) == 12 for bar in bars)
+    assert "50/100 hour" in shown
+
+
+def test_it_fits_a_narrow_terminal() -> None:
+    shown = drawn(None, look(0, token("x" * 40, 10, name="a-very-long-name-of-a-token-indeed")), width=80)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "12/60 minute" in shown
+
+
+def test_a_name_cannot_write_on_the_terminal() -> None:
+    now = look(0, token("abc", 1, name="\x1b[2Jevil\nname"))
+    for shown in (as_text(now), as_line(None, now), drawn(None, now)):
+        assert "\x1b" not in shown
+        assert "evil?name" in shown
+
+
+def test_nobody_asked_anything_yet() -> None:
+    assert "refused so far: none" in drawn(None, look(0))
+    assert as_line(None, look(0)).startswith("20:13:00 0.0 requests/s")
+
+
+def test_the_readmes_picture_is_what_the_program_draws() -> None:
+    picture = IMAGE.read_text("utf-8")
+    assert picture == svg() + "\n", "run `python -m tools.usage_image`"
+    assert len(picture) < 100_000
+    ElementTree.fromstring(picture)  # noqa: S314 - our own
+    assert "RETRY&#160;STORM" in picture
