@@ -22,8 +22,11 @@ MAX_TARGET_REMEMBERED: Final = 256  # bytes
 _URL: Final = re.compile(rb"(?i)(https?)://([^/?]*?)(?::([0-9]*))?([/?].*)?")
 _DEFAULT_PORTS: Final = {b"http": b"80", b"https": b"443"}
 
-# What some server might take for the end of a path segment, and for a dot segment with or without parameters.
-_SEPARATOR: Final = re.compile(rb"(?i)/|\\|%2f|%5c")
+# What servers take for the end of a path segment, each its own: what one splits in two, and climbs out of twice, is one
+# segment for another. And what some server might take for a dot segment, with or without parameters.
+_SEPARATORS: Final = tuple(
+    re.compile(b"(?i)" + ends) for ends in (b"/", rb"/|\\", rb"/|%2f", rb"/|\\|%5c", rb"/|\\|%2f|%5c")
+)
 _DOT: Final = re.compile(rb"(?i)\.|%2e")
 
 
@@ -186,8 +189,13 @@ def _climbs(path: bytes) -> bool:
     """Whether some server could read the path as leaving the directory it starts in."""
     if b"." not in path and b"%2" not in path:
         return False
+    readings = _SEPARATORS if b"%" in path or b"\\" in path else _SEPARATORS[:1]
+    return any(_climbs_out(separator.split(path)[1:]) for separator in readings)
+
+
+def _climbs_out(segments: list[bytes]) -> bool:
     depth = 0
-    for segment in _SEPARATOR.split(path)[1:]:
+    for segment in segments:
         plain = _DOT.sub(b".", segment.partition(b";")[0])
         if plain == b"..":
             depth -= 1
