@@ -109,6 +109,7 @@ def test_it_allows_no_more_than_its_parent(play: Playbook) -> None:
         {"limits": []},
         {"limits": [f"1/{seconds}s" for seconds in range(1, 17)]},
         {"name": 1},
+        {"name": "\ud800"},
         {"above": []},
         {"id": "x"},
     ],
