@@ -195,6 +195,10 @@ def paths_for(base_path: str) -> Paths:
     return Paths("/api", "/api", "/api")
 
 
+def _holds(value: str, key: str) -> bool:
+    return value == key or (len(key) >= _LONG_KEY and key in value)
+
+
 def environment(environ: Mapping[str, str], config: Config, url: str, token: str) -> dict[str, str]:
     """Return the command's environment: that of this process without secrets, and with what leads to the gateway.
 
@@ -204,14 +208,16 @@ def environment(environ: Mapping[str, str], config: Config, url: str, token: str
         url: The gateway's, without a path.
         token: For it.
     """
-    key = config.target_api_key
+    keys = {key for target in config.settings.targets for key in target.keys}
+    if config.target_api_key is not None:
+        keys.add(config.target_api_key)
     secret = {setting.environment for setting in SETTINGS.values() if setting.secret}
     # With both, Anthropic's SDK would send the other one as well, and the gateway would take it for the token.
     secret.add("ANTHROPIC_AUTH_TOKEN")
     made = {
         name: value
         for name, value in environ.items()
-        if name not in secret and not (key and (value == key or (len(key) >= _LONG_KEY and key in value)))
+        if name not in secret and not any(_holds(value, key) for key in keys)
     }
     paths = paths_for(config.settings.target.base_path.decode())
     made |= {

@@ -23,6 +23,7 @@ from tests.kit.printed import printed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 TIMEOUT_S = 20.0
 KEY = "sk-7Vx2Wb9Lm4Rz-run"
@@ -125,6 +126,15 @@ def test_no_secret_is_in_its_environment(api: Api) -> None:
     assert shown["MINE"] == "kept"
     assert shown["OPENAI_API_KEY"] == shown["ANTHROPIC_API_KEY"] == shown["GATEWAY_TOKEN"]
     assert shown["GATEWAY_TOKEN"].startswith("gw_")
+
+
+def test_nor_is_a_key_of_another_target(api: Api, tmp_path: Path) -> None:
+    key, file = "sk-9Qe3Tn6Yk1Wb-maps", tmp_path / "gateway.toml"
+    file.write_text('[targets.maps]\nurl = "https://maps.example.com"\nkey_env = "MAPS_KEY"\n', encoding="utf-8")
+    printed.keep_secret(key)
+    result = python(api, SHOW, GATEWAY_CONFIG=str(file), MAPS_KEY=key, HEADER=f"x-api-key: {key}", MINE="kept")
+    assert json.loads(result.stdout).keys() & {"MAPS_KEY", "HEADER", "MINE"} == {"MINE"}
+    assert key not in result.stdout
 
 
 def test_the_gateways_own_environment_is_closed_to_it(api: Api) -> None:
