@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote_to_bytes
 
 from gateway.errors import BadRequest
 from gateway.http1 import fields
@@ -30,6 +31,10 @@ _SEPARATORS: Final = tuple(
 _DOT: Final = re.compile(rb"(?i)\.|%2e")
 
 
+_LONG_KEY: Final = 8
+"""A key of so many characters is nowhere by chance."""
+
+
 class TargetRoute:
     """Writes request heads for one target.
 
@@ -51,6 +56,7 @@ class TargetRoute:
         "_on_answer",
         "_reads_answers",
         "_replaced",
+        "_shows_key",
         "_starts",
         "_tail",
         "_tail_chunked",
@@ -69,6 +75,7 @@ class TargetRoute:
         self._authorities = target.authorities
         self._host = b" HTTP/1.1\r\nHost: " + target.authority
         self._key_query = target.key_query
+        self._shows_key = None if target.key_query is None else _key_in_urls(target.key_query)
         # Credentials that clients send never get this far; a field of any other name has to be looked for.
         own = {target.key_field} if target.key_field is not None else set()
         self._replaced = frozenset((target.removed | own) - fields.REQUEST_FIELDS.keys()) or None
@@ -161,11 +168,8 @@ class TargetRoute:
         self._reads_answers = True
 
     def _without_key(self, lines: list[bytes]) -> list[bytes]:
-        key = self._key_query
-        if key is not None and any(key in line for line in lines):
-            for shown, left in ((b"?%b&", b"?"), (b"&%b", b""), (b"?%b", b"")):
-                lines = [line.replace(shown % key, left) for line in lines]
-        return lines
+        shows = self._shows_key
+        return lines if shows is None else [shows.sub(_what_is_left, line) for line in lines]
 
     def _write_start(self, target: bytes) -> bytes:
         """Write what follows the method: the rest of the request line, and `Host`."""
@@ -183,6 +187,26 @@ class TargetRoute:
                 self._starts.clear()
             self._starts[target] = start
         return start
+
+
+def _key_in_urls(pair: bytes) -> re.Pattern[bytes]:
+    """Return what finds a key in URLs, or in a URL within a URL, however it is escaped there.
+
+    Args:
+        pair: `name=key` as it went upstream.
+    """
+    name, _, key = map(unquote_to_bytes, pair.partition(b"="))
+    found = b"(?P<before>[?&])" + _spellings(name) + b"=" + _spellings(key) + b"(?P<behind>&?)"
+    return re.compile(found if len(key) < _LONG_KEY else found + b"|" + _spellings(key))
+
+
+def _spellings(text: bytes) -> bytes:
+    """Write a pattern for a text of which any character may be escaped, once or again and again."""
+    return b"".join(b"(?:%b|%%(?:25)*(?i:%02x))" % (re.escape(text[at : at + 1]), text[at]) for at in range(len(text)))
+
+
+def _what_is_left(match: re.Match[bytes]) -> bytes:
+    return match["before"] if match["behind"] else b""
 
 
 def _climbs(path: bytes) -> bool:
