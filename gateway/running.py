@@ -13,6 +13,7 @@ import ctypes
 import logging
 import os
 import resource
+import secrets
 import signal
 import sys
 import threading
@@ -60,7 +61,11 @@ def run_command(config: Config, command: list[str]) -> int:
     level = "warning" if config.log_level == "info" else config.log_level  # stderr is the command's
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     paths = paths_for(config.settings.target.base_path.decode())
-    config = replace(config, gateway_listen="127.0.0.1:0", gateway_tls_cert=None, gateway_tls_key=None)
+    # Registering is for the machine's programs, this one among them: it would get itself more than its token allows.
+    admin_key = config.admin_key or secrets.token_urlsafe()
+    config = replace(
+        config, gateway_listen="127.0.0.1:0", gateway_tls_cert=None, gateway_tls_key=None, admin_key=admin_key
+    )
     _hide()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some parents leave it, the exit code would be lost
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)

@@ -211,6 +211,21 @@ def test_nothing_above_the_targets_path_is_reached(api: Api) -> None:
     assert len(api.got) == before
 
 
+REGISTER = """
+import http.client, os
+from urllib.parse import urlsplit
+for method, path in (("POST", "/register"), ("GET", "/admin/tokens"), ("POST", "/tokens"), ("GET", "/usage")):
+    connection = http.client.HTTPConnection(urlsplit(os.environ["GATEWAY_URL"]).netloc)
+    connection.request(method, path, headers={"Authorization": "Bearer " + os.environ["GATEWAY_TOKEN"]})
+    print(connection.getresponse().status)
+"""
+
+
+def test_it_gets_no_token_that_its_own_does_not_give(api: Api) -> None:
+    """It is on this machine, where /register asks for no more: with a token of it, it would be under no limit."""
+    assert python(api, REGISTER).stdout.split() == ["403", "403", "201", "200"]
+
+
 def test_a_proxy_of_the_environments_is_not_in_the_way() -> None:
     config = Config(target_api_url="https://api.example.com")
     made = environment({"HTTP_PROXY": "http://proxy:1", "NO_PROXY": "corp"}, config, "http://127.0.0.1:1", "gw_x")
