@@ -28,6 +28,9 @@ _PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*"
 _AMBIGUOUS: Final = re.compile(
     rb"(?i)//|\\|/\.{1,2}(?![A-Z0-9._~-])|%(?:2e|2f|5c|00)|%(?:c0|e0%80)%a[ef]|%(?:c1|e0%81)%9c"
 )
+# What servers read another method or path from, CGI's spelling included: behind a proxy, they trust it to drop them.
+_METHOD_FIELD: Final = re.compile(rb"(?i)\r\nx[-_](?:http[-_])?method(?:[-_]override)?:[ \t]*([^\r]*)")
+_PATH_FIELD: Final = re.compile(rb"(?i)\r\nx[-_](?:original|rewrite)[-_]url:")
 _MAX_ESCAPES: Final = 3
 """How often something may be escaped within itself ("%2541"): servers in a row have decoded twice."""
 
@@ -97,6 +100,24 @@ class Scope:
                 )
             if path not in self._exact and not path.startswith(self._starts):
                 raise OutOfScope(f"This token does not allow this path, only {_listed(self.paths)} and what is below.")
+
+    def check_fields(self, fields: bytes) -> None:
+        """Raise if a request has a field from which some servers would read a method or a path that is not allowed.
+
+        Args:
+            fields: All field lines, each with CRLF before it.
+
+        Raises:
+            OutOfScope: It has one.
+        """
+        if self._methods is not None:
+            for found in _METHOD_FIELD.finditer(fields):
+                if found[1].rstrip(b" \t") not in self._methods:
+                    raise OutOfScope(
+                        f"This token allows only {_listed(self.methods)}, and a field names another."
+                    )
+        if self.paths is not None and _PATH_FIELD.search(fields):
+            raise OutOfScope("This token allows only certain paths, and a field names one to servers that heed it.")
 
     def narrowed(self, to: Scope) -> Scope:
         """Return a scope within this one; what is None in the other stays as it is.
