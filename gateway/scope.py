@@ -113,9 +113,7 @@ class Scope:
         if self._methods is not None:
             for found in _METHOD_FIELD.finditer(fields):
                 if found[1].rstrip(b" \t") not in self._methods:
-                    raise OutOfScope(
-                        f"This token allows only {_listed(self.methods)}, and a field names another."
-                    )
+                    raise OutOfScope(f"This token allows only {_listed(self.methods)}, and a field names another.")
         if self.paths is not None and _PATH_FIELD.search(fields):
             raise OutOfScope("This token allows only certain paths, and a field names one to servers that heed it.")
 
