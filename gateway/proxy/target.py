@@ -54,6 +54,7 @@ class TargetRoute:
         "_host",
         "_key_query",
         "_on_answer",
+        "_plain_key",
         "_reads_answers",
         "_replaced",
         "_shows_key",
@@ -75,6 +76,7 @@ class TargetRoute:
         self._authorities = target.authorities
         self._host = b" HTTP/1.1\r\nHost: " + target.authority
         self._key_query = target.key_query
+        self._plain_key = unquote_to_bytes((target.key_query or b"").partition(b"=")[2])
         self._shows_key = None if target.key_query is None else _key_in_urls(target.key_query)
         # Credentials that clients send never get this far; a field of any other name has to be looked for.
         own = {target.key_field} if target.key_field is not None else set()
@@ -168,8 +170,11 @@ class TargetRoute:
         self._reads_answers = True
 
     def _without_key(self, lines: list[bytes]) -> list[bytes]:
-        shows = self._shows_key
-        return lines if shows is None else [shows.sub(_what_is_left, line) for line in lines]
+        shows, key = self._shows_key, self._plain_key
+        if shows is None:
+            return lines
+        # Without a '%' nothing is escaped, and that is soon seen.
+        return [shows.sub(_what_is_left, line) if b"%" in line or key in line else line for line in lines]
 
     def _write_start(self, target: bytes) -> bytes:
         """Write what follows the method: the rest of the request line, and `Host`."""
