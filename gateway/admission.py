@@ -189,7 +189,7 @@ class Admission:
         verdict = await waiter.future
         if not verdict.admitted:
             refusal = subject.refusal(verdict)
-            lines = subject.limit_lines(verdict).decode().split("\r\n")
+            lines = filter(None, subject.limit_lines(verdict).decode().split("\r\n"))  # none, where it is a revocation
             refusal.limit_fields = [(field, value) for field, _, value in (line.partition(": ") for line in lines)]
             raise refusal
 

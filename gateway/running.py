@@ -13,6 +13,7 @@ import ctypes
 import logging
 import os
 import resource
+import secrets
 import signal
 import sys
 import threading
@@ -60,7 +61,11 @@ def run_command(config: Config, command: list[str]) -> int:
     level = "warning" if config.log_level == "info" else config.log_level  # stderr is the command's
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     paths = paths_for(config.settings.target.base_path.decode())
-    config = replace(config, gateway_listen="127.0.0.1:0", gateway_tls_cert=None, gateway_tls_key=None)
+    # Registering is for the machine's programs, this one among them: it would get itself more than its token allows.
+    admin_key = config.admin_key or secrets.token_urlsafe()
+    config = replace(
+        config, gateway_listen="127.0.0.1:0", gateway_tls_cert=None, gateway_tls_key=None, admin_key=admin_key
+    )
     _hide()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some parents leave it, the exit code would be lost
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
@@ -195,6 +200,10 @@ def paths_for(base_path: str) -> Paths:
     return Paths("/api", "/api", "/api")
 
 
+def _holds(value: str, key: str) -> bool:
+    return value == key or (len(key) >= _LONG_KEY and key in value)
+
+
 def environment(environ: Mapping[str, str], config: Config, url: str, token: str) -> dict[str, str]:
     """Return the command's environment: that of this process without secrets, and with what leads to the gateway.
 
@@ -204,14 +213,16 @@ def environment(environ: Mapping[str, str], config: Config, url: str, token: str
         url: The gateway's, without a path.
         token: For it.
     """
-    key = config.target_api_key
+    keys = {key for target in config.settings.targets for key in target.keys}
+    if config.target_api_key is not None:
+        keys.add(config.target_api_key)
     secret = {setting.environment for setting in SETTINGS.values() if setting.secret}
     # With both, Anthropic's SDK would send the other one as well, and the gateway would take it for the token.
     secret.add("ANTHROPIC_AUTH_TOKEN")
     made = {
         name: value
         for name, value in environ.items()
-        if name not in secret and not (key and (value == key or (len(key) >= _LONG_KEY and key in value)))
+        if name not in secret and not any(_holds(value, key) for key in keys)
     }
     paths = paths_for(config.settings.target.base_path.decode())
     made |= {

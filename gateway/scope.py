@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote_to_bytes
 
 from gateway.errors import OutOfScope
 
@@ -23,8 +24,15 @@ _TARGET: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # RFC 3986's pchar and '/'. What it leaves out, no client may send in a path either.
 _PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
 # Empty segments and backslashes; dot segments, also with what servers cut off behind them ("..;x", "..%20"); escaped
-# dots, separators and ends of strings, be they escaped once or again and again.
-_AMBIGUOUS: Final = re.compile(rb"(?i)//|\\|/\.{1,2}(?![A-Z0-9._~-])|%(?:25)*(?:2e|2f|5c|00)")
+# dots, separators and ends of strings, also in UTF-8 of more bytes than they need (RFC 3629 §10).
+_AMBIGUOUS: Final = re.compile(
+    rb"(?i)//|\\|/\.{1,2}(?![A-Z0-9._~-])|%(?:2e|2f|5c|00)|%(?:c0|e0%80)%a[ef]|%(?:c1|e0%81)%9c"
+)
+# What servers read another method or path from, CGI's spelling included: behind a proxy, they trust it to drop them.
+_METHOD_FIELD: Final = re.compile(rb"(?i)\r\nx[-_](?:http[-_])?method(?:[-_]override)?:[ \t]*([^\r]*)")
+_PATH_FIELD: Final = re.compile(rb"(?i)\r\nx[-_](?:original|rewrite)[-_]url:")
+_MAX_ESCAPES: Final = 3
+"""How often something may be escaped within itself ("%2541"): servers in a row have decoded twice."""
 
 
 class Scope:
@@ -54,7 +62,7 @@ class Scope:
         for path in paths or ():
             if len(path) > MAX_PATH_CHARACTERS:
                 raise ValueError(f"a path has at most {MAX_PATH_CHARACTERS} characters")
-            if _AMBIGUOUS.search(path.encode()):
+            if _is_ambiguous(path.encode()):
                 raise ValueError("a path has no dot segments, empty segments or escaped '/', '\\' and '.'")
         self.targets = None if targets is None else tuple(targets)
         self.methods = None if methods is None else tuple(methods)
@@ -85,13 +93,29 @@ class Scope:
             raise OutOfScope(f"This token does not allow this method, only {_listed(self.methods)}.")
         if self.paths is not None:
             path = path.partition(b"?")[0] or b"/"
-            if _AMBIGUOUS.search(path):
+            if _is_ambiguous(path):
                 raise OutOfScope(
                     "This token allows only certain paths, and this one could be read in two ways: "
                     "it has dot segments, empty segments or escaped separators."
                 )
             if path not in self._exact and not path.startswith(self._starts):
                 raise OutOfScope(f"This token does not allow this path, only {_listed(self.paths)} and what is below.")
+
+    def check_fields(self, fields: bytes) -> None:
+        """Raise if a request has a field from which some servers would read a method or a path that is not allowed.
+
+        Args:
+            fields: All field lines, each with CRLF before it.
+
+        Raises:
+            OutOfScope: It has one.
+        """
+        if self._methods is not None:
+            for found in _METHOD_FIELD.finditer(fields):
+                if found[1].rstrip(b" \t") not in self._methods:
+                    raise OutOfScope(f"This token allows only {_listed(self.methods)}, and a field names another.")
+        if self.paths is not None and _PATH_FIELD.search(fields):
+            raise OutOfScope("This token allows only certain paths, and a field names one to servers that heed it.")
 
     def narrowed(self, to: Scope) -> Scope:
         """Return a scope within this one; what is None in the other stays as it is.
@@ -112,6 +136,18 @@ class Scope:
                 if plain not in self._exact and not plain.startswith(self._starts):
                     raise ValueError(f"the token it is made from allows only {_listed(self.paths)}")
         return within
+
+
+def _is_ambiguous(path: bytes) -> bool:
+    """Whether some server could read another path, however often it decodes it."""
+    for _ in range(_MAX_ESCAPES):
+        if _AMBIGUOUS.search(path):
+            return True
+        plain = path if b"%" not in path else unquote_to_bytes(path)
+        if plain == path:
+            return False
+        path = plain
+    return True
 
 
 def _check(kind: str, names: Sequence[str] | None, pattern: re.Pattern[str], takes: str) -> None:

@@ -42,6 +42,7 @@ _SALT = b"gateway.tokens"
 _MAC_CHARACTERS = 43  # 32 bytes in base64url without padding
 _CLAIMS = frozenset({"above", "id", "name", "iat", "exp", "limits", "targets", "methods", "paths"})
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}(?:\.[A-Za-z0-9_-]{1,32}){0,3}")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell one, a shell's argument too; in Redis there is none
 _UNLIKE = "The token does not look like one of this gateway's."
 _CONTRADICTION = "The request has two tokens, in two fields that differ or in one field twice: send one."
 _MISMATCH = "The token was not issued here, or was changed since."
@@ -54,7 +55,7 @@ class Claims:
     Args:
         id: What limits are counted under: 1 to 64 of letters, digits, `-` and `_` (see `new_token_id`). That of a token
             made from another one is the other's, a dot, and 1 to 32 more; there are four generations at most.
-        name: For people, at most 128 characters; None if nobody gave one.
+        name: For people, at most 128 characters that UTF-8 can spell; None if nobody gave one.
         issued_at_s: Seconds since the epoch.
         expires_at_s: Seconds since the epoch; the token is good before this instant. None: it has no end.
         limits: Policies of its own in the grammar of `RATE_LIMIT`, which stand in for the gateway's; None for
@@ -83,6 +84,8 @@ class Claims:
             raise ValueError("a token id is 1 to 64 letters, digits, '-' and '_'")
         if self.name is not None and len(self.name) > NAME_LIMIT_CHARACTERS:
             raise ValueError(f"a token's name has at most {NAME_LIMIT_CHARACTERS} characters")
+        if self.name is not None and _SURROGATE.search(self.name):
+            raise ValueError("a token's name is text, without half characters")
         if self.expires_at_s is not None and self.expires_at_s <= self.issued_at_s:
             raise ValueError("a token expires after it is issued")
         if len(self.above) != self.id.count("."):

@@ -357,6 +357,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
         ("[rate_limit]\nquota = 60", "is a table"),
         ("rate_limit = 2026-01-01", "is a date"),
         ("rate_limit =", "is not TOML"),
+        ("rate_limit = " + "[" * 5000, "is nested too deeply"),
         ("concurrency_limit = 0", "1 to 1000000"),
     ],
 )

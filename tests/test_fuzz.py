@@ -137,6 +137,8 @@ def test_a_finding_is_made_smaller() -> None:
         (b"/a/../../b", True),
         (b"/%2e%2e", True),
         (b"/a%2f..%5c..", True),
+        (b"/a%2fb/../..", True),
+        (b"/a%2f..%2fb", False),
         (b"/..;x/b", True),
         (b"/a//../..", True),
         (b"/a?/../..", False),

@@ -23,6 +23,7 @@ from tests.kit.printed import printed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 TIMEOUT_S = 20.0
 KEY = "sk-7Vx2Wb9Lm4Rz-run"
@@ -127,6 +128,15 @@ def test_no_secret_is_in_its_environment(api: Api) -> None:
     assert shown["GATEWAY_TOKEN"].startswith("gw_")
 
 
+def test_nor_is_a_key_of_another_target(api: Api, tmp_path: Path) -> None:
+    key, file = "sk-9Qe3Tn6Yk1Wb-maps", tmp_path / "gateway.toml"
+    file.write_text('[targets.maps]\nurl = "https://maps.example.com"\nkey_env = "MAPS_KEY"\n', encoding="utf-8")
+    printed.keep_secret(key)
+    result = python(api, SHOW, GATEWAY_CONFIG=str(file), MAPS_KEY=key, HEADER=f"x-api-key: {key}", MINE="kept")
+    assert json.loads(result.stdout).keys() & {"MAPS_KEY", "HEADER", "MINE"} == {"MINE"}
+    assert key not in result.stdout
+
+
 def test_the_gateways_own_environment_is_closed_to_it(api: Api) -> None:
     """Root reads everything, so both give up what lets it."""
     setpriv = ["setpriv", "--bounding-set=-sys_ptrace,-perfmon,-sys_admin"] if os.geteuid() == 0 else []
@@ -199,6 +209,21 @@ def test_nothing_above_the_targets_path_is_reached(api: Api) -> None:
     )
     assert result.stdout.split() == ["404", "400", "404", "404"]
     assert len(api.got) == before
+
+
+REGISTER = """
+import http.client, os
+from urllib.parse import urlsplit
+for method, path in (("POST", "/register"), ("GET", "/admin/tokens"), ("POST", "/tokens"), ("GET", "/usage")):
+    connection = http.client.HTTPConnection(urlsplit(os.environ["GATEWAY_URL"]).netloc)
+    connection.request(method, path, headers={"Authorization": "Bearer " + os.environ["GATEWAY_TOKEN"]})
+    print(connection.getresponse().status)
+"""
+
+
+def test_it_gets_no_token_that_its_own_does_not_give(api: Api) -> None:
+    """It is on this machine, where /register asks for no more: with a token of it, it would be under no limit."""
+    assert python(api, REGISTER).stdout.split() == ["403", "403", "201", "200"]
 
 
 def test_a_proxy_of_the_environments_is_not_in_the_way() -> None:

@@ -22,7 +22,8 @@ CHAT = Scope(paths=("/v1/chat", "/v1/models/"))
 @pytest.mark.parametrize(
     "path",
     [b"/v1/chat", b"/v1/chat?x=/../y", b"/v1/chat/", b"/v1/chat/x", b"/v1/chat/x%20y", b"/v1/chat/.well-known",
-     b"/v1/chat/...", b"/v1/chat/a.b", b"/v1/chat/..x", b"/v1/models/", b"/v1/models/gpt", b"/v1/chat?a//b"],
+     b"/v1/chat/...", b"/v1/chat/a.b", b"/v1/chat/..x", b"/v1/models/", b"/v1/models/gpt", b"/v1/chat?a//b",
+     b"/v1/chat/100%25", b"/v1/chat/%41%2541", b"/v1/chat/%c3%a9%C3%80", b"/v1/chat/%", b"/v1/chat/a%3f%3b%20b"],
 )  # fmt: skip
 def test_a_prefix_allows_itself_and_what_is_below(path: bytes) -> None:
     assert allows(CHAT, path)
@@ -37,6 +38,9 @@ def test_a_prefix_allows_itself_and_what_is_below(path: bytes) -> None:
      b"/v1/chat/..;/x", b"/v1/chat/..;a=b/x", b"/v1/chat/..%3b/x", b"/v1/chat/..%20/x", b"/v1/chat/..%00/x",
      b"/v1/chat/x%00",
      b"/v1/chat//x", b"//v1/chat", b"/v1//chat", b"/v1/chat/..%2fx", b"/v1/chat/%2F..%2Fx", b"/v1/chat/..\\x",
+     b"/v1/chat/%25%32%65%25%32%65/x", b"/v1/chat/%%32%65%%32e/x", b"/v1/chat/%2%65./x", b"/v1/chat/x%25%32f..",
+     b"/v1/chat/%25%32%35%32e./x", b"/v1/chat/%25252541", b"/v1/chat/" + b"%25" * 99 + b"2541",
+     b"/v1/chat/%c0%ae%C0%AE/x", b"/v1/chat/..%c0%afx", b"/v1/chat/..%c1%9cx", b"/v1/chat/%e0%80%ae./x",
      b"/v1/chat/..%5cx", b"/v1/chat/%5C..", b"/v1/chat/%255c..", b"/v1/chat/..?x"],
 )  # fmt: skip
 def test_nothing_that_could_be_read_as_another_path_is_allowed(path: bytes) -> None:

@@ -89,6 +89,12 @@ def test_a_name_of_any_script_stays_ascii_in_the_token(signer: TokenSigner) -> N
     assert signer.verify(signer.issue(claims).encode("ascii"), now_s=NOW_S) == claims
 
 
+def test_a_name_that_is_no_text_is_refused_where_it_is_given_and_where_it_was_signed(signer: TokenSigner) -> None:
+    with pytest.raises(ValueError, match="name"):
+        Claims(id="a", name="\ud800", issued_at_s=0)
+    assert "claims" in refused(signer, sign_by_hand(encoded({"id": "a", "name": "\ud800", "iat": 0})))
+
+
 def test_every_single_bit_flip_is_refused(signer: TokenSigner, token: bytes) -> None:
     for position in range(len(token)):
         for bit in range(8):

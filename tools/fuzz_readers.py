@@ -5,6 +5,7 @@ Nothing here asks the gateway how it reads; what it should pass on and leave out
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -181,12 +182,18 @@ def under(path: bytes, base: bytes) -> bool:
 
 
 def leaves(path: bytes) -> bool:
-    """Whether a server that decodes a path once, and takes any slash for one, is led out of the directory."""
+    """Whether a server that decodes a path once is led out of the directory, whichever slashes it takes for one."""
     path = path.partition(b"?")[0]
-    path = re.sub(rb"%([0-9A-Fa-f]{2})", lambda match: bytes((int(match[1], 16),)), path)
-    for keep_empty in (True, False):
+
+    def decode(text: bytes) -> bytes:
+        return re.sub(rb"%([0-9A-Fa-f]{2})", lambda match: bytes((int(match[1], 16),)), text)
+
+    # First what is split as it was sent, then what is split behind the decoding.
+    readings = [list(map(decode, re.split(slashes, path))) for slashes in (rb"/", rb"[/\\]")]
+    readings += [re.split(rb"[/\\]", decode(path)), re.split(rb"/", decode(path))]
+    for segments, keep_empty in itertools.product(readings, (True, False)):
         depth = 0
-        for segment in re.split(rb"[/\\]", path)[1:]:
+        for segment in segments[1:]:
             plain = segment.partition(b";")[0]
             if plain == b"..":
                 depth -= 1

@@ -96,6 +96,8 @@ def _read_file(file: Path) -> dict[str, object]:
         raise ConfigError(str(file), f"cannot be read: {error.strerror}", _FILE_TAKES, _FILE_EXAMPLE) from None
     except UnicodeDecodeError:
         raise ConfigError(str(file), "is not UTF-8", _FILE_TAKES, _FILE_EXAMPLE) from None
+    except RecursionError:  # tomllib has no bound of its own
+        raise ConfigError(str(file), "is nested too deeply", _FILE_TAKES, _FILE_EXAMPLE) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(str(file), f"is not TOML: {error}", _FILE_TAKES, _FILE_EXAMPLE) from None
     for key in content:

@@ -24,7 +24,7 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.http1 import fields, framing, writer
-from gateway.http1.message import CHUNKED, IDEMPOTENT, REFUSED_METHODS, RELAYED_METHODS, UNTIL_CLOSE
+from gateway.http1.message import CHUNKED, CRLF, IDEMPOTENT, REFUSED_METHODS, RELAYED_METHODS, UNTIL_CLOSE
 from gateway.metrics import CLIENT_GONE
 from gateway.proxy.clock import NEVER
 from gateway.proxy.relay import MAX_STRANGERS_BYTES, Relay
@@ -129,6 +129,7 @@ class Exchange:
             tally.begun += 1
             if subject.scope is not None:
                 subject.scope.check(context.route.name, head.method, context.route.path_of(head.target))
+                subject.scope.check_fields(CRLF.join(head.lines))
             if context.keys is None:
                 self._request = context.route.write_head(head)
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote_to_bytes
 
 from gateway.errors import BadRequest
 from gateway.http1 import fields
@@ -22,9 +23,16 @@ MAX_TARGET_REMEMBERED: Final = 256  # bytes
 _URL: Final = re.compile(rb"(?i)(https?)://([^/?]*?)(?::([0-9]*))?([/?].*)?")
 _DEFAULT_PORTS: Final = {b"http": b"80", b"https": b"443"}
 
-# What some server might take for the end of a path segment, and for a dot segment with or without parameters.
-_SEPARATOR: Final = re.compile(rb"(?i)/|\\|%2f|%5c")
+# What servers take for the end of a path segment, each its own: what one splits in two, and climbs out of twice, is one
+# segment for another. And what some server might take for a dot segment, with or without parameters.
+_SEPARATORS: Final = tuple(
+    re.compile(b"(?i)" + ends) for ends in (b"/", rb"/|\\", rb"/|%2f", rb"/|\\|%5c", rb"/|\\|%2f|%5c")
+)
 _DOT: Final = re.compile(rb"(?i)\.|%2e")
+
+
+_LONG_KEY: Final = 8
+"""A key of so many characters is nowhere by chance."""
 
 
 class TargetRoute:
@@ -46,8 +54,10 @@ class TargetRoute:
         "_host",
         "_key_query",
         "_on_answer",
+        "_plain_key",
         "_reads_answers",
         "_replaced",
+        "_shows_key",
         "_starts",
         "_tail",
         "_tail_chunked",
@@ -66,6 +76,8 @@ class TargetRoute:
         self._authorities = target.authorities
         self._host = b" HTTP/1.1\r\nHost: " + target.authority
         self._key_query = target.key_query
+        self._plain_key = unquote_to_bytes((target.key_query or b"").partition(b"=")[2])
+        self._shows_key = None if target.key_query is None else _key_in_urls(target.key_query)
         # Credentials that clients send never get this far; a field of any other name has to be looked for.
         own = {target.key_field} if target.key_field is not None else set()
         self._replaced = frozenset((target.removed | own) - fields.REQUEST_FIELDS.keys()) or None
@@ -158,11 +170,11 @@ class TargetRoute:
         self._reads_answers = True
 
     def _without_key(self, lines: list[bytes]) -> list[bytes]:
-        key = self._key_query
-        if key is not None and any(key in line for line in lines):
-            for shown, left in ((b"?%b&", b"?"), (b"&%b", b""), (b"?%b", b"")):
-                lines = [line.replace(shown % key, left) for line in lines]
-        return lines
+        shows, key = self._shows_key, self._plain_key
+        if shows is None:
+            return lines
+        # Without a '%' nothing is escaped, and that is soon seen.
+        return [shows.sub(_what_is_left, line) if b"%" in line or key in line else line for line in lines]
 
     def _write_start(self, target: bytes) -> bytes:
         """Write what follows the method: the rest of the request line, and `Host`."""
@@ -182,12 +194,37 @@ class TargetRoute:
         return start
 
 
+def _key_in_urls(pair: bytes) -> re.Pattern[bytes]:
+    """Return what finds a key in URLs, or in a URL within a URL, however it is escaped there.
+
+    Args:
+        pair: `name=key` as it went upstream.
+    """
+    name, _, key = map(unquote_to_bytes, pair.partition(b"="))
+    found = b"(?P<before>[?&])" + _spellings(name) + b"=" + _spellings(key) + b"(?P<behind>&?)"
+    return re.compile(found if len(key) < _LONG_KEY else found + b"|" + _spellings(key))
+
+
+def _spellings(text: bytes) -> bytes:
+    """Write a pattern for a text of which any character may be escaped, once or again and again."""
+    return b"".join(b"(?:%b|%%(?:25)*(?i:%02x))" % (re.escape(text[at : at + 1]), text[at]) for at in range(len(text)))
+
+
+def _what_is_left(match: re.Match[bytes]) -> bytes:
+    return match["before"] if match["behind"] else b""
+
+
 def _climbs(path: bytes) -> bool:
     """Whether some server could read the path as leaving the directory it starts in."""
     if b"." not in path and b"%2" not in path:
         return False
+    readings = _SEPARATORS if b"%" in path or b"\\" in path else _SEPARATORS[:1]
+    return any(_climbs_out(separator.split(path)[1:]) for separator in readings)
+
+
+def _climbs_out(segments: list[bytes]) -> bool:
     depth = 0
-    for segment in _SEPARATOR.split(path)[1:]:
+    for segment in segments:
         plain = _DOT.sub(b".", segment.partition(b";")[0])
         if plain == b"..":
             depth -= 1

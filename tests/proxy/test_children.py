@@ -109,6 +109,7 @@ def test_it_allows_no_more_than_its_parent(play: Playbook) -> None:
         {"limits": []},
         {"limits": [f"1/{seconds}s" for seconds in range(1, 17)]},
         {"name": 1},
+        {"name": "\ud800"},
         {"above": []},
         {"id": "x"},
     ],
@@ -171,11 +172,23 @@ def test_who_is_revoked_ends_with_all_that_was_made_from_it(play: Playbook, ende
     assert [listed[one]["parent"] for one in ids] == [None, *ids[:2]]
 
 
-def test_that_a_parent_is_revoked_is_remembered_while_the_store_is_lost(play: Playbook) -> None:
-    child, _ = child_of(play, play.token)
+@pytest.mark.parametrize("ended", [0, 1])
+def test_nothing_is_made_from_what_another_instance_has_revoked(play: Playbook, ended: int) -> None:
+    tokens = [play.token, child_of(play, play.token)[0]]
+    play.loop.run_until_complete(play.store.revoke(id_of(play, tokens[ended]), 3600))
+    ask(play.client, b"POST", b"/tokens", b"X-Api-Key: " + tokens[1])  # the first that is heard of it here
+    play.client.problem(401, "token_revoked")
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_that_a_parent_is_revoked_is_remembered_while_the_store_is_lost(play: Playbook, *, is_known: bool) -> None:
+    parent, play.token = play.token, child_of(play, play.token)[0]
+    passes(play)
+    play.token, child = parent, play.token
     play.loop.run_until_complete(play.admission.revoke(id_of(play, play.token), None, now_s=time.time()))
     play.store.holds = True
-    play.admission._subjects.clear()
+    if not is_known:
+        play.admission._subjects.clear()
     play.token = child
     play.client.sends(play.request(b"GET", b"/api/x"))
     play.client.problem(401, "token_revoked")

@@ -129,6 +129,39 @@ def test_a_key_that_is_percent_encoded_is_cut_as_it_went(make_play: Callable[...
     assert play.client.answer().value(b"location") == b"/v1/x/?a=1"
 
 
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        (b"/v1/x/?a=1&api-key=a/b+c=d&e&b=2", b"/v1/x/?a=1&b=2"),
+        (b"/v1/x/?api-key=a%2fb%2bc%3dd%26e", b"/v1/x/"),
+        (b"/v1/x/?api%2Dkey=%61%2Fb+c=d%26e&b=2", b"/v1/x/?b=2"),
+        (b"/login?next=%2Fx%3Fapi-key%3Da%252Fb%252Bc%253Dd%2526e%26b%3D2", b"/login?next=%2Fx%3Fapi-key%3D%26b%3D2"),
+        (b"/x/;api-key=a%2Fb%2Bc%3Dd%26e", b"/x/;api-key="),
+    ],
+)  # fmt: skip
+def test_a_key_that_the_api_spells_anew_is_cut_too(
+    make_play: Callable[..., Playbook], location: bytes, shown: bytes
+) -> None:
+    play = make_play(target_api_auth="query:api-key", target_api_key="a/b+c=d&e")
+    play.client.sends(play.request(b"GET", b"/api/x"))
+    play.upstream.answers(b"", b"302 Found", b"Location: " + location)
+    assert play.client.answer().value(b"location") == shown
+
+
+def test_a_key_in_a_url_within_a_url_is_cut(keyed: Playbook) -> None:
+    location = b"/login?next=%2Fv1%2Fx%3Fkey%3D" + KEY.encode() + b"&a=1"
+    assert redirected(keyed, b"/api/x", b"Location: " + location).value(b"location") == (
+        b"/login?next=%2Fv1%2Fx%3Fkey%3D&a=1"
+    )
+
+
+def test_a_short_key_is_cut_only_where_it_is_the_key(make_play: Callable[..., Playbook]) -> None:
+    play = make_play(target_api_auth="query:key", target_api_key="abc")
+    play.client.sends(play.request(b"GET", b"/api/x"))
+    play.upstream.answers(b"", b"302 Found", b"Location: /abc?key=abc&x=abc")
+    assert play.client.answer().value(b"location") == b"/abc?x=abc"
+
+
 def test_what_only_looks_like_the_key_is_let_be(keyed: Playbook) -> None:
     location = b"/v1/x/?key=mine&monkey=1"
     assert redirected(keyed, b"/api/x?key=mine", b"Location: " + location).value(b"location") == location

@@ -21,7 +21,7 @@ def tries(client: Client, *lines: bytes) -> int:
     return client.answer().status
 
 
-def test_the_eleventh_in_a_minute_is_a_429_that_says_when_to_come_back(play: Playbook) -> None:
+def test_the_sixty_first_in_a_minute_is_a_429_that_says_when_to_come_back(play: Playbook) -> None:
     for _ in range(60):
         ask(play.client, b"POST", b"/register")
         minted(play.client.answer())
@@ -73,6 +73,14 @@ def test_who_has_a_token_makes_as_many_of_it_and_no_more(make_play: Callable[...
 def test_nothing_that_a_client_says_makes_it_another(play: Playbook) -> None:
     statuses = [tries(play.client, b"X-Forwarded-For: 10.0.0.%d" % number) for number in range(61)]
     assert statuses == [201] * 60 + [429]
+
+
+def test_an_address_that_somebody_has_revoked_gets_a_whole_answer(play: Playbook) -> None:
+    """It is counted under a name, and any name can be revoked."""
+    ask(play.client, b"DELETE", b"/admin/tokens/register-127-0-0-1")
+    assert play.client.answer().status == 200
+    ask(play.client, b"POST", b"/register")
+    play.client.problem(401, "token_revoked")
 
 
 def test_a_lost_store_is_a_503(play: Playbook) -> None:

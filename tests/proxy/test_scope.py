@@ -54,6 +54,40 @@ def test_what_it_does_not_is_a_403_that_names_it(play: Playbook, method: bytes, 
     assert play.client.state == "open"
 
 
+OTHER_METHOD = [b"X-HTTP-Method-Override: DELETE", b"x-http-method:DELETE", b"X-Method-Override: GET, DELETE",
+                b"X_HTTP_METHOD_OVERRIDE: DELETE", b"X-Http-Method-Override:"]  # fmt: skip
+OTHER_PATH = [b"X-Original-URL: /admin", b"x-rewrite-url: /chat", b"X_Original_URL: /admin"]
+
+
+@pytest.mark.parametrize("line", [*OTHER_METHOD, *OTHER_PATH])
+def test_what_a_field_names_in_their_place_is_looked_at_too(play: Playbook, line: bytes) -> None:
+    """Many servers take the method, some the path, from such a field."""
+    narrow(play, paths=["/chat"], methods=["POST", "GET"])
+    for lines in ((b"Accept: */*", line, b"X-Last: 1"), (line,)):
+        play.client.sends(play.request(b"POST", b"/api/chat", *lines, body=b"body"))
+        assert b"a field" in play.client.problem(403, "not_allowed").body
+    first = b"POST /api/chat HTTP/1.1\r\n%b\r\nHost: h\r\nX-Api-Key: %b\r\nContent-Length: 0\r\n\r\n"
+    play.client.sends(first % (line, play.token))
+    play.client.problem(403, "not_allowed")
+    assert (play.dials, play.used(), play.client.state) == (0, 0, "open")
+
+
+@pytest.mark.parametrize(
+    ("lists", "line"),
+    [
+        ({"methods": ["POST", "GET"]}, b"X-HTTP-Method-Override: GET"),
+        ({"methods": ["POST"]}, OTHER_PATH[0]),
+        ({"paths": ["/chat"]}, OTHER_METHOD[0]),
+        ({"methods": ["POST"]}, b"X-Note: X-HTTP-Method-Override: DELETE"),
+        ({"targets": ["api"]}, OTHER_METHOD[0]),
+    ],
+)
+def test_a_field_that_names_what_is_allowed_passes(play: Playbook, lists: dict[str, list[str]], line: bytes) -> None:
+    narrow(play, **lists)
+    play.client.sends(play.request(b"POST", b"/api/chat", line, body=b"body"))
+    assert line in b"\r\n".join(name + b": " + value for name, value in play.upstream.request().fields)
+
+
 def test_a_token_for_another_target(play: Playbook) -> None:
     narrow(play, targets=["other"])
     play.client.sends(play.request(b"GET", b"/api/x"))
