@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import uvloop
 
 from gateway.config import SETTINGS
+from gateway.errors import StoreUnavailable, TokenError
 from gateway.server import Gateway
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ _SI_KERNEL: Final = 0x80
 _PR_SET_DUMPABLE: Final = 4
 _LONG_KEY: Final = 8
 """A key of so many characters is in no variable by chance."""
+
+_log = logging.getLogger("gateway")
 
 
 def run_command(config: Config, command: list[str]) -> int:
@@ -166,9 +169,15 @@ class _Embedded:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         async with self._gateway as gateway:
-            self._found = gateway.url, gateway.issue_token(name="run")
+            token = gateway.issue_token(name="run")
+            self._found = gateway.url, token
             self._started.set()
             await self._stopping.wait()
+            try:  # other gateways on the same Redis would take it as long as it lasts
+                with contextlib.suppress(TokenError):  # it has ended already
+                    await gateway.revoke_token(token)
+            except StoreUnavailable as error:
+                _log.warning("the command's token is good until it expires: %s", error)
 
 
 class Paths(NamedTuple):

@@ -239,6 +239,20 @@ class Gateway:
         scope = Scope(targets, methods, paths)
         return self._context.admission.issue(time.time(), name=name, limits=limits, ttl_s=ttl_s, scope=scope)[0]
 
+    async def revoke_token(self, token: str) -> None:
+        """End a token, and all that was made from it, on every instance on this store; what is under way goes on.
+
+        Raises:
+            TokenError: It is none that is good here.
+            StoreUnavailable: The store did not take it in: this instance refuses the token, others do not.
+            RuntimeError: The gateway is not running.
+        """
+        if self._context is None:
+            raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
+        admission, now_s = self._context.admission, time.time()
+        claims = admission.authenticate(token.encode(), now_s).claims
+        await admission.revoke(claims.id, claims.expires_at_s, now_s=now_s)
+
     def reload(self, config: Config) -> list[str]:
         """Go on with another configuration; what is in flight ends as it began.
 

@@ -20,6 +20,7 @@ from gateway.config import Config
 from gateway.running import environment, paths_for
 from tests.kit.api import Api, running_api
 from tests.kit.printed import printed
+from tests.kit.redis import running_redis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -307,6 +308,24 @@ def test_bad_usage(api: Api, words: list[str]) -> None:
 def test_an_ignored_sigchld_does_not_lose_the_exit_code(api: Api) -> None:
     script = f"trap '' CHLD; exec {sys.executable} -m gateway run -- sh -c 'exit 7'"
     assert subprocess.run(["sh", "-c", script], env=settings(api), timeout=TIMEOUT_S, check=False).returncode == 7
+
+
+def test_its_token_ends_with_it_on_every_gateway(api: Api) -> None:
+    ask = ASK + "\nprint(os.environ['GATEWAY_TOKEN'])"
+    with running_redis() as redis:
+        ran = run(api, sys.executable, "-c", ask, "/a", REDIS_URL=redis.url, STORE_TIMEOUT="10s")
+        status, token = ran.stdout.split()
+        assert (status, ran.stderr) == ("200", "gateway: 1 requests went through, 0 refused, 0 failed\n")
+        looked = subprocess.run(
+            [sys.executable, "-m", "gateway", "token", "inspect", "-"],
+            env=settings(api, REDIS_URL=redis.url),
+            input=token,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    assert (looked.returncode, looked.stdout.splitlines()[-1].split(maxsplit=1)[1]) == (1, "bad: revoked")
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway import Config, Gateway
+from gateway.errors import TokenError
 from gateway.tokens import claims_in
 from tests.e2e import Answer, connected, fetch, request
 from tests.kit.upstream import Upstream, answering
@@ -190,6 +191,16 @@ async def test_a_token_of_the_librarys_is_as_it_was_asked_for(gateway: Gateway) 
         gateway.issue_token(ttl="soon")
     with pytest.raises(ValueError, match="a method is"):
         gateway.issue_token(methods=["get"])
+
+
+async def test_a_token_of_the_librarys_ends_when_it_says_so(gateway: Gateway) -> None:
+    token, other = gateway.issue_token(), gateway.issue_token()
+    await gateway.revoke_token(token)
+    assert (await fetch(gateway.url, request("/api/x", token)))["x-gateway-error"] == "token_revoked"
+    assert (await fetch(gateway.url, request("/api/x", other))).status == 200
+    for none in (token, "gw_x.y"):
+        with pytest.raises(TokenError):
+            await gateway.revoke_token(none)
 
 
 async def test_a_url_goes_to_the_target_that_it_lies_under(
