@@ -174,25 +174,23 @@ def ids_of(own: list[bytes], opening: Opening[RequestHead] | None) -> tuple[str,
         opening: Remembers where in them they were.
     """
     lines = own[0] if len(own) == 1 else CRLF.join(own)
-    if opening is None:
-        request_at, request_name, trace_at, trace_name = _look_for(lines)
-    else:
-        request_at, request_name, trace_at, trace_name = places = opening.ids_at or _look_for(lines)
-        # Values before them may be longer or shorter than the last time.
-        if request_name and not lines.startswith(request_name, request_at):
-            request_at = lines.find(request_name)
-        if trace_name and not lines.startswith(trace_name, trace_at):
-            trace_at = lines.find(trace_name)
-        if not request_name and not trace_name:
-            opening.ids_at = None
-            return "", ""
-        if places is not opening.ids_at or request_at != places[0] or trace_at != places[2]:
-            opening.ids_at = (request_at, request_name, trace_at, trace_name)
-    request_id = _value(lines, request_at, request_name) if request_name and request_at >= 0 else b""
-    if len(request_id) > MAX_ID_BYTES or request_id.translate(None, _SANE):
-        request_id = b""
-    trace_id = _trace_id(_value(lines, trace_at, trace_name)) if trace_name and trace_at >= 0 else ""
-    return request_id.decode(), trace_id
+    places = (opening.ids_at if opening is not None else None) or _look_for(lines)
+    request_at, request_name, trace_at, trace_name = places
+    # Values before them may be longer or shorter than the last time.
+    if request_name and not lines.startswith(request_name, request_at):
+        request_at = lines.find(request_name)
+    if trace_name and not lines.startswith(trace_name, trace_at):
+        trace_at = lines.find(trace_name)
+    if opening is not None:
+        opening.ids_at = (request_at, request_name, trace_at, trace_name) if request_name or trace_name else None
+    request_id = trace_id = ""
+    if request_name and request_at >= 0:
+        value = _value(lines, request_at + len(request_name))
+        if len(value) <= MAX_ID_BYTES and not value.translate(None, _SANE):
+            request_id = value.decode()
+    if trace_name and trace_at >= 0:
+        trace_id = _trace_id(_value(lines, trace_at + len(trace_name)))
+    return request_id, trace_id
 
 
 def _look_for(lines: bytes) -> tuple[int, bytes, int, bytes]:
@@ -205,10 +203,9 @@ def _look_for(lines: bytes) -> tuple[int, bytes, int, bytes]:
     return tuple(places)  # type: ignore[return-value]  # two times two
 
 
-def _value(lines: bytes, at: int, name: bytes) -> bytes:
-    begin = at + len(name)
+def _value(lines: bytes, begin: int) -> bytes:
     end = lines.find(CRLF, begin)
-    return lines[begin : end if end >= 0 else len(lines)].strip(b" \t")
+    return lines[begin:end].strip() if end >= 0 else lines[begin:].strip()
 
 
 def _quoted(word: str | None) -> str:

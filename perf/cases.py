@@ -60,6 +60,7 @@ CASES: Final = (
     Case("token-unseen", "verify a token that was not", parts.token_unseen, SLOW_ROUND),
     Case("limit-1", "decide one limit, embedded store", parts.limit_1, ROUND),
     Case("limit-3", "decide three limits, embedded store", parts.limit_3, ROUND),
+    Case("log-line", "make a line of the access log, both ids in the head", parts.log_line, ROUND),
     Case("counts-gathered", "gather the counts of a request, once a second", parts.counts_gathered, ROUND),
     Case("redis-check-1", "send a check, read its reply; 1 in flight", _exchanges("redis_check_1"), EXCHANGES),
     Case("redis-check-64", "the same, 64 in flight", _exchanges("redis_check_64"), EXCHANGES),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import h11
 
+from gateway.access_lines import JsonLines, Record
 from gateway.errors import TokenInvalid, UpstreamProtocolError
 from gateway.http1 import framing, writer
 from gateway.http1.message import CHUNKED, HEAD_END
@@ -257,6 +258,28 @@ def _chunked(bodies: int, chunks: int, content: bytes, cut: Callable[[list[bytes
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def log_line() -> Bench:
+    """Set up: parsed request heads, each with an id and a `traceparent`; their lines are made in one batch."""
+    parser, numbers, lines = RequestParser(), messages.numbers(), JsonLines()
+    made: list[str] = []
+
+    def fresh() -> list[list[Record]]:
+        heads = [parser.parse(messages.request_head(number, _TOKEN)) for number in islice(numbers, ROUND)]
+        sizes = (200, 69, 310)
+        timing = writer.TIMING % (0.071, 412.771)
+        return [[Record(head, len(head.lines), None, "id", "api", "", *sizes, timing, None) for head in heads]]
+
+    def make(records: list[Record]) -> None:
+        made[:] = lines.make(records, _NOW_S)
+
+    def check() -> None:
+        make(fresh()[0])
+        expect("the number of lines", len(made), ROUND)
+        expect("whether there is a trace id", '"trace":null' in made[-1], False)
+
+    return each(fresh, make, check)
 
 
 def counts_gathered() -> Bench:

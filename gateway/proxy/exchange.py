@@ -476,9 +476,17 @@ class Exchange:
             timing = writer.TIMING % ((self._own_s * 1e3, lap_ms) if self._sent else (lap_ms, 0.0))
         subject = self._subject
         record = (
-            *(self._head, self._own_lines, self._opening, None if subject is None else subject.id),
-            *(self._context.route.name, self._client.host if log.wants_host else "", self._status or CLIENT_GONE),
-            *(received, sent, timing, error),
+            self._head,
+            self._own_lines,
+            self._opening,
+            None if subject is None else subject.id,
+            self._context.route.name,
+            self._client.host if log.wants_host else "",
+            self._status or CLIENT_GONE,
+            received,
+            sent,
+            timing,
+            error,
         )
         log.add(_record(Record, record))
 
