@@ -18,8 +18,8 @@ async with Admission(rate_limit="60/minute", redis_url="redis://127.0.0.1:6379/0
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # typing is a megabyte of the supervisor's, which needs nothing else of it
 if TYPE_CHECKING:
     from gateway.config import Config
     from gateway.errors import (

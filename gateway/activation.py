@@ -34,10 +34,15 @@ def inherited_sockets(environ: MutableMapping[str, str]) -> list[socket.socket]:
         return []
     if not count.isascii() or not count.isdigit():
         raise ConfigError("LISTEN_FDS", "is not a number", "what systemd sets it to", "LISTEN_FDS=1")
-    return [_socket(FIRST_DESCRIPTOR + number) for number in range(int(count))]
+    return [listening_socket(FIRST_DESCRIPTOR + number) for number in range(int(count))]
 
 
-def _socket(descriptor: int) -> socket.socket:
+def listening_socket(descriptor: int) -> socket.socket:
+    """Take over a descriptor, which no other process is to inherit by itself.
+
+    Raises:
+        ConfigError: It is no listening stream socket.
+    """
     try:
         os.set_inheritable(descriptor, False)
         sock = socket.socket(fileno=descriptor)

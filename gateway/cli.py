@@ -203,7 +203,7 @@ def _serve(options: argparse.Namespace) -> int:
         del os.environ[variable]
     from gateway.workers import serve  # loads the server
 
-    return serve(config, read)
+    return serve(config, read, environ)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import resource
 import socket
 from typing import TYPE_CHECKING, Final
@@ -78,7 +79,10 @@ def soft_limit() -> int:
 
 
 class Listener:
-    """The listening sockets of a gateway. While paused, also the clock's `Watched`.
+    """The listening sockets of a gateway. Where something is to be done at each tick, also the clock's `Watched`.
+
+    Where several processes listen, each has sockets of its own. To the others' it looks at each tick: who waits there
+    for longer than that has come to a process that is busy, or is not there.
 
     Args:
         clock: The process's coarse time.
@@ -89,6 +93,8 @@ class Listener:
 
     Attributes:
         clients: How many connections were accepted and have not ended.
+        accepted: How many were accepted so far.
+        emptied: Set when the last of them has ended.
         handshake_timeout_s: As above, for connections that are accepted from now on.
     """
 
@@ -99,13 +105,16 @@ class Listener:
         "_files",
         "_loop",
         "_make",
+        "_others",
         "_paused",
         "_shaking_hands",
         "_sockets",
         "_starting",
         "_tls",
+        "accepted",
         "clients",
         "deadline_s",
+        "emptied",
         "handshake_timeout_s",
     )
 
@@ -124,10 +133,12 @@ class Listener:
         self._tls = tls
         self.handshake_timeout_s = handshake_timeout_s
         self._sockets: list[socket.socket] = []
+        self._others: list[socket.socket] = []
         self._files: list[SocketFile] = []
         self._starting: dict[socket.socket, asyncio.Task[None]] = {}
         self._shaking_hands: set[socket.socket] = set()
-        self.clients = 0
+        self.clients = self.accepted = 0
+        self.emptied = asyncio.Event()
         self._paused = True
         self._calm_from_s = 0.0
         self.deadline_s = 0.0  # looks at each tick, as long as it is watched
@@ -153,42 +164,71 @@ class Listener:
         for family, _, _, _, name in dict.fromkeys(found):
             self.adopt(socket.create_server(name, family=family, backlog=BACKLOG))
 
-    def adopt(self, sock: socket.socket) -> None:
-        """Accept from a socket that listens already, from `start` on, and close it at the end."""
+    def adopt(self, sock: socket.socket, *, is_own: bool = True) -> None:
+        """Accept from a socket that listens already, from `start` on, and close it at the end.
+
+        Args:
+            sock: The socket.
+            is_own: It is not another process's.
+        """
         sock.setblocking(False)
-        self._sockets.append(sock)
+        (self._sockets if is_own else self._others).append(sock)
 
     def start(self) -> None:
         """Accept, until `stop`."""
         self._paused = False
         for sock in self._sockets:
             self._loop.add_reader(sock, self._accept, sock)
+        if self._others:
+            self._clock.watched.add(self)
+
+    def shared(self) -> list[int]:
+        """Return descriptors of the sockets for another process, which listen on when these are closed."""
+        return [os.dup(sock.fileno()) for sock in (*self._sockets, *self._others)]
+
+    def leave_files(self) -> list[str]:
+        """Leave the files of unix sockets to somebody else; return their marks."""
+        files, self._files = self._files, []
+        return [file.mark for file in files]
+
+    def take_waiting(self) -> None:
+        """Accept those who wait in the kernel's queues now, before they would be reset by `stop`."""
+        for sock in (*self._sockets, *self._others):
+            if not self._paused:
+                self._accept(sock)
 
     def stop(self) -> None:
-        """Give up listening: whoever waits in the kernel's queue is reset. May be called again."""
+        """Give up listening: where no other process does, who waits in the kernel's queue is reset. May be repeated."""
         if not self._paused:
             self._rest()
         self._clock.watched.discard(self)
         for file in self._files:
             file.remove()
         self._files.clear()
-        for sock in self._sockets:
+        for sock in (*self._sockets, *self._others):
             sock.close()
         self._sockets.clear()
+        self._others.clear()
 
     async def close(self) -> None:
         """Stop, and see those that were just being accepted handed over to their protocols."""
         self.stop()
+        self.end_handshakes()
+        # Each is through in a few turns of the loop.
+        await asyncio.gather(*self._starting.values(), return_exceptions=True)
+
+    def end_handshakes(self) -> None:
+        """Hang up on those with whom TLS is not agreed yet."""
         for sock in self._shaking_hands:
             # To cancel what makes it could leave a transport behind that still watches the descriptor (see `Dialer`).
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-        # Each is through in a few turns of the loop.
-        await asyncio.gather(*self._starting.values(), return_exceptions=True)
 
     def on_client_gone(self) -> None:
         """Hear that a connection has ended: to be called once for each that was made."""
         self.clients -= 1
+        if not self.clients:
+            self.emptied.set()
         if self._paused:
             self._go_on()
 
@@ -197,8 +237,14 @@ class Listener:
         if self._paused:
             self._go_on()
         elif self._calm_from_s < self._clock.now_s:
-            self._clock.watched.discard(self)
-            _log.info("accepting connections without a pause again")
+            if self._calm_from_s:
+                self._calm_from_s = 0.0
+                _log.info("accepting connections without a pause again")
+            if not self._others:
+                self._clock.watched.discard(self)
+        for sock in self._others:
+            if not self._paused:
+                self._accept(sock)
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(ACCEPTS_A_TURN):
@@ -214,6 +260,7 @@ class Listener:
                 return
             sock.setblocking(False)
             self.clients += 1
+            self.accepted += 1
             if self._tls is None or sock.family == socket.AF_UNIX:
                 self._starting[sock] = self._loop.create_task(self._begin(sock))
             else:
@@ -253,9 +300,10 @@ class Listener:
 
     def _pause(self, reason: str) -> None:
         self._rest()
+        was_calm = not self._calm_from_s
         self._calm_from_s = self._clock.now_s + CALM_S
-        if self not in self._clock.watched:
-            self._clock.watched.add(self)
+        self._clock.watched.add(self)
+        if was_calm:
             _log.warning(
                 "new connections have to wait: %s; to have more at a time, raise the limit of open files (ulimit -n)",
                 reason,

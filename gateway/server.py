@@ -19,7 +19,7 @@ from gateway.endpoints import Endpoints
 from gateway.http1.parser import AnswerParser, RequestParser
 from gateway.listening import Descriptors, Listener, soft_limit
 from gateway.metrics import Metrics
-from gateway.proxy.client import ClientConnection
+from gateway.proxy.client import GRACE_S, ClientConnection
 from gateway.proxy.clock import Clock
 from gateway.proxy.context import ProxyContext
 from gateway.proxy.routes import Routes
@@ -46,10 +46,13 @@ if TYPE_CHECKING:
     _MadeOf = tuple[str | None, str | None, str | None]
     """The CA file, None for the system's roots; the certificate to show, if any; its key, if in a file of its own."""
 
+NOTICE_SHARE: Final = 0.25
+"""How much of `DRAIN_TIMEOUT` may go by before listening ends: what comes last needs the rest."""
 _SECRET_BYTES: Final = 32
 
 _FIXED: Final = {
     "listen": "GATEWAY_LISTEN",
+    "workers": "GATEWAY_WORKERS",
     "tls": "GATEWAY_TLS_CERT",
     "redis": "REDIS_URL",
     "on_store_loss": "ON_STORE_LOSS",
@@ -68,6 +71,7 @@ class Gateway:
     Args:
         config: What it does. `gateway_listen` is a free port of 127.0.0.1 unless it says otherwise.
         sockets: Listening stream sockets to accept from in place of `gateway_listen`; the gateway closes them.
+        others: More of these, that other processes accept from; see `Listener`.
         shared_dir: A directory by which the workers of one program tell each other what they have counted; None: there
             is but this one.
 
@@ -76,10 +80,16 @@ class Gateway:
     """
 
     def __init__(
-        self, config: Config, *, sockets: Sequence[socket.socket] = (), shared_dir: Path | None = None
+        self,
+        config: Config,
+        *,
+        sockets: Sequence[socket.socket] = (),
+        others: Sequence[socket.socket] = (),
+        shared_dir: Path | None = None,
     ) -> None:
         self._settings: Settings = config.settings
         self._sockets = sockets
+        self._others = others
         self.metrics = Metrics()
         self._shared = SharedCounts(self.metrics, shared_dir)
         self._listener: Listener | None = None
@@ -135,6 +145,8 @@ class Gateway:
             context.on_client_gone = listener.on_client_gone
             for sock in self._sockets:
                 listener.adopt(sock)
+            for sock in self._others:
+                listener.adopt(sock, is_own=False)
             for address in () if self._sockets else settings.listen:
                 await listener.bind(address)
             listener.start()
@@ -298,27 +310,59 @@ class Gateway:
         self._context.clock.watched.add(watch)
         return watch
 
-    async def drain(self) -> bool:
+    async def drain(self, *, notice_s: float = 0.0) -> bool:
         """Stop listening, and let what is in flight end, for `DRAIN_TIMEOUT` at most.
+
+        From the first moment `/readyz` is a 503 and each answer says that its connection closes; connections that
+        stay idle are closed a second later.
+
+        Args:
+            notice_s: Listen on for as long, that who balances load may notice first; and again as long as new clients
+                came meanwhile, up to a quarter of `DRAIN_TIMEOUT`.
 
         Returns:
             Whether everything ended in time.
         """
-        context = self._context
-        if context is None or self._listener is None:
+        context, listener = self._context, self._listener
+        if context is None or listener is None:
             return True
-        self._listener.stop()
         context.draining = True
         context.streams.end()
         for connection in tuple(context.connections):
             connection.drain()
-        if context.connections:
-            context.emptied.clear()
-            try:
-                await asyncio.wait_for(context.emptied.wait(), self._settings.drain_timeout_s)
-            except TimeoutError:
-                return False
+        timeout_s = self._settings.drain_timeout_s
+        loop = asyncio.get_running_loop()
+        impatient: asyncio.TimerHandle | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                if notice_s:
+                    await _until_calm(listener, notice_s, timeout_s * NOTICE_SHARE)
+                listener.take_waiting()
+                listener.stop()
+                impatient = loop.call_later(GRACE_S, listener.end_handshakes)
+                while listener.clients:
+                    listener.emptied.clear()
+                    await listener.emptied.wait()
+        except TimeoutError:
+            return False
+        finally:
+            if impatient is not None:
+                impatient.cancel()
         return True
+
+    def share_sockets(self) -> list[int]:
+        """Return descriptors of the listening sockets for another process; see `leave_files`.
+
+        Raises:
+            RuntimeError: The gateway is not running.
+        """
+        if self._listener is None:
+            raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
+        return self._listener.shared()
+
+    def leave_files(self) -> list[str]:
+        """Leave the files of unix sockets to a process that listens on; return their marks."""
+        return [] if self._listener is None else self._listener.leave_files()
 
     async def close(self) -> None:
         """End everything now, and give up every descriptor."""
@@ -327,7 +371,7 @@ class Gateway:
             listener.stop()
         context, self._context = self._context, None
         if context is not None:
-            context.draining = True
+            context.draining = context.closed = True
             for connection in tuple(context.connections):
                 connection.abort()
             self._upstreams.close()
@@ -345,7 +389,7 @@ class Gateway:
         if listener is not None:
             await listener.close()
         await self._upstreams.closed()
-        for sock in self._sockets:  # where it did not come to listening
+        for sock in (*self._sockets, *self._others):  # where it did not come to listening
             sock.close()
         # Transports tell their protocols of the end in the next turn of the loop.
         await asyncio.sleep(0)
@@ -358,6 +402,16 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+async def _until_calm(listener: Listener, notice_s: float, longest_s: float) -> None:
+    """Wait until no client has come for a while."""
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + longest_s
+    known = -1
+    while known != listener.accepted and loop.time() < end_s:
+        known = listener.accepted
+        await asyncio.sleep(min(notice_s, end_s - loop.time()))
 
 
 def _reloadable(old: Settings, new: Settings) -> tuple[Settings, list[str]]:

@@ -30,6 +30,12 @@ class SocketFile:
         self._path = path
         self._identity = _identity(path)
 
+    @property
+    def mark(self) -> str:
+        """What another process needs to `remove` it in our place: `DEVICE:INODE:PATH`."""
+        device, inode = self._identity
+        return f"{device}:{inode}:{self._path}"
+
     def remove(self) -> None:
         """Remove it, unless somebody has put another file in its place."""
         try:

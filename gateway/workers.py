@@ -1,4 +1,7 @@
-"""The gateway as a program: one process on uvloop, with its log on stderr and its signals handled."""
+"""The gateway as a program: a process on uvloop, with its log on stderr and its signals handled.
+
+With several workers it is each of them, and what turns into their supervisor.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,14 @@ import uvloop
 from gateway.activation import inherited_sockets
 from gateway.errors import ConfigError
 from gateway.server import Gateway
+from gateway.supervising import Place, Successor, become_supervisor
+from gateway.supervisor.plan import remove_shared_directory
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping
 
-    from gateway.config import Config
+    from gateway.config import Config, Settings
     from gateway.watching import FileWatch
 
 GC_THRESHOLDS: Final = (50_000, 20, 50)
@@ -30,16 +35,21 @@ GC_THRESHOLDS: Final = (50_000, 20, 50)
 
 SHARED_DIR: Final = "GATEWAY_SHARED_DIR"
 """Where a supervisor has its workers put their counts, for each other."""
+NOTICE_S: Final = 1.0
+"""From SIGTERM to the end of listening, at least: `/readyz` tells it meanwhile to who asks once a second."""
 
 _log = logging.getLogger("gateway")
 
 
-def serve(config: Config, reread: Callable[[], Config]) -> int:
+def serve(config: Config, reread: Callable[[], Config], environ: Mapping[str, str]) -> int:
     """Run the gateway until SIGTERM or SIGINT, then drain it. SIGHUP, and a change of its files, reload it.
+
+    SIGUSR2 has the same program, started anew, take its place.
 
     Args:
         config: What it does.
         reread: Makes the configuration anew, from where this one came.
+        environ: The environment that this process was started with.
 
     Returns:
         0: everything in flight ended within `DRAIN_TIMEOUT`, or had to be cut off then.
@@ -54,11 +64,20 @@ def serve(config: Config, reread: Callable[[], Config]) -> int:
     # A core dump would hold the real key.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _allow_all_descriptors()
-    sockets = inherited_sockets(os.environ)
-    if sockets:
+    place = Place.found(os.environ)
+    if place is None and config.settings.workers > 1:
+        become_supervisor(config.settings, environ)
+    others: list[socket.socket] = []
+    if place is not None:
+        sockets, others = place.sockets(config.settings.workers)
+    elif sockets := inherited_sockets(os.environ):
         _log.info("listening on %d sockets that this process was started with, not on GATEWAY_LISTEN", len(sockets))
+    shared = os.environ.get(SHARED_DIR)
+    gateway = Gateway(config, sockets=sockets, others=others, shared_dir=Path(shared) if shared else None)
+    life = _Life(gateway, config.settings, place, environ)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(config, sockets, reread))
+        runner.run(_serve(gateway, life, _Reloading(gateway, config, reread)))
+    return 0
 
 
 def _allow_all_descriptors() -> None:
@@ -116,23 +135,132 @@ class _Reloading:
         self._is_over = True
 
 
-async def _serve(config: Config, sockets: Sequence[socket.socket], reread: Callable[[], Config]) -> int:
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    shared = os.environ.get(SHARED_DIR)
-    gateway = Gateway(config, sockets=sockets, shared_dir=Path(shared) if shared else None)
-    reloading = _Reloading(gateway, config, reread)
-    loop.add_signal_handler(signal.SIGHUP, reloading)  # from the start: else it would end the program
+class _Life:
+    """From the first signal that ends the process to its end, in the order that clients notice least.
+
+    Args:
+        gateway: What it is about.
+        settings: Its configuration.
+        place: What this process was given by its supervisor; None if it has none.
+        environ: The environment that the process was started with.
+
+    Attributes:
+        ending: Set when the process is to end.
+    """
+
+    def __init__(self, gateway: Gateway, settings: Settings, place: Place | None, environ: Mapping[str, str]) -> None:
+        self._gateway = gateway
+        self._settings = settings
+        self._place = place
+        self._environ = environ
+        self.ending = asyncio.Event()
+        self._at_once = asyncio.Event()
+        self._is_relieved = self._is_orphaned = False
+        self._stops = 0
+        self._starting: asyncio.Task[None] | None = None
+        self._successor: Successor | None = None
+        self._files: list[str] = []
+
+    def listen(self) -> None:
+        """Handle signals from now on."""
+        loop = asyncio.get_running_loop()
+        # A service manager may tell each process of a group, and the supervisor tells its workers once more: to them a
+        # second SIGTERM says nothing new. Ctrl-C goes to the whole group as well.
+        loop.add_signal_handler(signal.SIGTERM, self._stop if self._place is None else self.ending.set)
+        if self._place is None:
+            loop.add_signal_handler(signal.SIGINT, self._stop)
+            loop.add_signal_handler(signal.SIGUSR2, self._start_successor)
+        else:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            loop.add_signal_handler(signal.SIGUSR2, self._relieve)
+            loop.add_reader(self._place.lifeline, self._on_supervisor_gone, self._place.lifeline)
+        loop.add_signal_handler(signal.SIGQUIT, self._end)
+
+    def on_serving(self) -> None:
+        """Tell whoever waits for it."""
+        if self._place is not None:
+            self._place.tell_ready(self._settings.workers)
+
+    async def drain(self) -> None:
+        """Let what is in flight end, unless a signal says that there is no time for it."""
+        if self._starting is not None and self._successor is None:
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
+        loop = asyncio.get_running_loop()
+        draining = loop.create_task(self._gateway.drain(notice_s=0.0 if self._is_relieved else NOTICE_S))
+        hurrying = loop.create_task(self._at_once.wait())
+        await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)
+        hurrying.cancel()
+        if not draining.done():
+            draining.cancel()
+            _log.warning("told to stop at once: what was in flight is cut off")
+        elif not draining.result():
+            _log.warning("some exchanges did not end within DRAIN_TIMEOUT and were cut off")
+
+    async def leave(self) -> None:
+        """Turn this process into the supervisor of its successor, if it has one; or clean up for one that is gone."""
+        if self._is_orphaned:
+            with contextlib.suppress(OSError):  # another worker is quicker, or still has something there
+                remove_shared_directory(self._environ[SHARED_DIR])
+        if self._successor is not None:
+            # While the loop runs: when it ends, it gives up its handlers, and signals would end the process.
+            await self._successor.hear_signals()
+            self._successor.take_place(self._files, self._stops)
+
+    def _stop(self) -> None:
+        self._stops += 1
+        if self._stops > 1:
+            self._at_once.set()
+        if self._successor is not None:
+            self._successor.stop(signal.SIGTERM if self._stops == 1 else signal.SIGQUIT)
+        self.ending.set()
+
+    def _end(self) -> None:
+        self._at_once.set()
+        self.ending.set()
+
+    def _relieve(self) -> None:
+        """Another process accepts from the same sockets: there is nobody to give notice to."""
+        self._is_relieved = True
+        self.ending.set()
+
+    def _on_supervisor_gone(self, lifeline: int) -> None:
+        asyncio.get_running_loop().remove_reader(lifeline)
+        _log.error("the supervisor has ended: so does this worker")
+        self._is_orphaned = True
+        self._relieve()
+
+    def _start_successor(self) -> None:
+        if self.ending.is_set() or (self._starting is not None and not self._starting.done()):
+            _log.warning("SIGUSR2: the gateway is being replaced already, or stopping")
+            return
+        _log.info("SIGUSR2: starting the new program beside the old one")
+        self._starting = asyncio.get_running_loop().create_task(self._succeed())
+
+    async def _succeed(self) -> None:
+        try:
+            successor = Successor(self._gateway.share_sockets(), self._environ, self._settings)
+            await successor.serves()
+        except (OSError, RuntimeError) as error:
+            _log.error("not replaced, the old program goes on: %s", error)
+            return
+        self._successor = successor
+        self._files = self._gateway.leave_files()
+        self._relieve()
+
+
+async def _serve(gateway: Gateway, life: _Life, reloading: _Reloading) -> None:
+    life.listen()
+    # From the start: else it would end the program.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloading)
     async with gateway:
         reloading.begin()
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
-        await stopping.wait()
+        life.on_serving()
+        await life.ending.wait()
         reloading.end()
         _log.info("stopping: finishing what is in flight")
-        if not await gateway.drain():
-            _log.warning("some exchanges did not end within DRAIN_TIMEOUT and were cut off")
-    return 0
+        await life.drain()
+    await life.leave()

@@ -85,6 +85,10 @@ class Server:
         pids = self.pids
         return Usage(sum(map(_cpu_s, pids)), sum(map(_waiting_s, pids)))
 
+    def cpu_s_of_each(self) -> list[float]:
+        """Read the CPU time of each of its processes; take the differences of two."""
+        return [_cpu_s(pid) for pid in self.pids]
+
     def rss_bytes(self, line: str = "VmRSS") -> int:
         """Read its resident memory; what processes share is counted in each of them."""
         return sum(_memory_bytes(pid, line) for pid in self.pids)
@@ -190,7 +194,9 @@ class Lab:
                 raise Refused(f"{name} did not start: {said[-1]}")
         raise AssertionError
 
-    def gateway(self, upstream: Server, redis: Server | None, *, root: Path = ROOT, label: str = "gateway") -> Server:
+    def gateway(
+        self, upstream: Server, redis: Server | None, *, root: Path = ROOT, label: str = "gateway", **settings: str
+    ) -> Server:
         """Start the gateway of a checkout, and get a token from it.
 
         Args:
@@ -198,6 +204,7 @@ class Lab:
             redis: Its store; None: the embedded one.
             root: The checkout.
             label: For people.
+            settings: More of its environment.
         """
         environ = {
             **_GATEWAY_SETTINGS,
@@ -205,6 +212,7 @@ class Lab:
             "GATEWAY_LISTEN": "127.0.0.1:@{port}",
             # The working directory is on the path already with -m; an installed copy must not come first.
             "PYTHONPATH": str(root),
+            **settings,
         }
         if redis is not None:
             environ["REDIS_URL"] = f"redis://127.0.0.1:{redis.port}/0"

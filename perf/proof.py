@@ -42,6 +42,7 @@ def main() -> int:
                     "TARGET_API_URL": f"http://127.0.0.1:{upstream.port}",
                     "GATEWAY_LISTEN": "127.0.0.1:@{port}",
                     "PYTHONPATH": str(ROOT),
+                    "DRAIN_TIMEOUT": "1s",  # they are stopped one after the other, with nothing in flight
                 }
                 command = [sys.executable, "-m", "gateway"]
                 urls = [

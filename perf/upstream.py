@@ -4,6 +4,7 @@
 
 - `/events?count=N&interval_ms=M`: a stream of N server-sent events, each with the monotonic clock in nanoseconds;
 - `/big`: as many bytes as `BIG_BYTES`;
+- `/count`: how many requests it has had before this one, in JSON;
 - `/refuse`: 503, for tests of what a load generator makes of it;
 - anything else: a chat completion, its head different each time, as those of real APIs are.
 """
@@ -11,6 +12,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 import sys
 import time
@@ -20,7 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 import uvloop
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
 BIG_BYTES: Final = 200_000_000
 ANSWER: Final = (
@@ -46,9 +48,14 @@ _REFUSAL: Final = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\
 
 
 class _Upstream(asyncio.Protocol):
-    """One connection."""
+    """One connection.
 
-    def __init__(self) -> None:
+    Args:
+        asked: Counts the requests of all connections.
+    """
+
+    def __init__(self, asked: Iterator[int]) -> None:
+        self._asked = asked
         self._received = b""
         self._count = 0
         self._pieces: Generator[bytes, None, None] | None = None
@@ -83,6 +90,7 @@ class _Upstream(asyncio.Protocol):
 
     def _answer(self, target: str) -> None:
         path, query = urlsplit(target)[2:4]
+        before = next(self._asked)
         match path.removeprefix("/api"):
             case "/events":
                 wishes = parse_qs(query)
@@ -91,6 +99,8 @@ class _Upstream(asyncio.Protocol):
             case "/big":
                 self._pieces = _big()
                 self._write_pieces()
+            case "/count":
+                self._transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%d" % (len(str(before)), before))
             case "/refuse":
                 self._transport.write(_REFUSAL)
             case _:
@@ -125,7 +135,9 @@ def _big() -> Generator[bytes, None, None]:
 
 
 async def _serve(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(_Upstream, "127.0.0.1", port, backlog=4096)
+    asked = itertools.count()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: _Upstream(asked), "127.0.0.1", port, backlog=4096)
     await server.serve_forever()
 
 

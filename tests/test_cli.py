@@ -23,7 +23,7 @@ from gateway.config import SETTINGS
 from tests.kit.printed import printed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from gateway.config import Config
@@ -321,9 +321,10 @@ def test_serve_runs_until_a_signal_and_exits_0(number: signal.Signals) -> None:
 def test_serve_takes_the_secrets_out_of_its_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     served: list[Config] = []
 
-    def serve(config: Config, reread: Callable[[], Config]) -> int:
+    def serve(config: Config, reread: Callable[[], Config], environ: Mapping[str, str]) -> int:
         served.extend((config, reread()))  # which has them still
         assert list(config.files) == [tmp_path / "gateway.toml"]
+        assert environ["TARGET_API_KEY"] == CANARIES["TARGET_API_KEY"]  # for those that take this one's place
         return 0
 
     (tmp_path / "gateway.toml").write_text(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
-from gateway.config import Address, Config, UnixAddress, load
+from gateway.config import Address, Config, UnixAddress, load, values
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -218,21 +218,29 @@ def test_other_choices() -> None:
 @pytest.mark.parametrize(
     ("setting", "text"),
     [
-        ("gateway_workers", "2"),
-        ("gateway_workers", "auto"),
+        ("on_store_loss", "maybe"),
+        *(("gateway_workers", text) for text in ("-1", "0", "257", "two")),
+        ("access_log", "xml"),
     ],
 )
-def test_what_a_later_version_brings_is_refused_by_name(setting: str, text: object) -> None:
-    message = refusal(**{setting: text})
-    assert message.startswith(f"{setting}: ")
-    assert "not available yet" in message
+def test_what_is_none_of_its_values_is_refused(setting: str, text: str) -> None:
+    assert refusal(**{setting: text}).startswith(f"{setting}: ")
 
 
-@pytest.mark.parametrize(
-    ("setting", "text"), [("on_store_loss", "maybe"), ("gateway_workers", "-1"), ("access_log", "xml")]
-)
-def test_what_no_version_brings_is_refused_as_wrong(setting: str, text: str) -> None:
-    assert "not available yet" not in refusal(**{setting: text})
+def test_several_workers_need_a_store_that_they_share() -> None:
+    assert config(gateway_workers="1").settings.workers == 1
+    assert config(gateway_workers=4, redis_url="redis://127.0.0.1").settings.workers == 4
+    message = refusal(gateway_workers=4)
+    assert message.startswith("gateway_workers: 4 ")
+    assert "REDIS_URL=redis://" in message
+
+
+def test_auto_is_a_worker_for_each_usable_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(values, "usable_cpus", lambda: 3)
+    assert config(gateway_workers="auto", redis_url="redis://127.0.0.1").settings.workers == 3
+    assert refusal(gateway_workers="auto").startswith("gateway_workers: 3 ")
+    monkeypatch.setattr(values, "usable_cpus", lambda: 1)
+    assert config(gateway_workers="auto").settings.workers == 1
 
 
 def test_limits_of_all_kinds() -> None:

@@ -553,18 +553,9 @@ def test_docker_names_what_the_image_has() -> None:
 # --- the tables ------------------------------------------------------------------------------------------------------
 
 
-def taken() -> set[str]:
-    """The settings that have more than one value yet."""
-    return {setting.environment for setting in SETTINGS.values() if setting.example not in {"", setting.takes}}
-
-
 def test_the_settings_table_has_the_settings_that_the_program_takes() -> None:
     listed = [names(row[0])[0] for row in rows("Settings")]
-    order = [setting.environment for setting in SETTINGS.values()]
-    assert listed == [name for name in order if name in taken()]
-    later = {setting.environment for setting in SETTINGS.values()} - taken()
-    (sentence,) = re.findall(r"^(`GATEWAY_WORKERS`.*?)\n\n", README, re.MULTILINE | re.DOTALL)
-    assert later <= set(names(sentence))
+    assert listed == [setting.environment for setting in SETTINGS.values()]
 
 
 def test_the_settings_table_has_the_defaults() -> None:
@@ -575,17 +566,6 @@ def test_the_settings_table_has_the_defaults() -> None:
         value = defaults[name]
         missing = "required" if value is dataclasses.MISSING else "none"
         assert default == (f"`{value}`" if isinstance(value, str | int) else missing), name
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("GATEWAY_WORKERS", "2"),
-    ],
-)
-def test_the_rest_is_refused(name: str, value: str) -> None:
-    with pytest.raises(errors.ConfigError, match="not available yet"):
-        load(arguments={}, environ={"TARGET_API_URL": "http://api.example", name: value}, file=None)
 
 
 def test_the_error_table_has_every_error() -> None:

@@ -71,6 +71,7 @@ def _resolved(config: Config) -> dict[str, str]:
         "global_concurrency_limit": _limits(filter(None, [settings.global_concurrency_limit])) or "no limit",
         "redis_url": _redis(settings.redis),
         "gateway_listen": ", ".join(map(str, settings.listen)),
+        "gateway_workers": str(settings.workers),
         "token_secret": _token_secret(config),
         "token_ttl": "no end" if settings.token_ttl_s is None else f"{settings.token_ttl_s} s",
         "admin_key": _length(config.admin_key) or "not set: /register and /admin/ answer loopback peers only",

@@ -63,6 +63,7 @@ class Settings:
         on_store_loss: Who decides when the shared store cannot: `deny`, `local` or `allow`.
         store_timeout_s: The longest a request waits for the shared store.
         listen: One or more addresses, and paths of unix sockets; a port of 0 is chosen by the kernel.
+        workers: Processes that share these, 1 to 256; of `gateway serve` alone, for a program has one process.
         tls: The certificate to show to clients on TCP; None for plain HTTP.
         token_secrets: The first signs, all verify; empty when none is configured.
         token_ttl_s: How long an issued token is good; None for no end.
@@ -91,6 +92,7 @@ class Settings:
     on_store_loss: str
     store_timeout_s: float
     listen: tuple[Address | UnixAddress, ...]
+    workers: int
     tls: KeyPair | None
     token_secrets: tuple[bytes, ...] = field(repr=False)
     token_ttl_s: int | None
@@ -137,7 +139,7 @@ class Config:
             Certificates and their keys are not among them: they are looked after where they are used.
 
     Raises:
-        ConfigError: A value that the gateway cannot run with, or one whose feature is not available yet.
+        ConfigError: A value that the gateway cannot run with.
     """
 
     target_api_url: str
@@ -232,17 +234,23 @@ class _Reader:
         spelling = self._spelled.get("targets")
         return "" if spelling is None else spelling.name.removeprefix("targets")
 
-    def error(self, name: str, problem: str) -> ConfigError:
-        """Return the error that says what is wrong with a setting and what would be right."""
+    def error(self, name: str, problem: str, mend: str = "") -> ConfigError:
+        """Return the error that says what is wrong with a setting and what would be right.
+
+        Args:
+            name: The setting's.
+            problem: What is wrong.
+            mend: A line that mends it; none: one with the setting's example.
+        """
         setting = SETTINGS[name]
         spelling = self._spelled.get(name) or Spelling(name, f'{name}="{{}}"')
         example = spelling.line.format(setting.example) if setting.example else "without it"
-        return ConfigError(spelling.name, problem, setting.takes, example)
+        return ConfigError(spelling.name, problem, setting.takes, mend or example)
 
 
 def _compile(read: _Reader) -> Settings:
-    read("gateway_workers", _only("1", later=("auto", "[0-9]{1,4}")))
     listen = read("gateway_listen", values.addresses)
+    redis = read.optional("redis_url", _redis)
     return Settings(
         target=_target(read, listen),
         targets=TargetReader(read.where, lambda target: _check_other(target, listen), _ca_file).read(read.targets),
@@ -253,10 +261,11 @@ def _compile(read: _Reader) -> Settings:
             "global_concurrency_limit", lambda text: parse_concurrency(text, shared=True)
         ),
         shadow=read("rate_limit_mode", values.limit_mode) == "shadow",
-        redis=read.optional("redis_url", _redis),
+        redis=redis,
         on_store_loss=read("on_store_loss", values.one_of("deny", "local", "allow")),
         store_timeout_s=read("store_timeout", values.duration_s),
         listen=listen,
+        workers=_workers(read, has_redis=redis is not None),
         tls=_key_pair(read, "gateway_tls"),
         token_secrets=read.optional("token_secret", values.secrets) or (),
         token_ttl_s=read("token_ttl", values.lifetime_s),
@@ -273,6 +282,14 @@ def _compile(read: _Reader) -> Settings:
         upstream_pool=read("upstream_pool", values.count),
         upstream_idle_s=read("upstream_idle", values.duration_s),
     )
+
+
+def _workers(read: _Reader, *, has_redis: bool) -> int:
+    count = read("gateway_workers", values.workers)
+    if count > 1 and not has_redis:
+        mend = f"with REDIS_URL={SETTINGS['redis_url'].example}"
+        raise read.error("gateway_workers", f"{count} processes need a store that they share", mend)
+    return count
 
 
 def _target(read: _Reader, listen: tuple[Address | UnixAddress, ...]) -> Target:
@@ -338,23 +355,6 @@ def _check_roots(path: str, seen: Stamp | None) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except ssl.SSLError:
         raise ValueError(f"{path!r} has no certificate in PEM form in it") from None
-
-
-def _not_available(text: str) -> None:
-    raise ValueError(f"{values.quoted(text)} is not available yet")
-
-
-def _only(value: str, *, later: tuple[str, ...]) -> Callable[[str], str]:
-    """Return a reader for a setting that has one value yet, and others (as patterns) in a later version."""
-
-    def parse(text: str) -> str:
-        if text == value:
-            return text
-        if any(re.fullmatch(pattern, text) for pattern in later):
-            _not_available(text)
-        raise ValueError(f"{values.quoted(text)} is not one of its values")
-
-    return parse
 
 
 def _kind(value: object) -> str:

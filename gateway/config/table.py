@@ -92,7 +92,12 @@ SETTINGS: dict[str, Setting] = {
         ),
         Setting("gateway_tls_cert", _PEM, "/etc/gateway/cert.pem", "certificate for clients (default: none, no TLS)"),
         Setting("gateway_tls_key", _PEM, "/etc/gateway/key.pem", "its key (default: in the certificate's file)"),
-        Setting("gateway_workers", "1", "1", "processes sharing the port (only 1 yet)"),
+        Setting(
+            "gateway_workers",
+            "a whole number from 1 to 256, or auto for one for each usable CPU",
+            "1",
+            "processes sharing the port; more than one needs REDIS_URL (default: 1)",
+        ),
         Setting(
             "token_secret",
             "printable ASCII without spaces, 32 characters or more; 'new,old' while rotating",

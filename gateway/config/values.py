@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import re
 import socket
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from gateway.cpus import usable_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +31,8 @@ _SOCKET_PATH_BYTES = 107  # sockaddr_un has 108, with a zero byte behind the pat
 _MODE = re.compile(r"mode=0?([0-7]{3})")
 
 SECRET_MIN_CHARACTERS = 32
+MAX_WORKERS: Final = 256
+"""Beyond the cores of any machine that one would give to this; more is a slip."""
 
 
 class Address(NamedTuple):
@@ -103,6 +107,15 @@ def count(text: str) -> int:
     """Read a whole number from 1 to 65535."""
     if not re.fullmatch("[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
         raise ValueError(f"{quoted(text)} is not a whole number from 1 to 65535")
+    return int(text)
+
+
+def workers(text: str) -> int:
+    """Read a whole number from 1 to 256, or `auto`: as many as there are CPUs to use."""
+    if text == "auto":
+        return min(MAX_WORKERS, usable_cpus())
+    if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= MAX_WORKERS:
+        raise ValueError(f"{quoted(text)} is neither auto nor a whole number from 1 to {MAX_WORKERS}")
     return int(text)
 
 

@@ -29,6 +29,10 @@ MAX_PIPELINED_BYTES: Final = 64 * 1024
 REQUESTS_A_TURN: Final = 32
 """How many requests of one client are refused before others have their turn: about a millisecond's."""
 
+GRACE_S: Final = 1.0
+"""When the gateway stops, a request may be on its way on a connection that is idle here, and no answer has said so
+far. This is much more than a round trip, and lets a busy client come back for an answer with `Connection: close`."""
+
 LINGER_S: Final = 2.0
 MAX_LINGER_BYTES: Final = 1024 * 1024
 
@@ -79,12 +83,14 @@ class ClientConnection(asyncio.Protocol):
         """See `asyncio.Protocol`."""
         self.transport = cast("asyncio.Transport", transport)
         context = self._context
-        if context.draining:  # it was accepted before the listener closed
+        if context.closed:  # it was accepted before the listener closed
             self.transport.abort()
             return
         context.connections.add(self)
         context.clock.watched.add(self)
         self.deadline_s = context.clock.soon_s + context.settings.keepalive_timeout_s
+        if context.draining:
+            self.drain()
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -123,10 +129,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
-        connections = self._context.connections
-        connections.discard(self)
-        if not connections:
-            self._context.emptied.set()
+        self._context.connections.discard(self)
         self._context.on_client_gone()
         self._context.clock.watched.discard(self)
         self.deadline_s = NEVER
@@ -162,6 +165,8 @@ class ClientConnection(asyncio.Protocol):
             self._exchange.on_deadline()
         elif self._lingering_bytes >= 0 or self._partial is None:
             self.close()
+        elif self._context.draining:
+            self.refuse(Draining("This instance is stopping."), None, keep_alive=False)
         else:
             self.refuse(RequestTimeout("The request head did not come in time."), None, keep_alive=False)
 
@@ -236,9 +241,9 @@ class ClientConnection(asyncio.Protocol):
             self.close()
             return None
         context = self._context
-        if context.draining:  # nobody tells a client of that who was waiting for its turn
-            raise Draining("This instance is stopping.")
         self.deadline_s = context.clock.soon_s + context.settings.header_timeout_s
+        if context.draining:
+            self.drain()
         return None
 
     def _start(self, head: RequestHead) -> None:
@@ -313,7 +318,7 @@ class ClientConnection(asyncio.Protocol):
             self.unwatch_unread()
         if self.transport.is_closing():
             return
-        if not keep_alive or self._context.draining:
+        if not keep_alive:
             if unread_body or self._buffer:
                 self._linger()
             else:
@@ -324,6 +329,8 @@ class ClientConnection(asyncio.Protocol):
             return
         context = self._context
         self.deadline_s = context.clock.soon_s + context.settings.keepalive_timeout_s
+        if context.draining:
+            self.drain()
         self._go_on()
 
     def switch(self, tunnel: Tunnel) -> tuple[bytes, bool]:
@@ -373,12 +380,10 @@ class ClientConnection(asyncio.Protocol):
         reset(self.transport)
 
     def drain(self) -> None:
-        """The gateway is stopping: close now if idle, else after the answer under way."""
-        if self._exchange is None and not self._buffer and self._lingering_bytes < 0:
-            if self._partial is not None:
-                self.refuse(Draining("This instance is stopping."), None, keep_alive=False)
-            else:
-                self.close()
+        """The gateway is stopping: a connection that waits ends soon, any other behind its next answer."""
+        is_waiting = self._exchange is None and self._lingering_bytes < 0 and not self.transport.is_closing()
+        if is_waiting and self.writable and not self._buffer:
+            self.deadline_s = min(self.deadline_s, self._context.clock.soon_s + GRACE_S)
 
     def _linger(self) -> None:
         """Let the client read its answer before the connection ends: closing on unread bytes would reset it."""

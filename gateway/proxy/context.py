@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from gateway.proxy.events import EventStreams
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Awaitable, Callable
 
     from gateway.access_log import AccessLog
@@ -53,8 +53,9 @@ class ProxyContext:
     """What spreads the waits of those who are refused: a number from 0 to 1."""
     connections: set[ClientConnection] = field(default_factory=set)
     draining: bool = False
-    emptied: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the last connection has ended."""
+    """Each answer says that its connection closes, and idle ones end soon."""
+    closed: bool = False
+    """No connection is taken any more."""
     access_log: AccessLog | None = None
     """None: nobody wants a line for each request."""
     streams: EventStreams = field(default_factory=EventStreams)

@@ -18,6 +18,7 @@ from gateway.activation import inherited_sockets
 from gateway.errors import ConfigError
 from tests.e2e import fetch, request
 from tests.kit.printed import printed
+from tests.kit.redis import running_redis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,14 +66,14 @@ def activated(*sockets: HasDescriptor, other_pid: bool = False, **settings: str)
             process.kill()
 
 
-def told(process: subprocess.Popen[str]) -> str:
-    """Return what it has logged until it listens, or has ended."""
+def told(process: subprocess.Popen[str], until: str = "sending to") -> str:
+    """Return what it has logged until it listens, or says something else, or has ended."""
     assert process.stderr is not None
     lines = ""
     for line in process.stderr:
         printed.note(line)
         lines += line
-        if "sending to" in line:
+        if until in line:
             break
     return lines
 
@@ -141,6 +142,21 @@ async def test_the_variables_are_taken_out_of_the_environment() -> None:
     environ = {"LISTEN_PID": "1", "LISTEN_FDS": "1", "LISTEN_FDNAMES": "x", "PATH": "/bin"}
     assert inherited_sockets(environ) == []
     assert environ == {"PATH": "/bin"}
+
+
+async def test_workers_share_what_is_handed_over_and_so_does_the_next_program(upstream: Upstream) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as tcp, running_redis() as redis:
+        settings = {"TARGET_API_URL": upstream.url, "REDIS_URL": redis.url, "GATEWAY_WORKERS": "2"}
+        url = f"http://127.0.0.1:{tcp.getsockname()[1]}"
+        with activated(tcp, other_pid=False, **settings) as process:
+            for _ in range(2):
+                assert "2 workers serve" in told(process, until="workers serve")
+                for _ in range(10):
+                    assert (await fetch(url, request("/healthz"))).status == 200
+                process.send_signal(signal.SIGUSR2)
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=TIMEOUT_S)
+            assert process.returncode == 0
 
 
 async def test_a_librarys_caller_gives_sockets_itself(upstream: Upstream) -> None:

@@ -266,6 +266,38 @@ async def test_closing_hands_over_whoever_was_just_accepted(sockets: list[socket
     assert all(end == b"hello" or isinstance(end, ConnectionError) for end in ends)
 
 
+async def test_who_waits_when_listening_ends_is_taken(sockets: list[socket.socket]) -> None:
+    async with door(100) as opened:
+        connect(sockets, opened.address, 5)
+        opened.listener.take_waiting()
+        opened.listener.stop()
+        assert [await greeted(sock) for sock in sockets] == [b"hello"] * 5
+
+
+async def test_who_waits_for_another_process_is_taken_when_that_does_not_come(
+    sockets: list[socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with door(20) as opened:
+        listener, address = opened.listener, ("127.0.0.1", 0)
+        other = socket.create_server(address)
+        listener.adopt(other, is_own=False)
+        listener.start()
+        for _ in range(3):
+            waiting = len(sockets)
+            connect(sockets, other.getsockname(), 1)
+            await turns(5)
+            assert listener.clients == waiting
+            opened.clock.sweep()
+            assert await greeted(sockets[-1]) == b"hello"
+        assert caplog.messages == []
+        # Not even so are there ever more than there is room for.
+        connect(sockets, other.getsockname(), 20)
+        opened.clock.sweep()
+        opened.clock.sweep()
+        assert 3 < listener.clients < 20
+        assert "new connections have to wait" in caplog.text
+
+
 async def test_who_has_left_before_being_accepted_is_none(sockets: list[socket.socket]) -> None:
     async with door(1024) as opened:
         for _ in range(5):

@@ -83,8 +83,14 @@ async def test_a_signal_lets_what_is_in_flight_end(
         await soon(got.wait())
 
         program.signal(number)
-        # The end of the idle connection says that the signal has been heard.
+        # First it says so, and serves who comes in spite of that.
+        readiness = await until_draining(program.url)
+        assert (readiness["connection"], readiness["retry-after"]) == ("close", "1")
+        served = await fetch(program.url, request("/api/x", token))
+        assert (served.status, served["connection"]) == (200, "close")
+        # Then it closes idle connections, and listens no more.
         assert await idle.at_end()
+        await not_listening(program.url)
         with pytest.raises(ConnectionError):
             async with connected(program.url):
                 pass
@@ -103,27 +109,76 @@ async def test_a_signal_lets_what_is_in_flight_end(
     assert "Traceback" not in program.printed
 
 
-async def test_a_request_that_comes_on_an_open_connection_meanwhile_is_not_started(
+async def until_draining(url: str) -> Answer:
+    """Ask whether the gateway is ready, until it says that it is stopping."""
+    async with asyncio.timeout(20):
+        while (answer := await fetch(url, request("/readyz"))).status == 200:
+            pass
+    assert (answer.status, answer["x-gateway-error"]) == (503, "draining")
+    return answer
+
+
+async def not_listening(url: str) -> None:
+    """Connect again and again, until that is refused."""
+    with contextlib.suppress(ConnectionError):
+        async with asyncio.timeout(20):
+            while True:
+                async with connected(url) as client:
+                    assert await client.at_end()
+
+
+async def test_who_comes_while_it_stops_is_served_as_long_as_others_come(upstream: Upstream) -> None:
+    async with gateway_process(TARGET_API_URL=upstream.url, DRAIN_TIMEOUT="12s") as program:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        program.signal(signal.SIGTERM)
+        served = 0
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await fetch(program.url, request("/healthz"))
+                served += 1
+        # A quarter of DRAIN_TIMEOUT: a second alone would be over long before.
+        assert loop.time() - began_s > 2.5
+        assert served > 10
+        assert await program.ended() == 0
+
+
+async def test_a_second_signal_ends_it_at_once(upstream: Upstream, program: Program) -> None:
+    upstream.default = hang
+    token = await register(program.url)
+    async with connected(program.url) as client:
+        client.write(request("/api/x", token))
+        await upstream.requested()
+        program.signal(signal.SIGTERM)
+        await until_draining(program.url)
+        program.signal(signal.SIGTERM)
+        with pytest.raises(CUT_SHORT):
+            await client.answer()
+    assert await program.ended() == 0
+    assert "at once" in program.printed
+    await soon(upstream.connections[0].ended.wait())
+
+
+async def test_a_request_that_comes_on_an_open_connection_meanwhile_is_answered_as_its_last(
     upstream: Upstream, program: Program
 ) -> None:
     queue: asyncio.Queue[bytes] = asyncio.Queue()
     upstream.default = events(queue)
     token = await register(program.url)
-    async with connected(program.url) as client, connected(program.url) as idle:
-        assert (await idle.ask(request("/healthz"))).status == 200
+    async with connected(program.url) as client:
         client.write(request("/api/stream", token))
         assert (await client.final_head()).status == 200
         program.signal(signal.SIGTERM)
-        assert await idle.at_end()
+        await until_draining(program.url)
+        upstream.default = answering()
         client.write(request("/api/next", token))
         queue.put_nowait(b"")
         assert await client.chunk() == b""
-        with contextlib.suppress(ConnectionResetError):
-            # Refused in words, or by the end of the connection: either tells the client that it may ask elsewhere.
-            rest = await soon(client.reader.read())
-            assert rest == b"" or rest.startswith(b"HTTP/1.1 503 ")
+        answer = await client.answer()
+        assert (answer.status, answer["connection"]) == (200, "close")
+        assert await client.at_end()
     assert await program.ended() == 0
-    assert len(upstream.requests) == 1
+    assert len(upstream.requests) == 2
 
 
 async def test_what_does_not_end_within_drain_timeout_is_cut_off(upstream: Upstream) -> None:

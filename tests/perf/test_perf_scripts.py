@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).parent.parent.parent
-SCRIPTS = {"overhead": ["perf/overhead.py"], "compare": ["-m", "perf.compare"], "memory": ["perf/memory.py"]}
+SCRIPTS = {
+    "overhead": ["perf/overhead.py"],
+    "compare": ["-m", "perf.compare"],
+    "memory": ["perf/memory.py"],
+    "scaling": ["-m", "perf.scaling"],
+}
 
 pytestmark = pytest.mark.alone
 
@@ -142,6 +147,14 @@ def test_memory_reports_each_store(runs: Runs, out: Path) -> None:
     stores = [one["store"] for one in written(out, "memory.json")["stores"]]
     assert stores == (["embedded", "Redis"] if which("redis-server") else ["embedded"])
     assert all(number(row[store]) > 5 for row in found if row["RSS"] == "at rest" for store in stores)
+
+
+def test_scaling_reports_one_worker_and_several(runs: Runs, out: Path) -> None:
+    found = rows(runs["scaling"].stdout, "| workers")
+    assert [row["workers"] for row in found] == ["1", "2"]
+    assert number(found[0]["busiest worker"].rstrip("%")) == 100
+    assert 50 <= number(found[1]["busiest worker"].rstrip("%")) < 100
+    assert written(out, "scaling.json")["times"] > 0
 
 
 # ---- what is refused

@@ -1,0 +1,1 @@
+"""The supervisor: what it decides, with everything else a fake."""
