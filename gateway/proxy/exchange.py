@@ -72,7 +72,6 @@ class Exchange:
 
     def __init__(self, context: Destination, client: ClientConnection, head: RequestHead) -> None:
         self._lap_began_s = perf_counter()
-        self._own_s = 0.0
         self._context = context
         self._client = client
         self._head = head
@@ -124,8 +123,11 @@ class Exchange:
             if head.method in REFUSED_METHODS:
                 raise MethodNotAllowed(RELAYED_METHODS)
             self._subject = subject = context.admission.authenticate(head.bearer, context.clock.wall_s)
-            usage = context.usage
-            self._tally = tally = usage.tallies.get(subject.id) or usage.open(subject.id, subject.about())
+            try:
+                tally = context.usage.tallies[subject.id]
+            except KeyError:
+                tally = context.usage.open(subject.id, subject.about())
+            self._tally = tally
             tally.begun += 1
             if subject.scope is not None:
                 subject.scope.check(context.route.name, head.method, context.route.path_of(head.target))
@@ -188,8 +190,9 @@ class Exchange:
         request = self._request + (self._content if upload is None else upload.take_held())
         self._request = request if self.request_done else b""
         self._content = b""
-        self._own_s = perf_counter() - self._lap_began_s
-        self._lap_began_s += self._own_s
+        sent_s = perf_counter()
+        self._own_s = sent_s - self._lap_began_s
+        self._lap_began_s = sent_s
         connection.begin(self, request)
         if upload is not None:
             upload.open(connection.transport)
@@ -223,8 +226,7 @@ class Exchange:
 
     def on_answer(self, head: AnswerHead, rest: bytes) -> None:
         """Write the answer's head, and what has come of its body, in one piece."""
-        upstream_s = perf_counter() - self._lap_began_s
-        self._lap_began_s += upstream_s
+        answered_s = perf_counter()
         upstream, client, route = self._upstream, self._client, self._context.route
         assert upstream is not None  # noqa: S101 - it is the one that calls
         self._answered_early = not self.request_done
@@ -233,7 +235,7 @@ class Exchange:
         if length == len(rest):  # all of it is here: nothing to relay
             self.answer_started = True
             self._answer_bytes = length
-            client.write(self._answer_head(head, length, upstream_s) + rest)
+            client.write(self._answer_head(head, length, answered_s) + rest)
             self._finish()
             return
         body = framing.body(length, UpstreamProtocolError, decode=self._head.minor == 0, trailers=route.answer_trailers)
@@ -244,7 +246,7 @@ class Exchange:
             self._refuse(error)
             return
         self.answer_started = True
-        client.write(self._answer_head(head, length, upstream_s) + answer.take_held())
+        client.write(self._answer_head(head, length, answered_s) + answer.take_held())
         answer.open(client.transport)
         if not client.writable:
             self.on_client_full()
@@ -267,14 +269,15 @@ class Exchange:
         first = writer.switch_head(head, subject.limit_lines(verdict), timing) + rest
         Tunnel(self._context, self._client, upstream, self._on_tunnel_done).begin(first)
 
-    def _answer_head(self, head: AnswerHead, length: int, upstream_s: float) -> bytes:
+    def _answer_head(self, head: AnswerHead, length: int, answered_s: float) -> bytes:
         assert self._subject is not None and self._verdict is not None  # noqa: S101, PT018 - set before it was sent
         minor = self._head.minor
         ends_body = length == UNTIL_CLOSE or (length == CHUNKED and minor == 0)  # the connection's end is the body's
         if ends_body or not self.request_done or self._context.shared.draining:
             self._keep_alive = False
         limits = self._subject.limit_lines(self._verdict)
-        own_s = self._own_s + perf_counter() - self._lap_began_s
+        upstream_s = answered_s - self._lap_began_s
+        own_s = self._own_s + perf_counter() - answered_s
         self._status = head.status
         tally = self._tally
         tally.own_s.append(own_s)
@@ -427,10 +430,6 @@ class Exchange:
 
     def _finish(self) -> None:
         """The answer is written: give the upstream back, and let the client connection go on."""
-        tally, status = self._tally, self._status
-        tally.passed += 1
-        if status != 200:
-            tally.statuses.append(status)
         self._settle()
         upstream = self._upstream
         if upstream is not None and upstream.reusable and self.request_done:
@@ -459,13 +458,22 @@ class Exchange:
         self._connecting = self._upstream = None
 
     def _settle(self, error: str | None = None) -> None:
-        """Count what there is to count when it is over, and log it, once."""
+        """Count the request now that it is over, and log it; to be called once.
+
+        Args:
+            error: What stands in the log, of one that is not simply passed, and was counted as what it is.
+        """
         tally, upload, answer = self._tally, self._upload, self._answer
         received = self._head.length if upload is None else upload.body.seen_bytes
         if received:
             tally.bytes_in += received
         sent = self._answer_bytes if answer is None else answer.body.seen_bytes
-        tally.bytes_out += sent
+        if error is None:
+            tally.passed.append(sent)
+            if self._status != 200:
+                tally.statuses.append(self._status)
+        else:
+            tally.bytes_out += sent
         if self._context.log is not None:
             self._log(self._context.log, received, sent, error)
 
@@ -488,8 +496,6 @@ class Exchange:
             self._over = True
             self._answer_bytes += sent
             self._tally.bytes_in += received
-            self._tally.passed += 1
-            self._tally.statuses.append(self._status)
             self._settle()
             self._release()
 
