@@ -26,6 +26,7 @@ from gateway.errors import (
 from gateway.http1 import fields, framing, writer
 from gateway.http1.message import CHUNKED, CRLF, IDEMPOTENT, REFUSED_METHODS, RELAYED_METHODS, UNTIL_CLOSE
 from gateway.metrics import CLIENT_GONE
+from gateway.proxy import own
 from gateway.proxy.clock import NEVER
 from gateway.proxy.relay import MAX_STRANGERS_BYTES, Relay
 from gateway.proxy.sockets import still_takes
@@ -414,9 +415,9 @@ class Exchange:
         self._status = error.status
         self._settle(error.code)
         self._end()
-        self._client.send_error(
-            error, self._head, limit_lines=limit_lines, keep_alive=self._keep_alive and self.request_done
-        )
+        keep_alive = self._keep_alive and self.request_done
+        shared = self._context.shared
+        own.send_error(self._client, shared, error, self._head, keep_alive=keep_alive, limit_lines=limit_lines)
 
     def _abort(self, *, by_upstream: bool) -> None:
         """End both connections so that a cut answer cannot look whole."""
