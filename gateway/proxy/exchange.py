@@ -3,6 +3,8 @@
 Read it top to bottom. Each phase is one short method, called by the phase before it or called back by what it waits
 for. Every exchange ends in `_finish`, which gives the upstream back and lets the client connection go on, or in `_end`.
 One whose upstream switches protocols ends in `on_switch`, and leaves both connections to a `Tunnel`.
+
+What it is counted by is in `account`, how answers' heads look in `heads`, how errors are written in `own`.
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ class Exchange:
         context: What all exchanges with its target share.
         client: The connection that the request came on.
         head: The request's head.
+
+    What has no underscore, `account`, `heads` and the client connection read as well.
     """
 
     # fmt: off
