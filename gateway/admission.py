@@ -15,13 +15,13 @@ from gateway.limits import parse_limits
 from gateway.limits.policy import MAX_GENERATIONS, check_subject, lineage
 from gateway.scope import EVERYTHING
 from gateway.stores import REVOKED
+from gateway.stores.awaited import Awaited
 from gateway.subject import REVOKED_DETAIL, Subject, as_counted, policies_of
 from gateway.tokens import Claims, is_token_id, new_token_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.errors import StoreUnavailable
     from gateway.limits import Policy
     from gateway.scope import Scope
     from gateway.stores import Plan, Standing, Store, Verdict, Waiter
@@ -40,25 +40,6 @@ FOR_EVER_S: Final = 10 * 366 * 86_400
 """How long a revocation lasts of a token that has no end: longer than any Redis, but every key expires."""
 
 _ENDED: Final = float("-inf")
-
-
-class _Awaited:
-    """A waiter that a coroutine awaits: off the hot path only."""
-
-    __slots__ = ("future",)
-
-    def __init__(self, future: asyncio.Future[Verdict]) -> None:
-        self.future = future
-
-    def on_verdict(self, verdict: Verdict) -> None:
-        """See `stores.Waiter`."""
-        if not self.future.done():  # whoever waited may have left
-            self.future.set_result(verdict)
-
-    def on_store_loss(self, error: StoreUnavailable) -> None:
-        """See `stores.Waiter`."""
-        if not self.future.done():
-            self.future.set_exception(error)
 
 
 class Admission:
@@ -184,7 +165,7 @@ class Admission:
         """
         name = f"{how}-{peer}"
         subject = Subject(Claims(id=name, issued_at_s=0), REGISTRATIONS, self._store.plan(name, REGISTRATIONS))
-        waiter = _Awaited(asyncio.get_running_loop().create_future())
+        waiter = Awaited(asyncio.get_running_loop().create_future())
         self._store.check(subject.plan, waiter)
         verdict = await waiter.future
         if not verdict.admitted:

@@ -28,7 +28,7 @@ CLIENT_GONE: Final = 499
 
 LINES_DROPPED: Final = "log_lines_dropped"
 
-_COUNTED: Final = ("passed", "upstream_errors", "failed", "retries", "bytes_in", "bytes_out")
+_COUNTED: Final = ("upstream_errors", "failed", "retries", "bytes_in", "bytes_out")
 
 
 class Denials:
@@ -52,12 +52,14 @@ class Tally:
     """One token's requests to one target; each of them that is over is counted in exactly one of the first four.
 
     Attributes:
-        passed: The API answered, and its answer was not cut. A client that left in the middle of one is among them.
+        passed: The API answered, and its answer was not cut: an entry for each, the bytes of its body, to be added up
+            when they are gathered. One whose client left in the middle is among them, with 0.
         refused: The gateway answered, and nothing was sent to the API, or not all of it: by the error's code.
         upstream_errors: No answer could be had of the API, or only a part of one.
         failed: All else: the client left before there was an answer, or did not send what it had begun to.
         retries: How many of the refused and the upstream's errors an SDK had sent again by itself.
-        bytes_in, bytes_out: Of the bodies that the client sent and got; chunk framing not counted.
+        bytes_in: Of the bodies that the client sent; chunk framing not counted.
+        bytes_out: Likewise of those that it got, but for those in `passed`.
         begun: How many requests have begun.
         own_s, upstream_s: Of each answer, how long the gateway and the upstream took, to its head. Two lists of the
             same length: to sort them when they are gathered costs less than to find a bucket for each on the way.
@@ -78,8 +80,8 @@ class Tally:
         self._begin()
 
     def _begin(self) -> None:
-        self.passed = self.upstream_errors = self.failed = self.retries = self.bytes_in = self.bytes_out = 0
-        self.begun = 0
+        self.upstream_errors = self.failed = self.retries = self.bytes_in = self.bytes_out = self.begun = 0
+        self.passed: list[int] = []
         self.refused: dict[str, int] = {}
         self.own_s: list[float] = []
         self.upstream_s: list[float] = []
@@ -87,7 +89,7 @@ class Tally:
 
     @property
     def _over(self) -> int:
-        return self.passed + self.upstream_errors + self.failed + sum(self.refused.values())
+        return len(self.passed) + self.upstream_errors + self.failed + sum(self.refused.values())
 
     @property
     def in_flight(self) -> int:
@@ -116,17 +118,20 @@ class Tally:
     def on_left(self, status: int) -> None:
         """Count a request whose client left; in the middle of an answer of this status, or (0) before there was one."""
         if status:
-            self.passed += 1
+            self.passed.append(0)
         else:
             self.failed += 1
         self.statuses.append(status or CLIENT_GONE)
 
     def take(self, usage: TargetUsage) -> Counts:
         """Return what was counted, enter in `usage` what is counted by target alone, and begin again."""
+        self.bytes_out += sum(self.passed)
         counts: Counts = Counter({name: count for name in _COUNTED if (count := getattr(self, name))})
         self._flying = self.in_flight
         over = self._over
         self.begun = 0
+        if self.passed:
+            counts["passed"] = len(self.passed)
         if self.refused:
             counts.update({REFUSED + code: count for code, count in self.refused.items()})
         if not counts and not self.own_s:

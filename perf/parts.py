@@ -289,7 +289,7 @@ def counts_gathered() -> Bench:
 
     def fresh() -> list[Metrics]:
         tally = usage.open("token", {})
-        tally.begun = tally.passed = ROUND
+        tally.begun, tally.passed = ROUND, [2000] * ROUND
         tally.own_s = [(number * 7919 % 997 + 60) / 1e6 for number in range(ROUND)]
         tally.upstream_s = [(number * 7907 % 991 + 200) / 1e4 for number in range(ROUND)]
         return [metrics]

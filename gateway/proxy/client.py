@@ -6,22 +6,21 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Final, cast
 
-from gateway.access_lines import Record
-from gateway.errors import Draining, GatewayError, RateLimited, RequestTimeout
-from gateway.http1 import writer
+from gateway.errors import Draining, GatewayError, RequestTimeout
 from gateway.http1.message import CHUNKED, CRLF, HEAD_END, MAX_HEAD_BYTES
 from gateway.http1.partial import PartialHead
+from gateway.proxy import own
 from gateway.proxy.clock import NEVER
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.hangup import HangupWatch
 from gateway.proxy.local import LocalExchange
-from gateway.proxy.peer import peer_of
+from gateway.proxy.peer import host_of, peer_of
 from gateway.proxy.sockets import end_writing, reset, still_takes, untaken
 
 if TYPE_CHECKING:
     from gateway.http1.message import RequestHead
     from gateway.http1.opening import Opening
-    from gateway.proxy.context import LocalAnswer, ProxyContext
+    from gateway.proxy.context import ProxyContext
     from gateway.proxy.peer import Peer
     from gateway.proxy.tunnel import Tunnel
 
@@ -44,22 +43,12 @@ class ClientConnection(asyncio.Protocol):
         context: What all connections share.
     """
 
+    # fmt: off
     __slots__ = (
-        "_advancing",
-        "_buffer",
-        "_context",
-        "_exchange",
-        "_half_closed",
-        "_held_back",
-        "_lingering_bytes",
-        "_partial",
-        "_watch",
-        "deadline_s",
-        "opening",
-        "transport",
-        "untaken_bytes",
-        "writable",
+        "_context", "transport", "opening", "_advancing", "_buffer", "_partial", "_exchange",  # what comes, and whither
+        "deadline_s", "writable", "untaken_bytes", "_held_back", "_half_closed", "_lingering_bytes", "_watch",
     )
+    # fmt: on
 
     def __init__(self, context: ProxyContext) -> None:
         self._context = context
@@ -166,9 +155,9 @@ class ClientConnection(asyncio.Protocol):
         elif self._lingering_bytes >= 0 or self._partial is None:
             self.close()
         elif self._context.draining:
-            self.refuse(Draining("This instance is stopping."), None, keep_alive=False)
+            own.refuse(self, self._context, Draining("This instance is stopping."), None)
         else:
-            self.refuse(RequestTimeout("The request head did not come in time."), None, keep_alive=False)
+            own.refuse(self, self._context, RequestTimeout("The request head did not come in time."), None)
 
     # --- requests ------------------------------------------------------------------------------------------------
 
@@ -189,7 +178,7 @@ class ClientConnection(asyncio.Protocol):
                 self._start(head)
             except GatewayError as error:
                 self._exchange = None
-                self.refuse(error, head, keep_alive=False)
+                own.refuse(self, self._context, error, head)
         self._advancing = left == 0
         if self._advancing:
             self._context.loop.call_soon(self._advance_further)
@@ -266,49 +255,6 @@ class ClientConnection(asyncio.Protocol):
         """Send bytes of an answer, unless the connection is already ending."""
         if not self.transport.is_closing():
             self.transport.write(data)
-
-    def answer(
-        self, answer: LocalAnswer, head: RequestHead | None, *, keep_alive: bool, limit_lines: bytes = b""
-    ) -> None:
-        """Send an answer of the gateway's own, and end the exchange."""
-        status, fields, content = answer
-        keep_alive = keep_alive and not self._context.draining
-        head_only = head is not None and head.method == b"HEAD"
-        fields = [*fields, ("Date", self._context.clock.date())]
-        self.write(
-            writer.answer(status, fields, content, keep_alive=keep_alive, head_only=head_only, limit_lines=limit_lines)
-        )
-        self.on_exchange_done(keep_alive=keep_alive)
-
-    def refuse(
-        self, error: GatewayError, head: RequestHead | None, *, keep_alive: bool, limit_lines: bytes = b""
-    ) -> None:
-        """Refuse what has no exchange with a target: count it, send an error answer, and end the exchange."""
-        self._context.metrics.nowhere.strangers.on_refused(error)
-        self.log(head, error.status, error=error.code)
-        self.send_error(error, head, keep_alive=keep_alive, limit_lines=limit_lines)
-
-    def send_error(
-        self, error: GatewayError, head: RequestHead | None, *, keep_alive: bool, limit_lines: bytes = b""
-    ) -> None:
-        """Send an error answer, and end the exchange; the connection too, where what follows cannot be trusted."""
-        if isinstance(error, RateLimited):
-            context = self._context
-            keep_alive = keep_alive and not context.draining
-            self.write(
-                writer.refusal(
-                    error,
-                    jitter=context.random(),
-                    date=context.clock.date(),
-                    limit_lines=limit_lines,
-                    keep_alive=keep_alive,
-                    head_only=head is not None and head.method == b"HEAD",
-                )
-            )
-            self.on_exchange_done(keep_alive=keep_alive)
-            return
-        answer = (error.status, writer.error_fields(error), writer.problem(error))
-        self.answer(answer, head, keep_alive=keep_alive and not error.closes, limit_lines=limit_lines)
 
     def on_exchange_done(self, *, keep_alive: bool) -> None:
         """The answer is written: go on with the next request, or close."""
@@ -423,27 +369,10 @@ class ClientConnection(asyncio.Protocol):
     def _takes_interim(self) -> bool:
         return self._exchange is not None and self._exchange.takes_interim
 
-    def log(
-        self,
-        head: RequestHead | None,
-        status: int,
-        *,
-        own_s: float = 0.0,
-        received: int = 0,
-        sent: int = 0,
-        error: str | None = None,
-    ) -> None:
-        """Log a request that went to no target."""
-        log = self._context.access_log
-        if log is not None:
-            size, timing = 0 if head is None else len(head.lines), writer.TIMING % (own_s * 1e3, 0.0)
-            log.add(Record(head, size, None, None, None, self.host, status, received, sent, timing, error))
-
     @property
     def host(self) -> str:
         """The address at the other end, as the log has it."""
-        peername = self.transport.get_extra_info("peername")
-        return str(peername[0]) if isinstance(peername, tuple) else "unix"
+        return host_of(self.transport.get_extra_info("peername"))
 
     @property
     def peer(self) -> Peer:

@@ -3,6 +3,8 @@
 Read it top to bottom. Each phase is one short method, called by the phase before it or called back by what it waits
 for. Every exchange ends in `_finish`, which gives the upstream back and lets the client connection go on, or in `_end`.
 One whose upstream switches protocols ends in `on_switch`, and leaves both connections to a `Tunnel`.
+
+What it is counted by is in `account`, how answers' heads look in `heads`, how errors are written in `own`.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
-from gateway.access_lines import Record
 from gateway.errors import (
     BadRequest,
     BodyTooLarge,
@@ -23,9 +24,9 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.http1 import fields, framing, writer
+from gateway.http1 import framing, writer
 from gateway.http1.message import CHUNKED, CRLF, IDEMPOTENT, REFUSED_METHODS, RELAYED_METHODS, UNTIL_CLOSE
-from gateway.metrics import CLIENT_GONE
+from gateway.proxy import account, heads, own
 from gateway.proxy.clock import NEVER
 from gateway.proxy.relay import MAX_STRANGERS_BYTES, Relay
 from gateway.proxy.sockets import still_takes
@@ -34,16 +35,12 @@ from gateway.proxy.tunnel import Tunnel
 if TYPE_CHECKING:
     import asyncio
 
-    from gateway.access_log import AccessLog
     from gateway.http1.message import AnswerHead, RequestHead
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import Destination
     from gateway.proxy.upstream import UpstreamConnection
     from gateway.stores import Verdict
     from gateway.subject import Subject
-
-_record: Final = tuple.__new__
-"""Makes a Record in half the time that its constructor takes."""
 
 _PROXY_ADVICE: Final = (
     "Name the token in the proxy's URL, as in http://TOKEN:x@HOST:PORT; several clients send none without a password."
@@ -57,39 +54,40 @@ class Exchange:
         context: What all exchanges with its target share.
         client: The connection that the request came on.
         head: The request's head.
+
+    What has no underscore, `account`, `heads` and the client connection read as well.
     """
 
     # fmt: off
     __slots__ = (
-        "_context", "_client", "_head", "_keep_alive", "_over",  # the exchange
-        "_subject", "_verdict", "_sent", "_leased", "_connecting", "_upstream",  # what it holds
-        "request_done", "_request", "_content", "_upload",  # on the way up
-        "answer_started", "_answered_early", "_answer", "_answer_bytes", "_status", "_timing",  # on the way down
-        "_lap_began_s", "_own_s",  # time spent
-        "_tally", "_own_lines", "_opening",  # what counts it, and what the log has to know
+        "context", "client", "head", "keep_alive", "_over",  # the exchange
+        "subject", "verdict", "sent", "_leased", "_connecting", "_upstream",  # what it holds
+        "request_done", "_request", "_content", "upload",  # on the way up
+        "answer_started", "_answered_early", "answer", "answer_bytes", "status", "timing",  # on the way down
+        "lap_began_s", "own_s",  # time spent
+        "tally", "own_lines", "opening",  # what counts it, and what the log has to know
     )
     # fmt: on
 
     def __init__(self, context: Destination, client: ClientConnection, head: RequestHead) -> None:
-        self._lap_began_s = perf_counter()
-        self._own_s = 0.0
-        self._context = context
-        self._client = client
-        self._head = head
-        self._keep_alive = head.keep_alive
-        self._over = self._sent = self._leased = False
-        self._subject: Subject | None = None
-        self._verdict: Verdict | None = None
+        self.lap_began_s = perf_counter()
+        self.context = context
+        self.client = client
+        self.head = head
+        self.keep_alive = head.keep_alive
+        self._over = self.sent = self._leased = False
+        self.subject: Subject | None = None
+        self.verdict: Verdict | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._upstream: UpstreamConnection | None = None
         self.request_done = False
         self._request = b""  # what to send, and then, as long as it is all of the request, to send again
         self._content = b""
-        self._upload: Relay | None = None
+        self.upload: Relay | None = None
         self.answer_started = self._answered_early = False
-        self._answer: Relay | None = None
-        self._answer_bytes = self._status = 0
-        self._timing = b""
+        self.answer: Relay | None = None
+        self.answer_bytes = self.status = 0
+        self.timing = b""
 
     def take_first(self, data: bytes) -> bytes:
         """Take what came behind the head; return what belongs to the next request. To be called before `begin`.
@@ -97,7 +95,7 @@ class Exchange:
         Raises:
             BadRequest, BodyTooLarge, TokenError: Broken framing, content over `MAX_BODY`, or a stranger's that is long.
         """
-        length, context, limit = self._head.length, self._context, self._context.settings.max_body
+        length, context, limit = self.head.length, self.context, self.context.settings.max_body
         if limit is not None and length > limit:
             raise BodyTooLarge(f"The body is longer than {limit} bytes.")
         if 0 <= length <= len(data):  # all of it is here: nothing to relay
@@ -105,27 +103,30 @@ class Exchange:
             self._content = data[:length]
             return data[length:]
         if length == CHUNKED and len(data) > MAX_STRANGERS_BYTES:
-            context.admission.authenticate(self._head.bearer, context.clock.wall_s)
+            context.admission.authenticate(self.head.bearer, context.clock.wall_s)
         body = framing.body(length, BadRequest, trailers=context.route.request_trailers)
-        self._upload = Relay(body, self._client.transport, limit)
-        rest = self._upload.feed(data)
-        self.request_done = self._upload.body.done
+        self.upload = Relay(body, self.client.transport, limit)
+        rest = self.upload.feed(data)
+        self.request_done = self.upload.body.done
         return rest
 
     # --- authenticate, admit -------------------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Find out whose request this is, and ask for a place for it."""
-        context, head = self._context, self._head
-        self._client.deadline_s = NEVER  # the store and the pool have their own
+        context, head = self.context, self.head
+        self.client.deadline_s = NEVER  # the store and the pool have their own
         if context.log is not None:
-            self._own_lines, self._opening = len(head.lines), self._client.opening
+            self.own_lines, self.opening = len(head.lines), self.client.opening
         try:
             if head.method in REFUSED_METHODS:
                 raise MethodNotAllowed(RELAYED_METHODS)
-            self._subject = subject = context.admission.authenticate(head.bearer, context.clock.wall_s)
-            usage = context.usage
-            self._tally = tally = usage.tallies.get(subject.id) or usage.open(subject.id, subject.about())
+            self.subject = subject = context.admission.authenticate(head.bearer, context.clock.wall_s)
+            try:
+                tally = context.usage.tallies[subject.id]
+            except KeyError:
+                tally = context.usage.open(subject.id, subject.about())
+            self.tally = tally
             tally.begun += 1
             if subject.scope is not None:
                 subject.scope.check(context.route.name, head.method, context.route.path_of(head.target))
@@ -144,18 +145,18 @@ class Exchange:
 
     def on_verdict(self, verdict: Verdict) -> None:
         """See `stores.Waiter`."""
-        subject = self._subject
+        subject = self.subject
         assert subject is not None  # noqa: S101 - `begin` sets it before it asks
-        self._verdict = verdict
+        self.verdict = verdict
         if subject.is_special:
             self._leased = verdict.lease != b""
-            self._context.metrics.on_shadowed(subject.id, subject.shadowed(verdict))
+            self.context.metrics.on_shadowed(subject.id, subject.shadowed(verdict))
         if self._over:  # the client has left
             self._end()
         elif verdict.admitted:
             self._acquire()
         else:
-            self._refuse(self._context.admission.refusal(subject, verdict))
+            self._refuse(self.context.admission.refusal(subject, verdict))
 
     def on_store_loss(self, error: StoreUnavailable) -> None:
         """See `stores.Waiter`. What is wrong with the store stands in the log: it is no business of the client's."""
@@ -164,10 +165,10 @@ class Exchange:
     # --- acquire, send -------------------------------------------------------------------------------------------
 
     def _acquire(self) -> None:
-        context = self._context
+        context = self.context
         if context.keys is not None:  # not before now: who is refused must not turn the ring
-            self._context = context = context.keys.take()
-            self._request = context.route.write_head(self._head)
+            self.context = context = context.keys.take()
+            self._request = context.route.write_head(self.head)
         connection = context.pool.take()
         if connection is None:
             self._connecting = context.pool.connect(self)
@@ -183,13 +184,14 @@ class Exchange:
         """Send the request, on a new connection (see `pool.Connector`) or on one that was kept."""
         self._connecting = None
         self._upstream = connection
-        self._sent = True
-        upload = self._upload
+        self.sent = True
+        upload = self.upload
         request = self._request + (self._content if upload is None else upload.take_held())
         self._request = request if self.request_done else b""
         self._content = b""
-        self._own_s = perf_counter() - self._lap_began_s
-        self._lap_began_s += self._own_s
+        sent_s = perf_counter()
+        self.own_s = sent_s - self.lap_began_s
+        self.lap_began_s = sent_s
         connection.begin(self, request)
         if upload is not None:
             upload.open(connection.transport)
@@ -201,7 +203,7 @@ class Exchange:
 
     def on_client_bytes(self, data: bytes) -> bytes:
         """Take what came on the client connection; return what belongs to the next request."""
-        upload = self._upload
+        upload = self.upload
         if upload is None or self.request_done:
             return data
         try:
@@ -217,34 +219,33 @@ class Exchange:
     def on_interim(self, head: AnswerHead) -> None:
         """Pass a 1xx answer on, but not to an HTTP/1.0 client (RFC 9110 §15.2)."""
         self._request = b""  # it has been heard: nothing may be sent twice
-        if self._head.minor == 1:
-            self._context.route.hide_key(head)
-            self._client.write(writer.interim_head(head))
+        if self.head.minor == 1:
+            self.context.route.hide_key(head)
+            self.client.write(writer.interim_head(head))
 
     def on_answer(self, head: AnswerHead, rest: bytes) -> None:
         """Write the answer's head, and what has come of its body, in one piece."""
-        upstream_s = perf_counter() - self._lap_began_s
-        self._lap_began_s += upstream_s
-        upstream, client, route = self._upstream, self._client, self._context.route
+        answered_s = perf_counter()
+        upstream, client, route = self._upstream, self.client, self.context.route
         assert upstream is not None  # noqa: S101 - it is the one that calls
         self._answered_early = not self.request_done
-        length = framing.answer_length(self._head.method, head)
+        length = framing.answer_length(self.head.method, head)
         upstream.reusable = head.keep_alive and length != UNTIL_CLOSE
         if length == len(rest):  # all of it is here: nothing to relay
             self.answer_started = True
-            self._answer_bytes = length
-            client.write(self._answer_head(head, length, upstream_s) + rest)
+            self.answer_bytes = length
+            client.write(heads.answer_head(self, head, length, answered_s) + rest)
             self._finish()
             return
-        body = framing.body(length, UpstreamProtocolError, decode=self._head.minor == 0, trailers=route.answer_trailers)
-        self._answer = answer = Relay(body, upstream.transport)
+        body = framing.body(length, UpstreamProtocolError, decode=self.head.minor == 0, trailers=route.answer_trailers)
+        self.answer = answer = Relay(body, upstream.transport)
         try:
             extra = answer.feed(rest)
         except UpstreamProtocolError as error:
             self._refuse(error)
             return
         self.answer_started = True
-        client.write(self._answer_head(head, length, upstream_s) + answer.take_held())
+        client.write(heads.answer_head(self, head, length, answered_s) + answer.take_held())
         answer.open(client.transport)
         if not client.writable:
             self.on_client_full()
@@ -252,42 +253,18 @@ class Exchange:
 
     def on_switch(self, head: AnswerHead, rest: bytes) -> None:
         """Let a tunnel take this exchange's place, if the upstream took up an offer of the client's (RFC 9110 §7.8)."""
-        upstream, subject, verdict = self._upstream, self._subject, self._verdict
-        assert upstream is not None and subject is not None and verdict is not None  # noqa: S101, PT018 - it is asked
-        if not head.upgrade or not head.upgrade <= self._head.upgrade:
+        upstream = self._upstream
+        assert upstream is not None  # noqa: S101 - it is the one that calls
+        if not head.upgrade or not head.upgrade <= self.head.upgrade:
             self._refuse(UpstreamProtocolError("The upstream switched protocols unasked."))
             return
-        self._status, self._answer_bytes = head.status, len(rest)
-        # Of the gateway's own share, what follows is not worth a second look at the time.
-        upstream_s = perf_counter() - self._lap_began_s
-        self._tally.own_s.append(self._own_s)
-        self._tally.upstream_s.append(upstream_s)
-        self._timing = timing = writer.TIMING % (self._own_s * 1e3, upstream_s * 1e3)
-        self._context.route.hide_key(head)
-        first = writer.switch_head(head, subject.limit_lines(verdict), timing) + rest
-        Tunnel(self._context, self._client, upstream, self._on_tunnel_done).begin(first)
-
-    def _answer_head(self, head: AnswerHead, length: int, upstream_s: float) -> bytes:
-        assert self._subject is not None and self._verdict is not None  # noqa: S101, PT018 - set before it was sent
-        minor = self._head.minor
-        ends_body = length == UNTIL_CLOSE or (length == CHUNKED and minor == 0)  # the connection's end is the body's
-        if ends_body or not self.request_done or self._context.shared.draining:
-            self._keep_alive = False
-        limits = self._subject.limit_lines(self._verdict)
-        own_s = self._own_s + perf_counter() - self._lap_began_s
-        self._status = head.status
-        tally = self._tally
-        tally.own_s.append(own_s)
-        tally.upstream_s.append(upstream_s)
-        self._timing = timing = writer.TIMING % (own_s * 1e3, upstream_s * 1e3)
-        self._context.route.hide_key(head)
-        if not head.dated:  # whoever passes an answer on and has a clock adds it (RFC 9110 §6.6.1)
-            head.lines.append(self._context.clock.date_line())
-        return writer.answer_head(head, minor, limits, timing, keep_alive=self._keep_alive)
+        self.answer_bytes = len(rest)
+        first = heads.switch_head(self, head) + rest
+        Tunnel(self.context, self.client, upstream, self._on_tunnel_done).begin(first)
 
     def on_answer_bytes(self, data: bytes) -> None:
         """Pass on what came of the answer's body."""
-        answer = self._answer
+        answer = self.answer
         assert answer is not None  # noqa: S101 - the head came before, and not all of the body with it
         try:
             extra = answer.feed(data)
@@ -300,14 +277,14 @@ class Exchange:
         if extra and self._upstream is not None:
             # Bytes behind the end may be an answer to a request that is not made yet.
             self._upstream.reusable = False
-        if self._answer is not None and self._answer.body.done:
+        if self.answer is not None and self.answer.body.done:
             self._finish()
         else:
             self._await_upstream()
 
     def on_answer_eof(self) -> bool:
         """The upstream has sent all it will: an until-close body is whole, any other is cut short."""
-        if self._answer is not None and isinstance(self._answer.body, framing.UntilCloseBody):
+        if self.answer is not None and isinstance(self.answer.body, framing.UntilCloseBody):
             self._finish()
         else:
             self._abort(by_upstream=True)
@@ -316,7 +293,7 @@ class Exchange:
     @property
     def missing_bytes(self) -> int:
         """How many bytes of the request have not been read yet, at the least."""
-        return 0 if self._upload is None else self._upload.body.least_left
+        return 0 if self.upload is None else self.upload.body.least_left
 
     def on_client_ended(self) -> bool:
         """Say whether the answer has begun, behind the whole request: who ends his side now has read enough."""
@@ -325,51 +302,51 @@ class Exchange:
     @property
     def takes_interim(self) -> bool:
         """Whether an interim answer may still be written to the client (RFC 9110 §15.2)."""
-        return self._head.minor == 1 and not self.answer_started
+        return self.head.minor == 1 and not self.answer_started
 
     def on_client_full(self) -> None:
         """The client reads slower than the upstream sends."""
-        if self._answer is not None:
-            self._answer.pause()
+        if self.answer is not None:
+            self.answer.pause()
 
     def on_client_ready(self) -> None:
         """The client has caught up."""
-        if self._answer is not None:
-            self._answer.resume()
+        if self.answer is not None:
+            self.answer.resume()
             self._await_upstream()
 
     def on_upstream_full(self) -> None:
         """See `upstream.AnswerReader`."""
-        if self._upload is not None and self._upstream is not None and not self.request_done:
-            self._client.rest()
+        if self.upload is not None and self._upstream is not None and not self.request_done:
+            self.client.rest()
 
     def on_upstream_ready(self) -> None:
         """See `upstream.AnswerReader`."""
-        if self._upload is not None:
-            self._client.unwatch_unread()
+        if self.upload is not None:
+            self.client.unwatch_unread()
             if self.request_done:
-                self._client.read_on()
+                self.client.read_on()
             else:
-                self._upload.resume()
+                self.upload.resume()
         self._await_upstream()
 
     def _await_upstream(self) -> None:
-        settings = self._context.settings
+        settings = self.context.settings
         awaits_answer = self.request_done and not self.answer_started
         timeout_s = settings.response_timeout_s if awaits_answer else settings.idle_timeout_s
-        self._client.deadline_s = self._context.clock.soon_s + timeout_s
+        self.client.deadline_s = self.context.clock.soon_s + timeout_s
 
     # --- what goes wrong -----------------------------------------------------------------------------------------
 
     def on_upstream_lost(self, *, unsent: bool, heard: bool) -> None:
         """Try once more where that can bill nobody twice; else say so, or cut what had begun."""
         connection, self._upstream = self._upstream, None
-        self._lap_began_s = perf_counter() - self._own_s  # what this upstream took is not the gateway's share
+        self.lap_began_s = perf_counter() - self.own_s  # what this upstream took is not the gateway's share
         stale = connection is not None and connection.reused and not heard
         if self.answer_started:
             self._abort(by_upstream=True)
-        elif stale and self._request and (unsent or self._head.method in IDEMPOTENT):
-            self._connecting = self._context.pool.connect(self)
+        elif stale and self._request and (unsent or self.head.method in IDEMPOTENT):
+            self._connecting = self.context.pool.connect(self)
         else:
             self._refuse(UpstreamUnreachable("The upstream ended the connection without an answer."))
 
@@ -380,15 +357,14 @@ class Exchange:
     def on_client_lost(self) -> None:
         """The client hung up: what the upstream still makes of it would be paid for and read by nobody."""
         if not self._over:
-            self._tally.on_left(self._status)
-            self._settle("client_gone")
+            account.left(self)
         self._end()
 
     def on_deadline(self) -> None:
         """What was waited for did not come in time; unless the upstream is only slow, and still takes bytes."""
         if not self.answer_started and self._upstream is not None and still_takes(self._upstream):
             self._await_upstream()
-        elif not self.request_done and self._client.transport.is_reading():
+        elif not self.request_done and self.client.transport.is_reading():
             self._refuse(RequestTimeout("The request body did not come in time."))
         else:
             self._refuse(UpstreamTimeout("The upstream did not answer in time."))
@@ -399,58 +375,45 @@ class Exchange:
         if self.answer_started:
             self._abort(by_upstream=error.blames_upstream)
             return
-        subject, verdict = self._subject, self._verdict
+        subject, verdict = self.subject, self.verdict
         limit_lines = subject.limit_lines(verdict) if subject is not None and verdict is not None else b""
-        is_retry = subject is not None and fields.is_retry(self._head)
-        if subject is None:
-            self._tally = self._context.usage.strangers
-            self._tally.begun += 1  # which the others had when their token was known
-        elif error.denies:
-            self._context.metrics.on_denied(subject.id, error, is_retry=is_retry)
-        self._tally.on_refused(error, is_retry=is_retry)
-        self._status = error.status
-        self._settle(error.code)
+        account.refused(self, error)
         self._end()
-        self._client.send_error(
-            error, self._head, limit_lines=limit_lines, keep_alive=self._keep_alive and self.request_done
-        )
+        keep_alive = self.keep_alive and self.request_done
+        shared = self.context.shared
+        own.send_error(self.client, shared, error, self.head, keep_alive=keep_alive, limit_lines=limit_lines)
 
     def _abort(self, *, by_upstream: bool) -> None:
         """End both connections so that a cut answer cannot look whole."""
         if not self._over:
-            self._tally.on_cut(self._status, by_upstream=by_upstream)
-            self._settle("upstream_cut" if by_upstream else "cut")
+            account.cut(self, by_upstream=by_upstream)
         self._end()
-        self._client.abort()
+        self.client.abort()
 
     # --- finish --------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
         """The answer is written: give the upstream back, and let the client connection go on."""
-        tally, status = self._tally, self._status
-        tally.passed += 1
-        if status != 200:
-            tally.statuses.append(status)
-        self._settle()
+        account.settle(self)
         upstream = self._upstream
         if upstream is not None and upstream.reusable and self.request_done:
             self._over = True
             self._upstream = None
-            if self._answer is not None:
-                self._answer.resume()
-            self._context.pool.give_back(upstream)
+            if self.answer is not None:
+                self.answer.resume()
+            self.context.pool.give_back(upstream)
             if self._leased:
                 self._release()
         else:
             self._end()
-        self._client.on_exchange_done(keep_alive=self._keep_alive)
+        self.client.on_exchange_done(keep_alive=self.keep_alive)
 
     def _end(self) -> None:
         """Let go of everything that is not the client's; a place that nothing was sent for is given back."""
         self._over = True
-        if not self._sent and self._subject is not None and self._verdict is not None and self._verdict.admitted:
-            self._sent, self._leased = True, False
-            self._context.admission.give_back(self._subject, self._verdict)
+        if not self.sent and self.subject is not None and self.verdict is not None and self.verdict.admitted:
+            self.sent, self._leased = True, False
+            self.context.admission.give_back(self.subject, self.verdict)
         self._release()
         if self._connecting is not None:
             self._connecting.cancel()
@@ -458,51 +421,15 @@ class Exchange:
             self._upstream.close()
         self._connecting = self._upstream = None
 
-    def _settle(self, error: str | None = None) -> None:
-        """Count what there is to count when it is over, and log it, once."""
-        tally, upload, answer = self._tally, self._upload, self._answer
-        received = self._head.length if upload is None else upload.body.seen_bytes
-        if received:
-            tally.bytes_in += received
-        sent = self._answer_bytes if answer is None else answer.body.seen_bytes
-        tally.bytes_out += sent
-        if self._context.log is not None:
-            self._log(self._context.log, received, sent, error)
-
-    def _log(self, log: AccessLog, received: int, sent: int, error: str | None) -> None:
-        timing = self._timing
-        if not timing:  # there was no answer
-            lap_ms = (perf_counter() - self._lap_began_s) * 1e3
-            timing = writer.TIMING % ((self._own_s * 1e3, lap_ms) if self._sent else (lap_ms, 0.0))
-        subject = self._subject
-        record = (
-            self._head,
-            self._own_lines,
-            self._opening,
-            None if subject is None else subject.id,
-            self._context.route.name,
-            self._client.host if log.wants_host else "",
-            self._status or CLIENT_GONE,
-            received,
-            sent,
-            timing,
-            error,
-        )
-        log.add(_record(Record, record))
-
     def _on_tunnel_done(self, received: int, sent: int) -> None:
         """The connections that a tunnel joined have ended, or one of them has, and after so many bytes each way."""
         if not self._over:
             self._over = True
-            self._answer_bytes += sent
-            self._tally.bytes_in += received
-            self._tally.passed += 1
-            self._tally.statuses.append(self._status)
-            self._settle()
+            account.switched(self, received, sent)
             self._release()
 
     def _release(self) -> None:
         """Give the places in flight back, once, if there are any."""
-        if self._leased and self._subject is not None and self._verdict is not None:
+        if self._leased and self.subject is not None and self.verdict is not None:
             self._leased = False
-            self._context.admission.release(self._subject, self._verdict)
+            self.context.admission.release(self.subject, self.verdict)

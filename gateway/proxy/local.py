@@ -16,6 +16,7 @@ from gateway.errors import (
 )
 from gateway.http1 import framing
 from gateway.http1.message import CHUNKED
+from gateway.proxy import own
 from gateway.usage import Stream
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class LocalExchange:
             if isinstance(answer, Stream):
                 await context.streams.send(answer, client, head, context.clock, context.settings.idle_timeout_s)
                 self._over = True
-                client.log(head, 200, own_s=perf_counter() - self._began_s)
+                own.log(client, context, head, 200, own_s=perf_counter() - self._began_s)
                 client.on_exchange_done(keep_alive=False)
                 return
         except GatewayError as error:
@@ -159,12 +160,12 @@ class LocalExchange:
         if not self._over:
             self._over = True
             own_s = perf_counter() - self._began_s
-            client.log(head, answer[0], own_s=own_s, received=len(self._body), sent=len(answer[2]))
-            client.answer(answer, head, keep_alive=head.keep_alive)
+            own.log(client, context, head, answer[0], own_s=own_s, received=len(self._body), sent=len(answer[2]))
+            own.send(client, context, answer, head, keep_alive=head.keep_alive)
 
     def _refuse(self, error: GatewayError) -> None:
         if not self._over:
             self._over = True
             keep_alive = self._head.keep_alive and self.request_done
             limit_lines = "\r\n".join(f"{name}: {value}" for name, value in error.limit_fields).encode()
-            self._client.refuse(error, self._head, keep_alive=keep_alive, limit_lines=limit_lines)
+            own.refuse(self._client, self._context, error, self._head, keep_alive=keep_alive, limit_lines=limit_lines)

@@ -19,6 +19,11 @@ class Peer(NamedTuple):
     is_local: bool
 
 
+def host_of(peername: object) -> str:
+    """Return the address that a transport's `peername` names, as the log has it."""
+    return str(peername[0]) if isinstance(peername, tuple) else "unix"
+
+
 def peer_of(peername: object) -> Peer:
     """Return the peer that a transport's `peername` names; nothing that a client says makes it another."""
     if isinstance(peername, str | bytes):  # the name of a unix socket

@@ -28,7 +28,8 @@ from gateway.stores.link import (
 )
 from gateway.stores.pipeline import dial
 from gateway.stores.redirects import Follower, SentOn
-from gateway.stores.redis import RedisStore, _Plan
+from gateway.stores.redis import RedisStore
+from gateway.stores.redis_plan import RedisPlan
 from gateway.stores.slots import SLOTS, key_slot, probe_tag, read_redirect, read_shares
 from gateway.stores.two_steps import TwoPlans, TwoSteps, TwoVerdicts
 
@@ -91,9 +92,9 @@ class ClusterStore(RedisStore):
         if isinstance(plan, TwoPlans):
             self.check_one(plan.own, TwoSteps(self, plan, waiter))
         else:
-            self.check_one(cast("_Plan", plan), waiter)
+            self.check_one(cast("RedisPlan", plan), waiter)
 
-    def check_one(self, plan: _Plan, waiter: Waiter) -> None:
+    def check_one(self, plan: RedisPlan, waiter: Waiter) -> None:
         """Check the policies of one slot."""
         self._reroute(plan)
         super().check(plan, waiter)
@@ -105,7 +106,7 @@ class ClusterStore(RedisStore):
             self.refund(plan.own, verdict.own)
             self.refund(plan.shared, verdict.shared)
         else:
-            self._reroute(cast("_Plan", plan))
+            self._reroute(cast("RedisPlan", plan))
             super().refund(plan, verdict)
 
     def release(self, plan: Plan, verdict: Verdict) -> None:
@@ -188,7 +189,7 @@ class ClusterStore(RedisStore):
 
     # What plans report
 
-    def on_error(self, plan: _Plan, waiter: Waiter, reply: object) -> None:
+    def on_error(self, plan: RedisPlan, waiter: Waiter, reply: object) -> None:
         """Take the reply to a check that is no verdict."""
         code = error_code(reply)
         if code in {"MOVED", "ASK"}:
@@ -199,7 +200,7 @@ class ClusterStore(RedisStore):
         else:
             super().on_error(plan, waiter, reply)
 
-    def send_on(self, plan: _Plan, waiter: Waiter, reply: object, left: int) -> None:
+    def send_on(self, plan: RedisPlan, waiter: Waiter, reply: object, left: int) -> None:
         """Send a check to the node that another one named."""
         redirect = read_redirect(str(reply))
         if redirect is None or not left:
@@ -239,13 +240,13 @@ class ClusterStore(RedisStore):
 
     # Who has which slots
 
-    def _placed_plan(self, subject: str, policies: Sequence[Policy], tag: str) -> _Plan:
-        plan = _Plan(self, subject, policies, tag=tag)
+    def _placed_plan(self, subject: str, policies: Sequence[Policy], tag: str) -> RedisPlan:
+        plan = RedisPlan(self, subject, policies, tag=tag)
         plan.slot = key_slot(f"{{{tag.partition('.')[0]}}}".encode())
         plan.link = self._owners[plan.slot] or plan.link
         return plan
 
-    def _reroute(self, plan: _Plan) -> None:
+    def _reroute(self, plan: RedisPlan) -> None:
         if plan.link.live is None:
             plan.link = self._owners[plan.slot] or plan.link
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gateway.stores import Waiter
     from gateway.stores.cluster import ClusterStore
     from gateway.stores.pipeline import Connection
-    from gateway.stores.redis import _Plan
+    from gateway.stores.redis_plan import RedisPlan
 
 
 class Follower:
@@ -40,7 +40,7 @@ class SentOn:
 
     __slots__ = ("_left", "_plan", "_store")
 
-    def __init__(self, store: ClusterStore, plan: _Plan, left: int) -> None:
+    def __init__(self, store: ClusterStore, plan: RedisPlan, left: int) -> None:
         self._store = store
         self._plan = plan
         self._left = left

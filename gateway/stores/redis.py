@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gateway.errors import StoreUnavailable
 from gateway.limits.places import LEASE_US
-from gateway.limits.policy import Kind, check_subject, lineage
-from gateway.stores import Standing, Verdict
+from gateway.limits.policy import check_subject
+from gateway.stores import Standing
 from gateway.stores.address import SentinelAddress
 from gateway.stores.fallback import Deny
 from gateway.stores.leases import Leases
-from gateway.stores.link import NOBODY, Link, at, error_code, expect, pack
+from gateway.stores.link import NOBODY, Link, at, error_code, expect
+from gateway.stores.redis_plan import RedisPlan, key_of, revocation_key
 from gateway.stores.register import RedisLines
 from gateway.stores.sentinel import Whereabouts
 from gateway.stores.usage_redis import RedisUsage
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.limits import Policy
-    from gateway.stores import Plan, Waiter
+    from gateway.stores import Plan, Verdict, Waiter
     from gateway.stores.address import RedisAddress
     from gateway.stores.fallback import LossPolicy
     from gateway.stores.instances import Instances
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("gateway.store")
 
 CHECK_SCRIPT: Final = resources.files("gateway.stores").joinpath("check.lua").read_text("utf-8")
-REFUND_SCRIPT: Final = resources.files("gateway.stores").joinpath("refund.lua").read_text("utf-8")
 RENEW_SCRIPT: Final = resources.files("gateway.stores").joinpath("renew.lua").read_text("utf-8")
 
 SECRET_LIVES_S: Final = 400 * 86_400
@@ -49,131 +49,6 @@ _SECRET_KEY: Final = "gateway:{global}:secret"  # noqa: S105 - where it is, not 
 _PROBE_TAG: Final = "global"
 _KEY_TROUBLE: Final = frozenset({"ERR", "WRONGTYPE"})
 """Errors that come from the value of one key. They must not stop the checks of everybody else."""
-_LETTERS: Final = {Kind.WINDOW: "w", Kind.BUCKET: "b", Kind.LEASE: "l"}
-_LOOK: Final = "?"
-_LEASE: Final = b"id-of-lease-to-be-made!!"
-"""Stands for a lease's id in a prepared command, and is as long as one."""
-_verdict: Final = tuple.__new__
-"""Makes a Verdict in half the time that its constructor takes."""
-
-
-class _Plan:
-    """The commands of one subject's policies, and the recipient of the replies to its checks.
-
-    Args:
-        store: Whose plan it is.
-        subject: Whose policies.
-        policies: In the order that verdicts count.
-        tag: Where the key of the revocation is looked for, if not with the subject's other keys.
-    """
-
-    # fmt: off
-    __slots__ = (
-        "_charged", "_keys", "_kinds", "_numbers", "_parts", "_store", "key", "link", "packed", "places", "slot",
-        "known", "local", "policies", "subject",
-    )
-    # fmt: on
-
-    def __init__(self, store: RedisStore, subject: str, policies: Sequence[Policy], *, tag: str | None = None) -> None:
-        check_subject(subject)
-        self._store = store
-        self.link = store.link
-        self.slot = 0  # of a cluster's
-        # For the day that Redis is lost: see `fallback.LostPlan`.
-        self.subject = subject
-        self.policies = policies
-        self.known: list[Verdict | None] = [None] * len(policies)
-        self.local: Plan | None = None
-        self.key = revocation_key(tag or subject)  # all the others are in its slot, in a cluster
-        self._keys = [self.key]
-        self._keys += [key_of(policy.owner(subject), policy.counter) for policy in policies]
-        letters = [_LETTERS[policy.kind] for policy in policies]
-        self._kinds = "".join(
-            letter.upper() if policy.shadow else letter for letter, policy in zip(letters, policies, strict=True)
-        )
-        if tag in {None, subject}:
-            self._keys += [revocation_key(parent) for parent in lineage(subject)[:-1]]
-        self._numbers: list[int] = []
-        for policy in policies:
-            self._numbers += (policy.quota, policy.unit_us or store.lease_us)
-        self._charged = [
-            (1 << index, self._keys[index + 1], letter, self._numbers[2 * index + 1])
-            for index, letter in enumerate(letters)
-            if letter != "l"
-        ]
-        self.places = tuple(
-            (1 << index, self._keys[index + 1]) for index, letter in enumerate(letters) if letter == "l"
-        )
-        packed = self._pack("EVALSHA", store.script_sha, _LEASE)
-        self.packed = b"" if self.places else packed
-        """The whole command; b"" where each has a lease's id of its own: see `pack_for`."""
-        self._parts = packed.split(_LEASE)
-
-    def pack_with_script(self) -> bytes:
-        """Return the check as a command that brings the script along, and leaves it with Redis."""
-        return self._pack("EVAL", self._store.script, self._store.leases.next_id())
-
-    def pack_for(self, lease: bytes) -> bytes:
-        """Return the whole command for a request that takes places in flight."""
-        return lease.join(self._parts)
-
-    def pack_look(self) -> tuple[str | bytes | int, ...]:
-        """Return the words of a command that looks and charges nothing."""
-        return self._words("EVAL", self._store.script, _LOOK)
-
-    def give_back(self, connection: Connection, at_us: int, shadowed: int) -> None:
-        """Send what takes the charges of `at_us` back, but for the limits in `shadowed`."""
-        charged = [(key, letter, unit_us) for bit, key, letter, unit_us in self._charged if not bit & shadowed]
-        if charged:
-            keys, letters, units_us = zip(*charged, strict=True)
-            packed = pack("EVAL", REFUND_SCRIPT, len(keys), *keys, at_us, "".join(letters), *units_us)
-            self._store.send_away(connection, packed)
-
-    def places_taken(self, shadowed: int) -> tuple[str, ...]:
-        """Return the keys of the places that a lease was taken on: those not in `shadowed`."""
-        return tuple(key for bit, key in self.places if not bit & shadowed)
-
-    def on_reply(self, waiter: Waiter, reply: object) -> None:
-        """Tell the verdict."""
-        if type(reply) is list and len(reply) == 5:
-            admitted, policy, remaining, reset_us, at_us = reply
-            verdict = _verdict(Verdict, (admitted == 1, policy, remaining, reset_us, at_us, 0, b""))
-            if policy >= 0:
-                self.known[policy] = verdict
-        elif type(reply) is list and len(reply) == 7:
-            verdict = Verdict(reply[0] == 1, *reply[1:])
-            if verdict.policy >= 0:
-                self.known[verdict.policy] = verdict
-            if verdict.lease:
-                self._store.leases.hold(verdict.lease, self.places_taken(verdict.shadowed))
-        else:
-            self._store.on_error(self, waiter, reply)
-            return
-        self.link.losses = 0
-        try:
-            waiter.on_verdict(verdict)
-        except Exception:
-            # A defect in one request must not take along the replies to all the others that are under way.
-            log.exception("a request failed when its limits were known")
-            waiter.on_store_loss(StoreUnavailable("Something went wrong in the gateway."))
-
-    def on_loss(self, connection: Connection, waiter: Waiter, reason: str) -> None:
-        """Tell the loss."""
-        self.link.on_trouble(connection, reason)
-        self._store.lose(self, waiter, reason)
-
-    def on_late_reply(self, connection: Connection, reply: object) -> None:
-        """Give back what was charged for a request that has had its answer."""
-        if type(reply) is list and len(reply) in {5, 7} and reply[0] == 1:
-            shadowed, lease = reply[5:] or (0, b"")
-            self.give_back(connection, reply[4], shadowed)
-            self._store.leases.give_back_late(connection, lease, self.places_taken(shadowed))
-
-    def _pack(self, command: str, script: str, lease: bytes) -> bytes:
-        return pack(*self._words(command, script, lease if self.places else b""))
-
-    def _words(self, command: str, script: str, lease: str | bytes) -> tuple[str | bytes | int, ...]:
-        return (command, script, len(self._keys), *self._keys, self._kinds, lease, *self._numbers)
 
 
 class RedisStore:
@@ -235,13 +110,13 @@ class RedisStore:
         more |= {"rehearsal": rehearsal, "consequence": self._loss.consequence, "on_back": self._on_back}
         return Link(name, locate, timeout_s=self._timeout_s, **more)
 
-    def plan(self, subject: str, policies: Sequence[Policy]) -> _Plan:
+    def plan(self, subject: str, policies: Sequence[Policy]) -> RedisPlan:
         """Prepare the complete command of this subject's checks; see `Store.plan`.
 
         Raises:
             ValueError: The subject is not one that limits can be counted for (`Policy.owner`).
         """
-        return _Plan(self, subject, policies)
+        return RedisPlan(self, subject, policies)
 
     def check(self, plan: Plan, waiter: Waiter) -> None:
         """Check revocation and all policies and charge 1 to each, or none; call `waiter` when Redis has answered."""
@@ -375,7 +250,7 @@ class RedisStore:
 
     # What plans and connections report
 
-    def on_error(self, plan: _Plan, waiter: Waiter, reply: object) -> None:
+    def on_error(self, plan: RedisPlan, waiter: Waiter, reply: object) -> None:
         """Take the reply to a check that is no verdict."""
         code, link = error_code(reply), plan.link
         if code == "NOSCRIPT" and link.live is not None:
@@ -386,7 +261,7 @@ class RedisStore:
             link.on_trouble(link.live, reason)
         self.lose(plan, waiter, reason)
 
-    def lose(self, plan: _Plan, waiter: Waiter, reason: str) -> None:
+    def lose(self, plan: RedisPlan, waiter: Waiter, reason: str) -> None:
         """Have the loss policy decide on a check."""
         try:
             self._loss.decide(plan, waiter, StoreUnavailable(reason))
@@ -399,14 +274,3 @@ class RedisStore:
         # would not tell it.
         if link.live is not None:
             self.leases.tell(link, link.live)
-
-
-def key_of(owner: str, what: str) -> str:
-    """Return the key of something that a subject has; those of a whole family are in one slot of a cluster."""
-    first, _, rest = owner.partition(".")
-    return f"gateway:{{{first}}}:{rest}:{what}" if rest else f"gateway:{{{first}}}:{what}"
-
-
-def revocation_key(subject: str) -> str:
-    """Return the key that is there if a token is revoked."""
-    return key_of(subject, "revoked")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gateway.limits import Policy
     from gateway.stores import Waiter
     from gateway.stores.cluster import ClusterStore
-    from gateway.stores.redis import _Plan
+    from gateway.stores.redis_plan import RedisPlan
 
 
 class TwoPlans:
@@ -31,7 +31,7 @@ class TwoPlans:
 
     __slots__ = ("own", "own_at", "shared", "shared_at")
 
-    def __init__(self, own: _Plan, shared: _Plan, policies: Sequence[Policy]) -> None:
+    def __init__(self, own: RedisPlan, shared: RedisPlan, policies: Sequence[Policy]) -> None:
         self.own = own
         self.shared = shared
         self.own_at = [index for index, policy in enumerate(policies) if not policy.shared]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.proxy import exchange
+from gateway.proxy import account, exchange, heads
 
 if TYPE_CHECKING:
     from tests.kit.playbook import Client, Playbook
@@ -29,7 +29,8 @@ class Stopwatch:
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
     watch = Stopwatch()
-    monkeypatch.setattr(exchange, "perf_counter", watch)
+    for module in (exchange, heads, account):
+        monkeypatch.setattr(module, "perf_counter", watch)
     return watch
 
 

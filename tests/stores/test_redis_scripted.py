@@ -15,7 +15,8 @@ import trustme
 from gateway.errors import StoreUnavailable
 from gateway.limits import parse_limits
 from gateway.stores import Verdict
-from gateway.stores.redis import REFUND_SCRIPT, RedisStore
+from gateway.stores.redis import RedisStore
+from gateway.stores.redis_plan import REFUND_SCRIPT
 from tests.kit.scripted_redis import ScriptedRedis, admitted, scripted_redis, scripted_redis_over_tls
 from tests.kit.stores import TIMEOUT_S, Waiting, ask
 

@@ -1,0 +1,55 @@
+"""Heads of answers as a client gets them: the upstream's, and what the gateway adds of limits and times."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from gateway.http1 import writer
+from gateway.http1.message import CHUNKED, UNTIL_CLOSE
+
+if TYPE_CHECKING:
+    from gateway.http1.message import AnswerHead
+    from gateway.proxy.exchange import Exchange
+
+
+def answer_head(exchange: Exchange, head: AnswerHead, length: int, answered_s: float) -> bytes:
+    """Make the head of a final answer, and note of the exchange how long it took until then.
+
+    Args:
+        exchange: Whose request has been answered.
+        head: The upstream's; used up.
+        length: How long its body is, as `framing.answer_length` says.
+        answered_s: When it came, in seconds of `perf_counter`.
+    """
+    subject, verdict, context, tally = exchange.subject, exchange.verdict, exchange.context, exchange.tally
+    assert subject is not None and verdict is not None  # noqa: S101, PT018 - set before it was sent
+    minor = exchange.head.minor
+    ends_body = length == UNTIL_CLOSE or (length == CHUNKED and minor == 0)  # the connection's end is the body's
+    if ends_body or not exchange.request_done or context.shared.draining:
+        exchange.keep_alive = False
+    limits = subject.limit_lines(verdict)
+    upstream_s = answered_s - exchange.lap_began_s
+    own_s = exchange.own_s + perf_counter() - answered_s
+    exchange.status = head.status
+    tally.own_s.append(own_s)
+    tally.upstream_s.append(upstream_s)
+    exchange.timing = timing = writer.TIMING % (own_s * 1e3, upstream_s * 1e3)
+    context.route.hide_key(head)
+    if not head.dated:  # whoever passes an answer on and has a clock adds it (RFC 9110 §6.6.1)
+        head.lines.append(context.clock.date_line())
+    return writer.answer_head(head, minor, limits, timing, keep_alive=exchange.keep_alive)
+
+
+def switch_head(exchange: Exchange, head: AnswerHead) -> bytes:
+    """Make the head of a 101, and note likewise. See `answer_head`."""
+    subject, verdict, tally = exchange.subject, exchange.verdict, exchange.tally
+    assert subject is not None and verdict is not None  # noqa: S101, PT018 - set before it was sent
+    # Of the gateway's own share, what follows is not worth a second look at the time.
+    upstream_s = perf_counter() - exchange.lap_began_s
+    exchange.status = head.status
+    tally.own_s.append(exchange.own_s)
+    tally.upstream_s.append(upstream_s)
+    exchange.timing = timing = writer.TIMING % (exchange.own_s * 1e3, upstream_s * 1e3)
+    exchange.context.route.hide_key(head)
+    return writer.switch_head(head, subject.limit_lines(verdict), timing)
