@@ -4,12 +4,12 @@
     python tools/soak.py --seconds 60 --seed 7
     python tools/soak.py --seconds 600 --workers 2 --json
 
-There is a gateway of one process and, with `--workers 2`, one with a supervisor beside it, on one Redis and one mock API
-(`tools/soak_upstream.py`). Every answer is compared byte for byte (`tools/soak_clients.py`): it has to be whole and right,
-or visibly broken. What came to the upstream is counted: no POST twice, nothing that was refused, nothing whole of what
-was sent in part. When the faults are over, nothing may fail any more; when the traffic is over, nothing may be left:
-descriptors, connections, memory, requests and places in flight. Exit status: 0 nothing wrong, 1 violations, 2 bad usage
-or no `redis-server`.
+There is a gateway of one process and, with `--workers 2`, one with a supervisor beside it, on one Redis and one mock
+API (`tools/soak_upstream.py`). Every answer is compared byte for byte (`tools/soak_clients.py`): it has to be whole and
+right, or visibly broken. What came to the upstream is counted: no POST twice, nothing that was refused, nothing whole
+of what was sent in part. Once the faults are over, nothing may fail any more; when the traffic is over, nothing may be
+left: descriptors, connections, memory, requests and places in flight. Exit status: 0 nothing wrong, 1 violations, 2 bad
+usage or no `redis-server`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ sys.path.insert(0, str(ROOT))
 
 import uvloop  # noqa: E402 - the checkout's own modules come first
 
-from perf.client import ADMIN_KEY  # noqa: E402
+from perf.client import ADMIN_KEY, request  # noqa: E402
 from perf.lab import Lab, Refused, Server  # noqa: E402
 from tools.soak_clients import BAD_TOKEN, NOT_SENT, Client, Tally  # noqa: E402
 from tools.soak_faults import Faults  # noqa: E402
 from tools.soak_rest import Held, get, held, in_flight, places_in_flight  # noqa: E402
-from tools.soak_upstream import BEGUN, KEY, OTHER_KEY, SPOILT, WHOLE  # noqa: E402
+from tools.soak_upstream import BEGUN, KEY, OTHER_KEY, SPOILT, WHOLE, Wish  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,9 +44,11 @@ if TYPE_CHECKING:
 POOL: Final = 8
 """Idle connections kept to the upstream: fewer than there are clients."""
 GROWTH_BYTES: Final = 16 << 20
-"""How much more memory a worker may have at the end than after the warming up: what the allocator keeps differs by a few."""
+"""How much more memory a worker may have at the end than after the warming up: what the allocator keeps differs."""
 REST_TIMEOUT_S: Final = 45.0
 """For what is under way to end. A killed worker's places in flight are leases: they come back within 30 seconds."""
+DESCRIPTORS_TIMEOUT_S: Final = 10.0
+"""For a gateway that has nothing to do any more to close what it has open."""
 RECOVERY_TIMEOUT_S: Final = 45.0
 """For everything to be served again once nothing is out: a target that was out is tried after 30 seconds at most."""
 RECOVERED_PROBES: Final = 20
@@ -214,8 +216,9 @@ class Soak:
         with contextlib.suppress(OSError):
             holds = [held(gateway, self._upstream.port) for gateway in self._gateways.values()]
             sizes = "; ".join(f"{one.descriptors} descriptors, {one.rss_bytes / 1e6:.1f} MB" for one in holds)
+            at_s = time.monotonic() - self._began_s
             self._say(
-                f"{time.monotonic() - self._began_s:5.0f} s, {what}: {outcomes.total():,} requests ({_listed(outcomes)}), "
+                f"{at_s:5.0f} s, {what}: {outcomes.total():,} requests ({_listed(outcomes)}), "
                 f"{self._faults.done.total()} faults, {self.tally.unexpected.total()} violations; {sizes}"
             )
 
@@ -233,9 +236,7 @@ class Soak:
 
     def _serves(self, gateway: Server) -> bool:
         with contextlib.suppress(OSError), gateway.connect() as connection:
-            wish = f"/api/soak?name=probe&status=200&size=1&upload=0&framing=length&pause_ms=0"
-            head = f"GET {wish} HTTP/1.1\r\nHost: soak\r\nAuthorization: Bearer {self._tokens['free']}\r\n\r\n"
-            connection.send(head.encode())
+            connection.send(request(f"/api{Wish('probe').target}", self._tokens["free"]))
             return connection.read()[0] == 200
         return False
 
@@ -245,22 +246,19 @@ class Soak:
         Args:
             before: What was held at rest before; empty: this is what later rests are compared with.
         """
-        await self._until(
-            lambda: all(in_flight(one.port) == 0 for one in self._gateways.values()), "requests in flight"
-        )
+        gateways = self._gateways.values()
+        await self._until(lambda: all(in_flight(one.port) == 0 for one in gateways), "left: requests in flight")
         for name, gateway in self._gateways.items():
             pooled = held(gateway, self._upstream.port).to_upstream
             if pooled > POOL:
                 self.tally.violation("more idle connections than UPSTREAM_POOL", f"{name}: {pooled}")
-        await self._until(lambda: places_in_flight(self._redis.port) == 0, "places in flight")
-        await self._until(lambda: not any(one.to_upstream for one in self._held().values()), "upstream connections")
-        await self._until(
-            lambda: all(get(one.port, "/readyz")[0] == 200 for one in self._gateways.values()), "not ready"
-        )
+        await self._until(lambda: places_in_flight(self._redis.port) == 0, "left: places in flight")
+        await self._until(lambda: not any(one.to_upstream for one in self._held().values()), "left: connections")
+        await self._until(lambda: all(get(one.port, "/readyz")[0] == 200 for one in gateways), "not ready")
         if not before:
             await self._until(self._is_steady(), "descriptors that come and go")
             return self._held()
-        await self._until(lambda: not self._more_descriptors(before), "descriptors")
+        await self._until(lambda: not self._more_descriptors(before), "left: descriptors", DESCRIPTORS_TIMEOUT_S)
         after = self._held()
         for name, then in before.items():
             if after[name].rss_bytes > then.rss_bytes + GROWTH_BYTES:
@@ -287,15 +285,15 @@ class Soak:
 
         return look
 
-    async def _until(self, condition: Callable[[], bool], what: str) -> None:
+    async def _until(self, condition: Callable[[], bool], what: str, timeout_s: float = REST_TIMEOUT_S) -> None:
         """Look until it is so; a violation if it is not in time."""
-        ends_s = time.monotonic() + REST_TIMEOUT_S
+        ends_s = time.monotonic() + timeout_s
         while time.monotonic() < ends_s:
             with contextlib.suppress(OSError):
                 if condition():
                     return
             await asyncio.sleep(0.1)
-        self.tally.violation(f"left: {what}", f"{REST_TIMEOUT_S:.0f} s after the end of the traffic: {self._held()}")
+        self.tally.violation(what, f"{timeout_s:.0f} s after the rest was gone: {self._held()}")
 
     def _stop(self) -> None:
         """End the gateways in order; look at their exit codes, and at what they have printed."""

@@ -1,8 +1,8 @@
 """The clients of a soak: each sends one request after another, and looks at every byte that it gets.
 
-A request's *outcome* is one word for what became of it: `whole`; `refused` (401, 429), `unavailable` (503) and `failed`
-(502, 504), which are errors of the gateway's own; `broken` (reset, or cut short so that it shows); `left` (the client hung
-up). Anything else is a *violation*.
+A request's *outcome* is one word for what became of it: `whole`; `refused` (401, 429), `unavailable` (503) and
+`failed` (502, 504), which are errors of the gateway's own; `broken` (reset, or cut short so that it shows); `left` (the
+client hung up). Anything else is a *violation*.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import asyncio
 import collections
 import contextlib
 import json
-import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from tools.soak_upstream import Wish, chunked, content, read_chunked
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Sequence
 
 ANSWER_TIMEOUT_S: Final = 60.0
@@ -29,6 +29,7 @@ BAD_TOKEN: Final = "no-token-of-this-gateway"  # noqa: S105 (that is the point)
 _REFUSALS: Final = {401, 429}
 _FAILURES: Final = {502, 503, 504}
 
+_FRAMINGS: Final[tuple[Literal["length"], Literal["chunked"]]] = ("length", "chunked")
 Outcome = Literal["whole", "refused", "unavailable", "failed", "broken", "left"]
 NOT_SENT: Final = {"refused", "unavailable"}
 """Outcomes of which the upstream may have heard nothing."""
@@ -94,7 +95,7 @@ class Plan:
     wish: Wish
     method: str = "GET"
     chunked: bool = False
-    token: Literal["free", "tight", "bad"] = "free"
+    token: Literal["free", "tight", "bad"] = "free"  # noqa: S105 (a name)
     slow: bool = False
     leave: Literal["head", "upload", "wait", "answer"] | None = None
 
@@ -102,7 +103,7 @@ class Plan:
 def plan(name: str, chance: random.Random) -> Plan:
     """Choose what a request shall be."""
     size = chance.choice((1, 5_000, 70_000, 400_000, 2_000_000))
-    framing = chance.choice(("length", "chunked"))
+    framing = _FRAMINGS[chance.random() < 0.5]
     small = Wish(name, size=chance.randrange(2000), pause_ms=chance.choice((0, 0, 20)))
     makers: dict[str, tuple[int, Callable[[], Plan]]] = {
         "small GET": (30, lambda: Plan("small GET", small)),

@@ -1,4 +1,4 @@
-"""The faults of a soak: its own servers are killed and paused, each kind on its own, so that several may be out at once."""
+"""The faults of a soak: its servers are killed and paused, each kind on its own, so that several may be out at once."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def _killed(server: Server, hold_s: float) -> None:
         await asyncio.sleep(hold_s)
     finally:
         # On the same port, where everybody looks for it.
-        server.process = subprocess.Popen(
+        server.process = subprocess.Popen(  # noqa: ASYNC220 - as the lab started it; nobody reads from it
             server.process.args,
             cwd=ROOT,
             stdin=subprocess.DEVNULL,

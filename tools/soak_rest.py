@@ -65,8 +65,15 @@ def get(port: int, path: str) -> tuple[int, bytes]:
 
 
 def in_flight(port: int) -> float:
-    """Read how many requests a gateway says that are not over."""
-    return sum(map(float, _IN_FLIGHT.findall(get(port, "/metrics")[1])))
+    """Read how many requests a gateway says that are not over.
+
+    Raises:
+        OSError: It does not say.
+    """
+    found = _IN_FLIGHT.findall(get(port, "/metrics")[1])
+    if not found:
+        raise ConnectionError("/metrics does not tell what is in flight")
+    return sum(map(float, found))
 
 
 def places_in_flight(redis_port: int) -> int:

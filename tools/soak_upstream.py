@@ -1,7 +1,7 @@
 """The API of a soak, a process of its own: `python -m tools.soak_upstream PORT LEDGER`.
 
-Requests say in their target what is to be answered, so that both ends know each byte (see `Wish`). What comes is noted in
-the ledger, a line at a time: it survives a `kill -9`, as a file's bytes do.
+Requests say in their target what is to be answered, so that both ends know each byte (see `Wish`). What comes is noted
+in the ledger, a line at a time: it survives a `kill -9`, as a file's bytes do.
 """
 
 from __future__ import annotations
