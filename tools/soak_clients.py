@@ -14,7 +14,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
-from tools.soak_upstream import Wish, chunked, content, read_chunked
+from tools.soak_upstream import BAD_FRAMINGS, Wish, chunked, content, read_chunked
 
 if TYPE_CHECKING:
     import random
@@ -117,6 +117,10 @@ def plan(name: str, chance: random.Random) -> Plan:
         "events": (8, lambda: Plan("events", Wish(name, size=chance.randrange(40), framing="events", pause_ms=25))),
         "API error": (4, lambda: Plan("API error", Wish(name, status=chance.choice((400, 429, 500, 503))), "POST")),
         "cut by the API": (2, lambda: Plan("cut by the API", Wish(name, size=50_000, framing="cut"))),
+        "dropped by the API": (
+            3,
+            lambda: Plan("dropped by the API", Wish(name, framing="dropped"), chance.choice(("GET", "POST"))),
+        ),
         "bad token": (6, lambda: Plan("bad token", Wish(name, upload=chance.choice((0, 300))), "POST", token="bad")),  # noqa: S106
         "tight token": (8, lambda: Plan("tight token", Wish(name, upload=300), "POST", token="tight")),  # noqa: S106
         "hang-up": (8, lambda: _hang_up(name, chance)),
@@ -182,20 +186,18 @@ class Client:
 
     async def _once(self, wanted: Plan) -> None:
         outcome: Outcome
-        calm = self._tally.calm
+        calm = self._tally.calm and wanted.wish.framing not in BAD_FRAMINGS
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 outcome = await self._ask(wanted)
         except TimeoutError:
             self._tally.violation("no answer", f"{wanted.kind} {wanted.wish.name}")
-            outcome = "broken"
+            outcome, calm = "broken", False
         except (OSError, EOFError):
             outcome = "left" if wanted.leave else "broken"
         except ValueError as error:
             self._tally.violation("a wrong answer", f"{wanted.kind} {wanted.wish.name}: {error}")
-            outcome = "broken"
-        if outcome == "broken" and wanted.kind == "cut by the API":
-            outcome = "whole"  # which is what there was to see
+            outcome, calm = "broken", False
         if outcome in {"broken", "left"} or wanted.slow or self._chance.random() < 0.05:
             self.close()
         self._tally.end(wanted.kind, wanted.wish.name, outcome, calm=calm)
@@ -248,8 +250,8 @@ class Client:
             return self._own(wanted, status, code, body)
         if wanted.token == "bad":  # noqa: S105 (a name)
             raise ValueError(f"{status} for a token that is none")
-        if wanted.wish.framing == "cut":
-            raise ValueError("a whole answer where the API sent half of one")
+        if wanted.wish.framing in BAD_FRAMINGS:
+            raise ValueError(f"a whole answer that the API never gave ({wanted.wish.framing})")
         if status != wanted.wish.status:
             raise ValueError(f"{status} in place of {wanted.wish.status}")
         if body != wanted.wish.answer():

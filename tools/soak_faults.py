@@ -22,7 +22,7 @@ BETWEEN_S: Final = (0.5, 4.0)
 """How long each kind of server is left alone between two faults."""
 HOLD_S: Final = (0.05, 1.0)
 """How long a server is paused, or gone."""
-LONG_HOLD_S: Final = 4.0
+LONG_HOLD_S: Final = 6.0
 """Longer than the gateway waits for an answer's head in a soak."""
 
 

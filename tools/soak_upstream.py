@@ -15,13 +15,17 @@ import random
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, get_args
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import uvloop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+Framing = Literal["length", "chunked", "events", "cut", "dropped"]
+BAD_FRAMINGS: Final = {"cut", "dropped"}
+"""A length is announced and half of it sent; or the request is read and the connection reset."""
 
 KEY: Final = "sk-of-the-soak"
 """What the gateway has to send in place of a client's token."""
@@ -42,7 +46,7 @@ class Wish:
         status: Of the answer.
         size: Bytes of the answer's content.
         upload: Bytes of the request's content.
-        framing: Of the answer. `events` are `size` server-sent events; `cut` announces a length and resets half-way.
+        framing: Of the answer. `events` are `size` server-sent events; see also `BAD_FRAMINGS`.
         pause_ms: Before the answer's head, and between two events.
     """
 
@@ -50,7 +54,7 @@ class Wish:
     status: int = 200
     size: int = 100
     upload: int = 0
-    framing: Literal["length", "chunked", "events", "cut"] = "length"
+    framing: Framing = "length"
     pause_ms: int = 0
 
     @property
@@ -64,7 +68,7 @@ class Wish:
         told = dict(parse_qsl(urlsplit(target).query, strict_parsing=True))
         numbers = {field: int(told[field]) for field in ("status", "size", "upload", "pause_ms")}
         framing = told["framing"]
-        if framing not in {"length", "chunked", "events", "cut"}:
+        if framing not in get_args(Framing):
             raise ValueError(framing)
         return cls(name=told["name"], framing=framing, **numbers)  # type: ignore[arg-type]
 
@@ -160,8 +164,9 @@ async def _answer(
     except ValueError:
         is_right = False
     ledger.note(WHOLE if is_right else SPOILT, method, wish.name)
-    await _send(wish, chance, writer)
-    return wish.framing != "cut"
+    if wish.framing != "dropped":
+        await _send(wish, chance, writer)
+    return wish.framing not in BAD_FRAMINGS
 
 
 async def _send(wish: Wish, chance: random.Random, writer: asyncio.StreamWriter) -> None:
