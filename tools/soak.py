@@ -22,7 +22,7 @@ import json
 import random
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,10 +33,11 @@ import uvloop  # noqa: E402 - the checkout's own modules come first
 
 from perf.client import ADMIN_KEY, request  # noqa: E402
 from perf.lab import Lab, Refused, Server  # noqa: E402
-from tools.soak_clients import BAD_TOKEN, NOT_SENT, Client, Tally  # noqa: E402
+from tools.soak_clients import BAD_TOKEN, Client, Tally  # noqa: E402
 from tools.soak_faults import Faults  # noqa: E402
+from tools.soak_judge import Report, compare, listed  # noqa: E402
 from tools.soak_rest import Held, get, held, in_flight, places_in_flight  # noqa: E402
-from tools.soak_upstream import BEGUN, KEY, OTHER_KEY, SPOILT, WHOLE, Wish  # noqa: E402
+from tools.soak_upstream import KEY, PROBE, Wish  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -57,41 +58,6 @@ PAUSE_S: Final = 0.1
 """Between two requests of a client, on the average: a soak waits for time to pass, and is no measurement of speed."""
 REPORT_EVERY_S: Final = 10.0
 _COMPLAINTS: Final = ("Traceback", "never retrieved", "never awaited", "ResourceWarning")
-
-
-@dataclass
-class Report:
-    """What a soak has found; what `--json` prints."""
-
-    seconds: int
-    seed: int
-    requests: int = 0
-    outcomes: dict[str, int] = field(default_factory=dict)
-    kinds: dict[str, dict[str, int]] = field(default_factory=dict)
-    codes: dict[str, int] = field(default_factory=dict)
-    faults: dict[str, int] = field(default_factory=dict)
-    at_rest: dict[str, list[dict[str, int]]] = field(default_factory=dict)
-    """By gateway: what it held after the warming up, and at the end."""
-    violations: dict[str, int] = field(default_factory=dict)
-    examples: list[str] = field(default_factory=list)
-
-    def text(self) -> str:
-        """Return it for people."""
-        lines = [f"{self.requests:,} requests in {self.seconds} s (seed {self.seed}): {_listed(self.outcomes)}"]
-        lines += [f"  {kind}: {_listed(outcomes)}" for kind, outcomes in sorted(self.kinds.items())]
-        lines += [f"the gateway's own answers: {_listed(self.codes)}", f"faults: {_listed(self.faults)}"]
-        for name, (before, after) in self.at_rest.items():
-            lines.append(
-                f"{name}, at rest: {before['descriptors']} descriptors, then {after['descriptors']}; "
-                f"{before['rss_bytes'] / 1e6:.1f} MB, then {after['rss_bytes'] / 1e6:.1f} MB"
-            )
-        lines += [f"VIOLATION, {count} times: {what}" for what, count in self.violations.items()]
-        lines += [f"  {example}" for example in self.examples]
-        return "\n".join([*lines, "violations: " + (str(sum(self.violations.values())) if self.violations else "none")])
-
-
-def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {what}" for what, count in sorted(counts.items(), key=lambda one: -one[1])) or "none"
 
 
 class Soak:
@@ -118,14 +84,14 @@ class Soak:
         if redis is None:
             raise Refused("redis-server is not installed")
         self._redis = redis
-        self._gateways = {"one process": self._gateway("one process", 1)}
+        self._workers = {"one process": 1}
         if options.workers > 1:
-            name = f"{options.workers} workers"
-            self._gateways[name] = self._gateway(name, options.workers)
+            self._workers[f"{options.workers} workers"] = options.workers
+        self._gateways = {name: self._gateway(name, workers) for name, workers in self._workers.items()}
         limits: dict[str, list[str]] = {"free": ["1000000/minute"], "tight": ["3/second"]}
         self._tokens = {name: self._register(allowed) for name, allowed in limits.items()} | {"bad": BAD_TOKEN}
-        supervised = list(self._gateways.values())[1:]
-        self._faults = Faults(self._upstream, redis, list(self._gateways.values()), supervised, self._chance)
+        shaken = list(zip(self._gateways.values(), self._workers.values(), strict=True))
+        self._faults = Faults(self._upstream, redis, shaken, self._chance)
         self._began_s = time.monotonic()
 
     def _gateway(self, name: str, workers: int) -> Server:
@@ -182,7 +148,7 @@ class Soak:
         for name, then in before.items():
             self.report.at_rest[name] = [asdict(then), asdict(after[name])]
         self._stop()
-        self._judge_ledger()
+        compare(self._ledger, self.tally)
         self._sum_up()
 
     @contextlib.asynccontextmanager
@@ -215,14 +181,16 @@ class Soak:
 
     def _say_how_it_goes(self, what: str) -> None:
         outcomes = self.tally.by_outcome()
-        with contextlib.suppress(OSError):
-            holds = [held(gateway, self._upstream.port) for gateway in self._gateways.values()]
-            sizes = "; ".join(f"{one.descriptors} descriptors, {one.rss_bytes / 1e6:.1f} MB" for one in holds)
-            at_s = time.monotonic() - self._began_s
-            self._say(
-                f"{at_s:5.0f} s, {what}: {outcomes.total():,} requests ({_listed(outcomes)}), "
-                f"{self._faults.done.total()} faults, {self.tally.unexpected.total()} violations; {sizes}"
-            )
+        sizes = []
+        for name in self._gateways:
+            with contextlib.suppress(OSError):
+                now = self._held_by(name)
+                sizes.append(f"{name}: {now.descriptors} descriptors, {now.rss_bytes / 1e6:.1f} MB")
+        at_s = time.monotonic() - self._began_s
+        self._say(
+            f"{at_s:5.0f} s, {what}: {outcomes.total():,} requests ({listed(outcomes)}), "
+            f"{self._faults.done.total()} faults, {self.tally.unexpected.total()} violations; {'; '.join(sizes)}"
+        )
 
     async def _recovered(self) -> None:
         """Wait until every gateway serves again, on fresh connections."""
@@ -235,10 +203,11 @@ class Soak:
                 await asyncio.sleep(0.02 if is_good else 0.2)
             if good < RECOVERED_PROBES:
                 self.tally.violation("does not recover", name)
+        await self._until(lambda: bool(self._held()), "workers that do not come back")
 
     def _serves(self, gateway: Server) -> bool:
         with contextlib.suppress(OSError), gateway.connect() as connection:
-            connection.send(request(f"/api{Wish('probe').target}", self._tokens["free"]))
+            connection.send(request(f"/api{Wish(PROBE).target}", self._tokens["free"]))
             return connection.read()[0] == 200
         return False
 
@@ -250,10 +219,7 @@ class Soak:
         """
         gateways = self._gateways.values()
         await self._until(lambda: all(in_flight(one.port) == 0 for one in gateways), "left: requests in flight")
-        for name, gateway in self._gateways.items():
-            pooled = held(gateway, self._upstream.port).to_upstream
-            if pooled > POOL:
-                self.tally.violation("more idle connections than UPSTREAM_POOL", f"{name}: {pooled}")
+        await self._until(self._pools_are_small, "more idle connections than UPSTREAM_POOL", DESCRIPTORS_TIMEOUT_S)
         await self._until(lambda: places_in_flight(self._redis.port) == 0, "left: places in flight")
         await self._until(lambda: not any(one.to_upstream for one in self._held().values()), "left: connections")
         await self._until(lambda: all(get(one.port, "/readyz")[0] == 200 for one in gateways), "not ready")
@@ -268,8 +234,14 @@ class Soak:
                 self.tally.violation("left: memory", f"{name}: {grown:.1f} MB more than after the warming up")
         return after
 
+    def _pools_are_small(self) -> bool:
+        return all(one.to_upstream <= POOL for one in self._held().values())
+
     def _held(self) -> dict[str, Held]:
-        return {name: held(gateway, self._upstream.port) for name, gateway in self._gateways.items()}
+        return {name: self._held_by(name) for name in self._gateways}
+
+    def _held_by(self, name: str) -> Held:
+        return held(self._gateways[name], self._workers[name], self._upstream.port)
 
     def _more_descriptors(self, before: dict[str, Held]) -> bool:
         return any(
@@ -290,12 +262,16 @@ class Soak:
     async def _until(self, condition: Callable[[], bool], what: str, timeout_s: float = REST_TIMEOUT_S) -> None:
         """Look until it is so; a violation if it is not in time."""
         ends_s = time.monotonic() + timeout_s
+        seen = ""
         while time.monotonic() < ends_s:
-            with contextlib.suppress(OSError):
+            try:
                 if condition():
                     return
+                seen = str(self._held())
+            except OSError as error:
+                seen = str(error)
             await asyncio.sleep(0.1)
-        self.tally.violation(what, f"{timeout_s:.0f} s after the rest was gone: {self._held()}")
+        self.tally.violation(what, f"still after {timeout_s:.0f} s: {seen}")
 
     def _stop(self) -> None:
         """End the gateways in order; look at their exit codes, and at what they have printed."""
@@ -309,34 +285,6 @@ class Soak:
                 if complaint in text:
                     at = text.index(complaint)
                     self.tally.violation("a complaint in a log", text[at : at + 2000])
-
-    def _judge_ledger(self) -> None:
-        """Compare what came to the upstream with what clients were told."""
-        noted: dict[str, collections.Counter[str]] = {}
-        methods: dict[str, str] = {}
-        for line in self._ledger.read_text(encoding="ascii").splitlines():
-            what, methods_name = line.split(" ", 1)
-            method, name = methods_name.split(" ")
-            noted.setdefault(name, collections.Counter())[what] += 1
-            methods[name] = method
-        noted.pop("probe", None)
-        for name, counts in noted.items():
-            kind, outcome = self.tally.outcomes.get(name, ("nobody's", "left"))
-            checks = {
-                "a request that nobody sent": name not in self.tally.outcomes,
-                "a POST sent twice": methods[name] == "POST" and counts[BEGUN] > 1,
-                "a request sent more than twice": counts[BEGUN] > 2,
-                "sent though it was refused": outcome in NOT_SENT,
-                "sent with another key": counts[OTHER_KEY] > 0,
-                "spoilt on its way up": counts[SPOILT] > 0,
-                "whole upstream, cut by the client": name in self.tally.never_whole and counts[WHOLE] > 0,
-            }
-            for what, is_so in checks.items():
-                if is_so:
-                    self.tally.violation(what, f"{kind} {name}: {dict(counts)}, {outcome}")
-        for name, (kind, outcome) in self.tally.outcomes.items():
-            if outcome == "whole" and not {WHOLE, SPOILT} & noted.get(name, collections.Counter()).keys():
-                self.tally.violation("answered, but never sent", f"{kind} {name}")
 
     def _sum_up(self) -> None:
         report, tally = self.report, self.tally

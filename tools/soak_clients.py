@@ -171,11 +171,14 @@ class Client:
             is_over: Looked at between two requests.
             pause_s: How long it waits between two, on the average.
         """
+        outcome: Outcome = "whole"
         while not is_over.is_set():
+            # One who is turned away comes back later: else there would be little else in an outage.
+            waits_s = self._chance.expovariate(1 / pause_s) * (5 if outcome in {"unavailable", "broken"} else 1)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(is_over.wait(), self._chance.expovariate(1 / pause_s))
+                await asyncio.wait_for(is_over.wait(), waits_s)
             self._count += 1
-            await self._once(plan(f"{self._label}-{self._count}", self._chance))
+            outcome = await self._once(plan(f"{self._label}-{self._count}", self._chance))
         self.close()
 
     def close(self) -> None:
@@ -184,7 +187,7 @@ class Client:
             self._writer.transport.abort() if self._chance.random() < 0.5 else self._writer.close()
         self._reader = self._writer = None
 
-    async def _once(self, wanted: Plan) -> None:
+    async def _once(self, wanted: Plan) -> Outcome:
         outcome: Outcome
         calm = self._tally.calm and wanted.wish.framing not in BAD_FRAMINGS
         try:
@@ -201,6 +204,7 @@ class Client:
         if outcome in {"broken", "left"} or wanted.slow or self._chance.random() < 0.05:
             self.close()
         self._tally.end(wanted.kind, wanted.wish.name, outcome, calm=calm)
+        return outcome
 
     async def _ask(self, wanted: Plan) -> Outcome:
         if self._writer is not None and self._writer.is_closing():

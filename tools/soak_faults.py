@@ -32,8 +32,8 @@ class Faults:
     Args:
         upstream: The mock API.
         redis: The store.
-        gateways: Those whose workers are paused.
-        supervised: Those of them whose workers are killed as well, and that are restarted: they have a supervisor.
+        gateways: Those whose workers are paused, and how many each has. Where there are several, a supervisor starts
+            them again: they are killed as well, and all of them restarted.
         chance: Decides all.
     """
 
@@ -41,15 +41,13 @@ class Faults:
         self,
         upstream: Server,
         redis: Server,
-        gateways: Sequence[Server],
-        supervised: Sequence[Server],
+        gateways: Sequence[tuple[Server, int]],
         chance: random.Random,
     ) -> None:
         self.done: collections.Counter[str] = collections.Counter()
         self._upstream = upstream
         self._redis = redis
         self._gateways = gateways
-        self._supervised = supervised
         self._chance = chance
 
     async def run(self, seconds: float) -> None:
@@ -77,25 +75,31 @@ class Faults:
     async def _on_workers(self) -> None:
         while True:
             await self._between()
-            if not self._supervised or self._chance.random() < 0.4:
-                gateway = self._chance.choice(self._gateways)
-                pid = self._chance.choice(workers(gateway))
+            gateway, count = self._chance.choice(self._gateways)
+            pids = workers(gateway, count)
+            what = self._chance.choice(("paused", "paused", "killed", "killed", "restarted"))
+            # One that is killed again and again is started again later and later.
+            if count == 1 or len(pids) != count or what == "paused":
                 self.done["worker paused"] += 1
-                await _paused(pid, self._chance.uniform(*HOLD_S))
-                continue
-            gateway = self._chance.choice(self._supervised)
-            if self._chance.random() < 0.7:
+                for pid in self._chance.sample(pids, min(1, len(pids))):
+                    await _paused(pid, self._chance.uniform(*HOLD_S))
+            elif what == "killed":
                 self.done["worker killed"] += 1
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._chance.choice(workers(gateway)), signal.SIGKILL)
+                    os.kill(self._chance.choice(pids), signal.SIGKILL)
             else:
-                self.done["restart"] += 1
+                self.done["workers restarted"] += 1
                 gateway.process.send_signal(signal.SIGUSR2)
 
 
-def workers(gateway: Server) -> list[int]:
-    """Return the processes of a gateway that serve: its supervisor's children, or itself."""
-    return gateway.pids[1:] or gateway.pids
+def workers(gateway: Server, count: int) -> list[int]:
+    """Return the processes of a gateway that serve: itself, or the children of its supervisor.
+
+    Args:
+        gateway: The gateway.
+        count: How many there should be. There are fewer after a crash, and more in a restart.
+    """
+    return gateway.pids if count == 1 else gateway.pids[1:]
 
 
 async def _killed(server: Server, hold_s: float) -> None:

@@ -39,18 +39,25 @@ class Held:
     to_upstream: int
 
 
-def held(gateway: Server, upstream_port: int) -> Held:
+def held(gateway: Server, count: int, upstream_port: int) -> Held:
     """Look at a gateway's processes.
 
+    Args:
+        gateway: The gateway.
+        count: How many workers it should have.
+        upstream_port: The mock API's.
+
     Raises:
-        OSError: One of them has ended meanwhile.
+        OSError: One of them has ended meanwhile, or there are more or fewer.
     """
-    pids = workers(gateway)
+    pids = workers(gateway, count)
+    if len(pids) != count:
+        raise ProcessLookupError(f"{len(pids)} workers in place of {count}")
     open_files = [_open_files(pid) for pid in pids]
     connected = _inodes_connected_to(upstream_port)
     return Held(
         descriptors=max(map(len, open_files)),
-        supervisor_descriptors=len(_open_files(gateway.process.pid)) if gateway.process.pid not in pids else 0,
+        supervisor_descriptors=len(_open_files(gateway.process.pid)) if count > 1 else 0,
         rss_bytes=max(map(_rss_bytes, pids)),
         to_upstream=max(len(connected.intersection(one)) for one in open_files),
     )

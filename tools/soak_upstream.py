@@ -32,6 +32,9 @@ KEY: Final = "sk-of-the-soak"
 BEGUN, WHOLE, SPOILT, OTHER_KEY = "begun", "whole", "spoilt", "other-key"
 """What the ledger says of a request: its head came, then its body as it should be, or not; or with another key."""
 
+PROBE: Final = "probe"
+"""The name of requests that only ask whether all is well again: of them there may be many."""
+
 _BLOCK_BYTES: Final = 65_521
 """A prime: no buffer's size divides it, so that a lost or doubled piece shows."""
 _PIECE_BYTES: Final = 1 << 16
