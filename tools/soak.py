@@ -91,7 +91,7 @@ class Soak:
         limits: dict[str, list[str]] = {"free": ["1000000/minute"], "tight": ["3/second"]}
         self._tokens = {name: self._register(allowed) for name, allowed in limits.items()} | {"bad": BAD_TOKEN}
         shaken = list(zip(self._gateways.values(), self._workers.values(), strict=True))
-        self._faults = Faults(self._upstream, redis, shaken, self._chance)
+        self._faults = Faults(self._say_fault, self._upstream, redis, shaken, self._chance)
         self._began_s = time.monotonic()
 
     def _gateway(self, name: str, workers: int) -> Server:
@@ -173,6 +173,10 @@ class Soak:
             yield
             is_over.set()
             reporting.cancel()
+
+    def _say_fault(self, fault: str) -> None:
+        if self._options.faults:
+            self._say(f"{time.monotonic() - self._began_s:7.1f} s, {fault}")
 
     async def _report_progress(self, what: str) -> None:
         while True:
@@ -304,6 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="of a second gateway; 1: there is none (default: 1)")
     parser.add_argument("--clients", type=int, default=32, help="that send at the same time (default: 32)")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON, and progress on stderr")
+    parser.add_argument("--faults", action="store_true", help="print each fault as it is done")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the gateways")
     parser.add_argument("--module", default="gateway", help="run this in place of `python -m gateway`")
     options = parser.parse_args(arguments)

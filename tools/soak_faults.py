@@ -14,12 +14,12 @@ from perf.lab import ROOT
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from perf.lab import Server
 
-BETWEEN_S: Final = (0.5, 4.0)
-"""How long each kind of server is left alone between two faults."""
+BETWEEN_S: Final = (0.5, 7.0)
+"""How long each kind of server is left alone between two faults: long enough for most of the traffic to get through."""
 HOLD_S: Final = (0.05, 1.0)
 """How long a server is paused, or gone."""
 LONG_HOLD_S: Final = 6.0
@@ -30,6 +30,7 @@ class Faults:
     """Who does them, and how many there were.
 
     Args:
+        say: Prints a line for each.
         upstream: The mock API.
         redis: The store.
         gateways: Those whose workers are paused, and how many each has. Where there are several, a supervisor starts
@@ -39,12 +40,14 @@ class Faults:
 
     def __init__(
         self,
+        say: Callable[[str], None],
         upstream: Server,
         redis: Server,
         gateways: Sequence[tuple[Server, int]],
         chance: random.Random,
     ) -> None:
         self.done: collections.Counter[str] = collections.Counter()
+        self._say = say
         self._upstream = upstream
         self._redis = redis
         self._gateways = gateways
@@ -58,6 +61,10 @@ class Faults:
                 group.create_task(self._on_server("Redis", self._redis))
                 group.create_task(self._on_workers())
 
+    def _note(self, what: str, hold_s: float = 0.0) -> None:
+        self.done[what] += 1
+        self._say(f"{what} for {hold_s:.1f} s" if hold_s else what)
+
     async def _between(self) -> None:
         await asyncio.sleep(self._chance.uniform(*BETWEEN_S))
 
@@ -66,10 +73,10 @@ class Faults:
             await self._between()
             hold_s = LONG_HOLD_S if self._chance.random() < 0.1 else self._chance.uniform(*HOLD_S)
             if self._chance.random() < 0.5:
-                self.done[f"{name} killed"] += 1
+                self._note(f"{name} killed", hold_s)
                 await _killed(server, hold_s)
             else:
-                self.done[f"{name} paused"] += 1
+                self._note(f"{name} paused", hold_s)
                 await _paused(server.process.pid, hold_s)
 
     async def _on_workers(self) -> None:
@@ -80,15 +87,16 @@ class Faults:
             what = self._chance.choice(("paused", "paused", "killed", "killed", "restarted"))
             # One that is killed again and again is started again later and later.
             if count == 1 or len(pids) != count or what == "paused":
-                self.done["worker paused"] += 1
+                hold_s = self._chance.uniform(*HOLD_S)
+                self._note("worker paused", hold_s)
                 for pid in self._chance.sample(pids, min(1, len(pids))):
-                    await _paused(pid, self._chance.uniform(*HOLD_S))
+                    await _paused(pid, hold_s)
             elif what == "killed":
-                self.done["worker killed"] += 1
+                self._note("worker killed")
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._chance.choice(pids), signal.SIGKILL)
             else:
-                self.done["workers restarted"] += 1
+                self._note("workers restarted")
                 gateway.process.send_signal(signal.SIGUSR2)
 
 
