@@ -69,6 +69,7 @@ AS_A_PROXY = "curl -x http://$TOKEN:x@"
 HEALTHCHECK = "./tools/run healthcheck"
 VERIFY = "./tools/run verify"
 PROOF = "$ python -m perf.proof"
+SOAK = "$ python tools/soak.py"
 RUN_COMMAND = "TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… ./tools/run run -- "
 RUN = (
     DEMO,
@@ -88,6 +89,7 @@ RUN = (
     HEALTHCHECK,
     VERIFY,
     PROOF,
+    SOAK,
     RUN_COMMAND,
 )
 
@@ -149,10 +151,10 @@ def runnable(text: str, *, api: str = "", gateway: str = "") -> str:
     return text.replace("http://127.0.0.1:3000", gateway)
 
 
-def run(command: list[str], *, cwd: Path, **settings: str) -> str:
+def run(command: list[str], *, cwd: Path, timeout_s: float = TIMEOUT_S, **settings: str) -> str:
     """Run a command that must succeed and return its standard output."""
     result = subprocess.run(
-        command, cwd=cwd, env=environment(**settings), capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        command, cwd=cwd, env=environment(**settings), capture_output=True, text=True, timeout=timeout_s, check=False
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -489,6 +491,18 @@ def test_the_proof() -> None:
     assert labels(printed) == labels(shown)
     for lines in (printed, shown):
         assert lines[-1].endswith("no limit was exceeded")
+
+
+def test_the_soak() -> None:
+    command, *shown = block(SOAK).splitlines()
+    printed = run([sys.executable, *command.split()[2:], "--seconds", "5"], cwd=ROOT, timeout_s=300).splitlines()
+
+    def labels(lines: list[str]) -> list[str]:
+        return [re.sub("[0-9,]+", "N", line.partition(":")[0]) for line in lines]
+
+    assert labels(printed) == labels(shown)
+    for lines in (printed, shown):
+        assert lines[-1] == "violations: none"
 
 
 def test_the_library(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ There is a gateway of one process and, with `--workers 2`, one with a supervisor
 API (`tools/soak_upstream.py`). Every answer is compared byte for byte (`tools/soak_clients.py`): it has to be whole and
 right, or visibly broken. What came to the upstream is counted: no POST twice, nothing that was refused, nothing whole
 of what was sent in part. Once the faults are over, nothing may fail any more; when the traffic is over, nothing may be
-left: descriptors, connections, memory, requests and places in flight. Exit status: 0 nothing wrong, 1 violations, 2 bad
-usage or no `redis-server`.
+left: descriptors, connections, memory, requests and places in flight. The summary goes to stdout, progress to stderr.
+Exit status: 0 nothing wrong, 1 violations, 2 bad usage or no `redis-server`.
 """
 
 from __future__ import annotations
@@ -307,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None, help="decides what is sent and what is done (default: any)")
     parser.add_argument("--workers", type=int, default=1, help="of a second gateway; 1: there is none (default: 1)")
     parser.add_argument("--clients", type=int, default=32, help="that send at the same time (default: 32)")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON, and progress on stderr")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument("--faults", action="store_true", help="print each fault as it is done")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the gateways")
     parser.add_argument("--module", default="gateway", help="run this in place of `python -m gateway`")
@@ -316,10 +316,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--seconds takes 5 or more")
     if options.seed is None:
         options.seed = random.SystemRandom().randrange(1_000_000)
-    progress = sys.stderr if options.json else sys.stdout
 
     def say(line: str) -> None:
-        print(line, file=progress, flush=True)
+        print(line, file=sys.stderr, flush=True)
 
     with Lab() as lab:
         try:
