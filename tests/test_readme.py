@@ -69,6 +69,7 @@ AS_A_PROXY = "curl -x http://$TOKEN:x@"
 HEALTHCHECK = "./tools/run healthcheck"
 VERIFY = "./tools/run verify"
 PROOF = "$ python -m perf.proof"
+SOAK = "$ python tools/soak.py"
 RUN_COMMAND = "TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… ./tools/run run -- "
 RUN = (
     DEMO,
@@ -88,6 +89,7 @@ RUN = (
     HEALTHCHECK,
     VERIFY,
     PROOF,
+    SOAK,
     RUN_COMMAND,
 )
 
@@ -489,6 +491,22 @@ def test_the_proof() -> None:
     assert labels(printed) == labels(shown)
     for lines in (printed, shown):
         assert lines[-1].endswith("no limit was exceeded")
+
+
+def test_the_soak() -> None:
+    command, *shown = block(SOAK).splitlines()
+    # Servers that were killed may have to be waited for; tests/test_soak.py has a longer one.
+    short = [sys.executable, *command.split()[2:], "--seconds", "5", "--workers", "1"]
+    done = subprocess.run(short, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=True)
+    printed = done.stdout.splitlines()
+
+    def labels(lines: list[str]) -> list[str]:
+        found = [re.sub("[0-9,]+", "N", line.partition(":")[0]) for line in lines]
+        return [label for label in found if label != "N workersN at rest"]
+
+    assert labels(printed) == labels(shown)
+    for lines in (printed, shown):
+        assert lines[-1] == "violations: none"
 
 
 def test_the_library(tmp_path: Path) -> None:
