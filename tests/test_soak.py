@@ -28,13 +28,13 @@ def run(*arguments: str) -> tuple[int, dict[str, Any], str]:
 def test_a_minute_of_faults_breaks_nothing_and_leaves_nothing(
     record_property: Callable[[str, object], None],
 ) -> None:
-    status, found, said = run("--seconds", "60", "--seed", "7")
+    status, found, said = run("--seconds", "60", "--seed", "7", "--workers", "2")
     assert (status, found.get("violations")) == (0, {}), (found, said)
     record_property(
         "summary", f"soak: {found['requests']:,} requests, {found['outcomes']}, {sum(found['faults'].values())} faults"
     )
     assert found["outcomes"]["whole"] > 500, "hardly anything got through"
-    assert {what.split()[0] for what in found["faults"]} == {"upstream", "Redis", "worker"}
+    assert {what.split()[0] for what in found["faults"]} >= {"upstream", "Redis", "worker", "workers"}
 
 
 @pytest.mark.parametrize(
