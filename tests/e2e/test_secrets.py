@@ -17,7 +17,7 @@ import pytest
 
 from gateway import Config, Gateway
 from gateway.endpoints import Endpoints
-from gateway.proxy.client import ClientConnection
+from gateway.proxy import own
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.local import LocalExchange
 from gateway.proxy.pool import UpstreamPool
@@ -74,7 +74,7 @@ async def streamed(call: Call) -> None:
         await call.send(chunk(piece))
 
 
-PLACES: dict[str, tuple[type, str, set[int | None]]] = {
+PLACES: dict[str, tuple[object, str, set[int | None]]] = {
     "before it is known whose it is": (Exchange, "begin", {None}),
     "reading the body": (Exchange, "take_first", {None}),
     "looking for a connection": (UpstreamPool, "take", {None}),
@@ -86,7 +86,7 @@ PLACES: dict[str, tuple[type, str, set[int | None]]] = {
     # Here the client may have had the whole of its answer before.
     "finishing": (Exchange, "_finish", {None, 200}),
     "giving the connection back": (UpstreamPool, "give_back", {None, 200}),
-    "refusing": (ClientConnection, "send_error", {None}),
+    "refusing": (own, "send_error", {None}),
     "beginning an endpoint": (LocalExchange, "begin", {None}),
     "in an endpoint": (Endpoints, "_register", {500}),
 }
