@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def skipped_tests(reporter: TerminalReporter) -> list[str]:
     return sorted({report.nodeid for report in reporter.stats.get("skipped", [])})
 

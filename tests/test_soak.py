@@ -16,6 +16,8 @@ from tools import soak
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.long
+
 
 def run(*arguments: str) -> tuple[int, dict[str, Any], str]:
     """Run a soak that leaves the machine to other tests: it waits for faults to pass most of the time."""
