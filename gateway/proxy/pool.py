@@ -165,6 +165,8 @@ class UpstreamPool:
                 _log.info("target %s can be connected to again: its requests pass", self._name)
             waiter.on_connected(connection)
         except OSError as failure:
+            # It refers to what has caught it, which refers to it: garbage that keeps the whole exchange.
+            failure.__traceback__ = None
             waiter.on_connect_failed(self._explain(connection, failure))
         except Exception:  # noqa: BLE001 - a defect: nobody awaits this task, and the client would wait for ever
             _log.exception("a request could not be sent")

@@ -43,8 +43,8 @@ START_TIMEOUT_S = 60.0
 CALM_S = 60.0
 """Who lived for so long did not end because of how the program starts: another one starts at once."""
 FIRST_WAIT_S = 0.5
-LONGEST_WAIT_S = 30.0
-"""A cause that passes is over soon, and starting takes 0.2 s of a core: once in 30 s costs others nothing."""
+LONGEST_WAIT_S = 5.0
+"""A cause that passes, as a Redis that is out, is over soon; and starting takes 0.2 s of a core."""
 QUIT_TIMEOUT_S = 5.0
 """Ending at once is a few turns of the loop; who takes longer hangs."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway import Config, Gateway
+from gateway.proxy.exchange import Exchange
 from gateway.proxy.health import FAILURES
 from tests.e2e import CUT_SHORT, connected, fetch, request
 from tests.e2e.test_process import register, until
@@ -241,3 +243,21 @@ async def test_clients_that_wait_for_a_sick_target_leave_others_their_descriptor
         assert "Too many open files" not in program.printed
     assert len(healthy.connections) == len(healthy.requests) == ASKED
     assert set(ids(upstream).values()) == {1}
+
+
+async def test_a_refused_connection_leaves_no_exchange_for_the_collector(healthy: Upstream) -> None:
+    with socket.socket() as deaf:  # bound, so that nobody else is, and not listening
+        deaf.bind(("127.0.0.1", 0))
+        async with beside(f"http://127.0.0.1:{deaf.getsockname()[1]}", healthy) as gateway:
+            token = gateway.issue_token()
+            gc.collect()
+            gc.disable()
+            try:
+                async with connected(gateway.url) as client:
+                    for _ in range(FAILURES - 1):
+                        assert (await client.ask(request("/sick/x", token)))["x-gateway-error"] == UNREACHABLE
+                    assert (await client.ask(request("/api/x", token))).status == 200
+                left = [one for one in gc.get_objects() if isinstance(one, Exchange)]
+            finally:
+                gc.enable()
+            assert left == []
