@@ -1,6 +1,6 @@
 """`python -m perf.proof`: four gateways on one Redis on this machine, and `gateway verify` against them.
 
-`--instances N` starts N gateways; all other options go to `gateway verify`: `python -m perf.proof --pause-redis`. All
+`--instances N` starts N gateways, `--workers N` gives each so many processes; all other options go to `gateway verify`: `python -m perf.proof --pause-redis`. All
 that it starts has ended when it ends.
 """
 
@@ -31,6 +31,7 @@ def main() -> int:
     """Run it; return the exit code of `gateway verify`."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--instances", type=int, default=INSTANCES, help=f"how many gateways (default: {INSTANCES})")
+    parser.add_argument("--workers", type=int, default=1, help="how many processes each of them has (default: 1)")
     options, words = parser.parse_known_args()
     with Lab() as lab:
         try:
@@ -42,6 +43,7 @@ def main() -> int:
                     "TARGET_API_URL": f"http://127.0.0.1:{upstream.port}",
                     "GATEWAY_LISTEN": "127.0.0.1:@{port}",
                     "PYTHONPATH": str(ROOT),
+                    "GATEWAY_WORKERS": str(options.workers),
                     "DRAIN_TIMEOUT": "1s",  # they are stopped one after the other, with nothing in flight
                 }
                 command = [sys.executable, "-m", "gateway"]
