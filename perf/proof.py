@@ -1,7 +1,7 @@
 """`python -m perf.proof`: four gateways on one Redis on this machine, and `gateway verify` against them.
 
-`--instances N` starts N gateways, `--workers N` gives each so many processes; all other options go to `gateway verify`: `python -m perf.proof --pause-redis`. All
-that it starts has ended when it ends.
+`--instances N` starts N gateways, `--workers N` gives each so many processes; all other options go to `gateway verify`:
+`python -m perf.proof --pause-redis`. All that it starts has ended when it ends.
 """
 
 from __future__ import annotations
