@@ -146,8 +146,13 @@ def _open(address: Address | UnixAddress, workers: int) -> tuple[list[socket.soc
     found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
     for name, family in {name: family for family, _, _, _, name in found}.items():
-        # With SO_REUSEPORT a gateway that listens there already would not be noticed.
-        with socket.create_server(name, family=family) as probe:
+        # With SO_REUSEPORT a gateway that listens there already would not be noticed. This one does not listen: whoever
+        # came to it would be reset.
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            probe.bind(name)
             chosen = probe.getsockname()
         sockets += [
             socket.create_server(chosen, family=family, backlog=BACKLOG, reuse_port=True) for _ in range(workers)
