@@ -10,7 +10,7 @@ What it is counted by is in `account`, how answers' heads look in `heads`, how e
 from __future__ import annotations
 
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from gateway.errors import (
     BadRequest,
@@ -19,7 +19,6 @@ from gateway.errors import (
     MethodNotAllowed,
     RequestTimeout,
     StoreUnavailable,
-    TokenMissing,
     UpstreamProtocolError,
     UpstreamTimeout,
     UpstreamUnreachable,
@@ -41,10 +40,6 @@ if TYPE_CHECKING:
     from gateway.proxy.upstream import UpstreamConnection
     from gateway.stores import Verdict
     from gateway.subject import Subject
-
-_PROXY_ADVICE: Final = (
-    "Name the token in the proxy's URL, as in http://TOKEN:x@HOST:PORT; several clients send none without a password."
-)
 
 
 class Exchange:
@@ -138,8 +133,7 @@ class Exchange:
             if context.pool.health.is_open:  # before anything is charged; and nobody hears of it who has no good token
                 context.pool.check()
         except GatewayError as error:
-            is_missing = isinstance(error, TokenMissing) and not head.target.startswith(b"/")
-            self._refuse(TokenMissing(_PROXY_ADVICE) if is_missing else error)
+            self._refuse(error)
             return
         context.admission.check(subject, self)
 
