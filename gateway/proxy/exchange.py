@@ -13,8 +13,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from gateway.errors import (
-    BadRequest,
-    BodyTooLarge,
     GatewayError,
     MethodNotAllowed,
     RequestTimeout,
@@ -24,10 +22,10 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.http1 import framing, writer
-from gateway.http1.message import CHUNKED, CRLF, IDEMPOTENT, REFUSED_METHODS, RELAYED_METHODS, UNTIL_CLOSE
+from gateway.http1.message import CRLF, IDEMPOTENT, REFUSED_METHODS, RELAYED_METHODS, UNTIL_CLOSE
 from gateway.proxy import account, heads, own
 from gateway.proxy.clock import NEVER
-from gateway.proxy.relay import MAX_STRANGERS_BYTES, Relay
+from gateway.proxy.relay import Relay, begin_upload
 from gateway.proxy.sockets import still_takes
 from gateway.proxy.tunnel import Tunnel
 
@@ -90,18 +88,12 @@ class Exchange:
         Raises:
             BadRequest, BodyTooLarge, TokenError: Broken framing, content over `MAX_BODY`, or a stranger's that is long.
         """
-        length, context, limit = self.head.length, self.context, self.context.settings.max_body
-        if limit is not None and length > limit:
-            raise BodyTooLarge(f"The body is longer than {limit} bytes.")
-        if 0 <= length <= len(data):  # all of it is here: nothing to relay
+        length, limit = self.head.length, self.context.settings.max_body
+        if 0 <= length <= len(data) and (limit is None or length <= limit):  # all of it is here: nothing to relay
             self.request_done = True
             self._content = data[:length]
             return data[length:]
-        if length == CHUNKED and len(data) > MAX_STRANGERS_BYTES:
-            context.admission.authenticate(self.head.bearer, context.clock.wall_s)
-        body = framing.body(length, BadRequest, trailers=context.route.request_trailers)
-        self.upload = Relay(body, self.client.transport, limit)
-        rest = self.upload.feed(data)
+        self.upload, rest = begin_upload(self.context, self.head, self.client.transport, data)
         self.request_done = self.upload.body.done
         return rest
 
