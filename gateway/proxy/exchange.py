@@ -4,7 +4,7 @@ Read it top to bottom. Each phase is one short method, called by the phase befor
 for. Every exchange ends in `_finish`, which gives the upstream back and lets the client connection go on, or in `_end`.
 One whose upstream switches protocols ends in `on_switch`, and leaves both connections to a `Tunnel`.
 
-What it is counted by is in `account`, how answers' heads look in `heads`, how errors are written in `own`.
+It is counted in `account`; how long it waits is in `waiting`, how answers' heads look in `heads`, and errors in `own`.
 """
 
 from __future__ import annotations
@@ -12,21 +12,12 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from gateway.errors import (
-    GatewayError,
-    MethodNotAllowed,
-    RequestTimeout,
-    StoreUnavailable,
-    UpstreamProtocolError,
-    UpstreamTimeout,
-    UpstreamUnreachable,
-)
+from gateway.errors import GatewayError, MethodNotAllowed, StoreUnavailable, UpstreamProtocolError, UpstreamUnreachable
 from gateway.http1 import framing, writer
 from gateway.http1.message import CRLF, IDEMPOTENT, REFUSED_METHODS, RELAYED_METHODS, UNTIL_CLOSE
-from gateway.proxy import account, heads, own
+from gateway.proxy import account, heads, own, waiting
 from gateway.proxy.clock import NEVER
 from gateway.proxy.relay import Relay, begin_upload
-from gateway.proxy.sockets import still_takes
 from gateway.proxy.tunnel import Tunnel
 
 if TYPE_CHECKING:
@@ -48,7 +39,7 @@ class Exchange:
         client: The connection that the request came on.
         head: The request's head.
 
-    What has no underscore, `account`, `heads` and the client connection read as well.
+    What has no underscore, those modules and the client connection read as well.
     """
 
     # fmt: off
@@ -183,7 +174,7 @@ class Exchange:
             upload.open(connection.transport)
             if not connection.writable:  # the first bytes have filled it already
                 self.on_upstream_full()
-        self._await_upstream()
+        waiting.await_upstream(self)
 
     # --- relay ---------------------------------------------------------------------------------------------------
 
@@ -199,7 +190,7 @@ class Exchange:
             return b""
         self.request_done = upload.body.done
         if self._upstream is not None:
-            self._await_upstream()
+            waiting.await_upstream(self)
         return rest
 
     def on_interim(self, head: AnswerHead) -> None:
@@ -266,7 +257,7 @@ class Exchange:
         if self.answer is not None and self.answer.body.done:
             self._finish()
         else:
-            self._await_upstream()
+            waiting.await_upstream(self)
 
     def on_answer_eof(self) -> bool:
         """The upstream has sent all it will: an until-close body is whole, any other is cut short."""
@@ -299,7 +290,7 @@ class Exchange:
         """The client has caught up."""
         if self.answer is not None:
             self.answer.resume()
-            self._await_upstream()
+            waiting.await_upstream(self)
 
     def on_upstream_full(self) -> None:
         """See `upstream.AnswerReader`."""
@@ -314,13 +305,7 @@ class Exchange:
                 self.client.read_on()
             else:
                 self.upload.resume()
-        self._await_upstream()
-
-    def _await_upstream(self) -> None:
-        settings = self.context.settings
-        awaits_answer = self.request_done and not self.answer_started
-        timeout_s = settings.response_timeout_s if awaits_answer else settings.idle_timeout_s
-        self.client.deadline_s = self.context.clock.soon_s + timeout_s
+        waiting.await_upstream(self)
 
     # --- what goes wrong -----------------------------------------------------------------------------------------
 
@@ -347,13 +332,12 @@ class Exchange:
         self._end()
 
     def on_deadline(self) -> None:
-        """What was waited for did not come in time; unless the upstream is only slow, and still takes bytes."""
-        if not self.answer_started and self._upstream is not None and still_takes(self._upstream):
-            self._await_upstream()
-        elif not self.request_done and self.client.transport.is_reading():
-            self._refuse(RequestTimeout("The request body did not come in time."))
+        """What was waited for did not come in time."""
+        error = waiting.overdue(self, self._upstream)
+        if error is None:
+            waiting.await_upstream(self)
         else:
-            self._refuse(UpstreamTimeout("The upstream did not answer in time."))
+            self._refuse(error)
 
     def _refuse(self, error: GatewayError) -> None:
         if self._over:
