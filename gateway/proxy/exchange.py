@@ -101,10 +101,9 @@ class Exchange:
                 raise MethodNotAllowed(RELAYED_METHODS)
             self.subject = subject = context.admission.authenticate(head.bearer, context.clock.wall_s)
             try:
-                tally = context.usage.tallies[subject.id]
+                self.tally = tally = context.usage.tallies[subject.id]
             except KeyError:
-                tally = context.usage.open(subject.id, subject.about())
-            self.tally = tally
+                self.tally = tally = context.usage.open(subject.id, subject.about())
             tally.begun += 1
             if subject.scope is not None:
                 subject.scope.check(context.route.name, head.method, context.route.path_of(head.target))
@@ -236,8 +235,7 @@ class Exchange:
             self._refuse(UpstreamProtocolError("The upstream switched protocols unasked."))
             return
         self.answer_bytes = len(rest)
-        first = heads.switch_head(self, head) + rest
-        Tunnel(self.context, self.client, upstream, self._on_tunnel_done).begin(first)
+        Tunnel(self.context, self.client, upstream, self._on_tunnel_done).begin(heads.switch_head(self, head) + rest)
 
     def on_answer_bytes(self, data: bytes) -> None:
         """Pass on what came of the answer's body."""
@@ -345,13 +343,9 @@ class Exchange:
         if self.answer_started:
             self._abort(by_upstream=error.blames_upstream)
             return
-        subject, verdict = self.subject, self.verdict
-        limit_lines = subject.limit_lines(verdict) if subject is not None and verdict is not None else b""
         account.refused(self, error)
         self._end()
-        keep_alive = self.keep_alive and self.request_done
-        shared = self.context.shared
-        own.send_error(self.client, shared, error, self.head, keep_alive=keep_alive, limit_lines=limit_lines)
+        own.answer_refused(self, error)
 
     def _abort(self, *, by_upstream: bool) -> None:
         """End both connections so that a cut answer cannot look whole."""

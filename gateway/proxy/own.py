@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gateway.http1.message import RequestHead
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import LocalAnswer, ProxyContext
+    from gateway.proxy.exchange import Exchange
 
 _PROXY_ADVICE: Final = (
     "Name the token in the proxy's URL, as in http://TOKEN:x@HOST:PORT; several clients send none without a password."
@@ -79,6 +80,17 @@ def send_error(
         )
     )
     client.on_exchange_done(keep_alive=keep_alive)
+
+
+def answer_refused(exchange: Exchange, error: GatewayError) -> None:
+    """Answer an exchange's request with a refusal, as `send_error` does, and say how its limits stand, if they decided.
+
+    The connection goes on only behind the whole request.
+    """
+    subject, verdict, shared = exchange.subject, exchange.verdict, exchange.context.shared
+    limit_lines = subject.limit_lines(verdict) if subject is not None and verdict is not None else b""
+    keep_alive = exchange.keep_alive and exchange.request_done
+    send_error(exchange.client, shared, error, exchange.head, keep_alive=keep_alive, limit_lines=limit_lines)
 
 
 def refuse(
