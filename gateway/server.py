@@ -27,6 +27,7 @@ from gateway.proxy.upstreams import Upstreams
 from gateway.scope import Scope
 from gateway.shared_counts import SharedCounts
 from gateway.stores.choice import make_store
+from gateway.tls import SpokenTls
 from gateway.tokens import TokenSigner
 from gateway.usage import UsageFlush
 from gateway.watching import FileWatch
@@ -38,13 +39,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from gateway.access_log import AccessLog, LineWriter
-    from gateway.certificates import ReloadedTls
-    from gateway.config import Config, KeyPair, Settings, Target
+    from gateway.config import Config, Settings
     from gateway.stamps import Stamp
     from gateway.stores import Store
-
-    _MadeOf = tuple[str | None, str | None, str | None]
-    """The CA file, None for the system's roots; the certificate to show, if any; its key, if in a file of its own."""
 
 NOTICE_SHARE: Final = 0.25
 """How much of `DRAIN_TIMEOUT` may go by before listening ends: what comes last needs the rest."""
@@ -96,8 +93,7 @@ class Gateway:
         self._store: Store | None = None
         self._context: ProxyContext | None = None
         self._upstreams = Upstreams(AnswerParser())
-        self._own_tls: ReloadedTls | None = None
-        self._target_tls: dict[_MadeOf, ReloadedTls] = {}
+        self._tls: SpokenTls | None = None
         self._signer: TokenSigner | None = None
         self._flush: UsageFlush | None = None
         self._line_writer: LineWriter | None = None
@@ -108,6 +104,7 @@ class Gateway:
         Raises:
             StoreUnavailable: Redis does not answer.
             OSError: An address cannot be listened on, or `TARGET_CA_FILE` cannot be read.
+            ValueError: A certificate or its key cannot be read.
         """
         settings = self._settings
         loop = asyncio.get_running_loop()
@@ -120,7 +117,8 @@ class Gateway:
                 store, signer, settings.limits, settings.common_limits, settings.token_ttl_s, shadow=settings.shadow
             )
             clock = Clock(loop)
-            tls = self._spoken_with_clients(clock)
+            self._tls = tls = SpokenTls(clock)
+            with_clients = tls.with_clients(settings.tls)
             context = ProxyContext(
                 loop=loop,
                 settings=settings,
@@ -133,14 +131,15 @@ class Gateway:
                 access_log=self._log_on(loop),
             )
             self._context = context
-            context.routes = self._connect(settings, context, admission)
+            tls.renew(settings)
+            context.routes = self._upstreams.connect(settings, context, admission, tls.with_target)
             self._shared.open()
             self._flush = UsageFlush(store.usage, self.metrics, self._shared, lambda: clock.now_s)
             clock.watched.add(self._flush)
             clock.start()
             descriptors = Descriptors(soft_limit(), self._upstreams)
             self._listener = listener = Listener(
-                clock, lambda: ClientConnection(context), descriptors, tls, settings.header_timeout_s
+                clock, lambda: ClientConnection(context), descriptors, with_clients, settings.header_timeout_s
             )
             context.on_client_gone = listener.on_client_gone
             for sock in self._sockets:
@@ -169,47 +168,10 @@ class Gateway:
         assert self._store is not None  # noqa: S101 - it is connected to before anything else
         return Endpoints(admission, self._store, self.metrics, settings.admin_key, is_draining, shared=self._shared)
 
-    def _connect(self, settings: Settings, context: ProxyContext, admission: Admission) -> Routes:
-        """Make ready for the targets of a configuration. If that fails, those before stay as they were."""
-        clock, before = context.clock, self._target_tls
-        made: dict[_MadeOf, ReloadedTls] = {}
-
-        def tls_of(target: Target) -> ReloadedTls | None:
-            if not target.tls:
-                return None
-            of: _MadeOf = (target.ca_file, *(target.client or (None, None)))
-            if of not in made:
-                kept = before.get(of)
-                if kept is not None and kept.is_current:
-                    made[of] = kept
-                else:
-                    made[of] = _spoken_with_targets(of, clock)
-                    _check_mode(target.client)
-            return made[of]
-
-        routes = self._upstreams.connect(settings, context, admission, tls_of)
-        self._target_tls = made
-        clock.watched.difference_update(before.values())
-        clock.watched.update(made.values())
-        return routes
-
-    def _spoken_with_clients(self, clock: Clock) -> ReloadedTls | None:
-        """Return the TLS of clients on TCP; None for plain HTTP."""
-        own = self._settings.tls
-        if own is None:
-            return None
-        from gateway.certificates import ReloadedTls, server_context
-
-        self._own_tls = tls = ReloadedTls("the certificate", own.files, lambda: server_context(*own), clock)
-        _check_mode(own)
-        clock.watched.add(tls)
-        return tls
-
     def reload_certificates(self) -> None:
         """Read the PEM files now, as is done by itself within seconds of a change."""
-        for tls in (self._own_tls, *self._target_tls.values()):
-            if tls is not None:
-                tls.reload()
+        if self._tls is not None:
+            self._tls.reload()
 
     @property
     def urls(self) -> list[str]:
@@ -278,8 +240,8 @@ class Gateway:
             OSError, ValueError: A CA file, or a certificate to show, cannot be read. Then nothing has changed.
             RuntimeError: The gateway is not running.
         """
-        context, store, signer, listener = self._context, self._store, self._signer, self._listener
-        if context is None or store is None or signer is None or listener is None:
+        context, tls, signer, listener = self._context, self._tls, self._signer, self._listener
+        if context is None or tls is None or signer is None or listener is None:
             raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
         settings, left = _reloadable(self._settings, config.settings)
         if settings.token_secrets and settings.token_secrets != self._settings.token_secrets:
@@ -287,12 +249,12 @@ class Gateway:
         admission = context.admission.renewed(
             signer, settings.limits, settings.common_limits, settings.token_ttl_s, shadow=settings.shadow
         )
-        routes = self._connect(settings, context, admission)
+        tls.renew(settings)
         # Nothing from here on can fail, and nothing waits: no request sees a part of it.
+        routes = self._upstreams.connect(settings, context, admission, tls.with_target)
         self._settings, self._signer = settings, signer
         context.admission.give_way_to(admission)
-        if self._own_tls is not None:
-            self._own_tls.reload()
+        tls.reload()
         listener.handshake_timeout_s = settings.header_timeout_s
         context.settings, context.admission, context.routes = settings, admission, routes
         context.endpoint = self._endpoints(settings, admission, lambda: context.draining)
@@ -421,21 +383,6 @@ def _reloadable(old: Settings, new: Settings) -> tuple[Settings, list[str]]:
         fixed["token_secrets"] = "TOKEN_SECRET"  # noqa: S105 - a name
     left = [name for attribute, name in fixed.items() if getattr(old, attribute) != getattr(new, attribute)]
     return replace(new, **{attribute: getattr(old, attribute) for attribute in fixed}), left
-
-
-def _spoken_with_targets(of: _MadeOf, clock: Clock) -> ReloadedTls:
-    from gateway.certificates import ReloadedTls, client_context, client_files  # see below
-
-    files = client_files(*of)
-    what = f"the TLS with upstreams ({', '.join(files) or 'without roots'})"
-    return ReloadedTls(what, files, lambda: client_context(*of), clock)
-
-
-def _check_mode(pair: KeyPair | None) -> None:
-    from gateway.certificates import is_open_to_others  # only where there is TLS: ssl takes 10 ms to load
-
-    if pair is not None and is_open_to_others(pair.key_file):
-        _log.warning("%s, a private key, is open to other users of this machine: chmod 600", pair.key_file)
 
 
 def _sent_to(settings: Settings) -> str:

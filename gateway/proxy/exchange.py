@@ -4,32 +4,20 @@ Read it top to bottom. Each phase is one short method, called by the phase befor
 for. Every exchange ends in `_finish`, which gives the upstream back and lets the client connection go on, or in `_end`.
 One whose upstream switches protocols ends in `on_switch`, and leaves both connections to a `Tunnel`.
 
-What it is counted by is in `account`, how answers' heads look in `heads`, how errors are written in `own`.
+It is counted in `account`; how long it waits is in `waiting`, how answers' heads look in `heads`, and errors in `own`.
 """
 
 from __future__ import annotations
 
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from gateway.errors import (
-    BadRequest,
-    BodyTooLarge,
-    GatewayError,
-    MethodNotAllowed,
-    RequestTimeout,
-    StoreUnavailable,
-    TokenMissing,
-    UpstreamProtocolError,
-    UpstreamTimeout,
-    UpstreamUnreachable,
-)
+from gateway.errors import GatewayError, MethodNotAllowed, StoreUnavailable, UpstreamProtocolError, UpstreamUnreachable
 from gateway.http1 import framing, writer
-from gateway.http1.message import CHUNKED, CRLF, IDEMPOTENT, REFUSED_METHODS, RELAYED_METHODS, UNTIL_CLOSE
-from gateway.proxy import account, heads, own
+from gateway.http1.message import CRLF, IDEMPOTENT, REFUSED_METHODS, RELAYED_METHODS, UNTIL_CLOSE
+from gateway.proxy import account, heads, own, waiting
 from gateway.proxy.clock import NEVER
-from gateway.proxy.relay import MAX_STRANGERS_BYTES, Relay
-from gateway.proxy.sockets import still_takes
+from gateway.proxy.relay import Relay, begin_upload
 from gateway.proxy.tunnel import Tunnel
 
 if TYPE_CHECKING:
@@ -42,10 +30,6 @@ if TYPE_CHECKING:
     from gateway.stores import Verdict
     from gateway.subject import Subject
 
-_PROXY_ADVICE: Final = (
-    "Name the token in the proxy's URL, as in http://TOKEN:x@HOST:PORT; several clients send none without a password."
-)
-
 
 class Exchange:
     """A request to the target, its answer, and what the gateway holds for them meanwhile.
@@ -55,7 +39,7 @@ class Exchange:
         client: The connection that the request came on.
         head: The request's head.
 
-    What has no underscore, `account`, `heads` and the client connection read as well.
+    What has no underscore, those modules and the client connection read as well.
     """
 
     # fmt: off
@@ -95,18 +79,12 @@ class Exchange:
         Raises:
             BadRequest, BodyTooLarge, TokenError: Broken framing, content over `MAX_BODY`, or a stranger's that is long.
         """
-        length, context, limit = self.head.length, self.context, self.context.settings.max_body
-        if limit is not None and length > limit:
-            raise BodyTooLarge(f"The body is longer than {limit} bytes.")
-        if 0 <= length <= len(data):  # all of it is here: nothing to relay
+        length, limit = self.head.length, self.context.settings.max_body
+        if 0 <= length <= len(data) and (limit is None or length <= limit):  # all of it is here: nothing to relay
             self.request_done = True
             self._content = data[:length]
             return data[length:]
-        if length == CHUNKED and len(data) > MAX_STRANGERS_BYTES:
-            context.admission.authenticate(self.head.bearer, context.clock.wall_s)
-        body = framing.body(length, BadRequest, trailers=context.route.request_trailers)
-        self.upload = Relay(body, self.client.transport, limit)
-        rest = self.upload.feed(data)
+        self.upload, rest = begin_upload(self.context, self.head, self.client.transport, data)
         self.request_done = self.upload.body.done
         return rest
 
@@ -123,10 +101,9 @@ class Exchange:
                 raise MethodNotAllowed(RELAYED_METHODS)
             self.subject = subject = context.admission.authenticate(head.bearer, context.clock.wall_s)
             try:
-                tally = context.usage.tallies[subject.id]
+                self.tally = tally = context.usage.tallies[subject.id]
             except KeyError:
-                tally = context.usage.open(subject.id, subject.about())
-            self.tally = tally
+                self.tally = tally = context.usage.open(subject.id, subject.about())
             tally.begun += 1
             if subject.scope is not None:
                 subject.scope.check(context.route.name, head.method, context.route.path_of(head.target))
@@ -138,8 +115,7 @@ class Exchange:
             if context.pool.health.is_open:  # before anything is charged; and nobody hears of it who has no good token
                 context.pool.check()
         except GatewayError as error:
-            is_missing = isinstance(error, TokenMissing) and not head.target.startswith(b"/")
-            self._refuse(TokenMissing(_PROXY_ADVICE) if is_missing else error)
+            self._refuse(error)
             return
         context.admission.check(subject, self)
 
@@ -197,7 +173,7 @@ class Exchange:
             upload.open(connection.transport)
             if not connection.writable:  # the first bytes have filled it already
                 self.on_upstream_full()
-        self._await_upstream()
+        waiting.await_upstream(self)
 
     # --- relay ---------------------------------------------------------------------------------------------------
 
@@ -213,7 +189,7 @@ class Exchange:
             return b""
         self.request_done = upload.body.done
         if self._upstream is not None:
-            self._await_upstream()
+            waiting.await_upstream(self)
         return rest
 
     def on_interim(self, head: AnswerHead) -> None:
@@ -259,8 +235,7 @@ class Exchange:
             self._refuse(UpstreamProtocolError("The upstream switched protocols unasked."))
             return
         self.answer_bytes = len(rest)
-        first = heads.switch_head(self, head) + rest
-        Tunnel(self.context, self.client, upstream, self._on_tunnel_done).begin(first)
+        Tunnel(self.context, self.client, upstream, self._on_tunnel_done).begin(heads.switch_head(self, head) + rest)
 
     def on_answer_bytes(self, data: bytes) -> None:
         """Pass on what came of the answer's body."""
@@ -280,7 +255,7 @@ class Exchange:
         if self.answer is not None and self.answer.body.done:
             self._finish()
         else:
-            self._await_upstream()
+            waiting.await_upstream(self)
 
     def on_answer_eof(self) -> bool:
         """The upstream has sent all it will: an until-close body is whole, any other is cut short."""
@@ -313,7 +288,7 @@ class Exchange:
         """The client has caught up."""
         if self.answer is not None:
             self.answer.resume()
-            self._await_upstream()
+            waiting.await_upstream(self)
 
     def on_upstream_full(self) -> None:
         """See `upstream.AnswerReader`."""
@@ -328,13 +303,7 @@ class Exchange:
                 self.client.read_on()
             else:
                 self.upload.resume()
-        self._await_upstream()
-
-    def _await_upstream(self) -> None:
-        settings = self.context.settings
-        awaits_answer = self.request_done and not self.answer_started
-        timeout_s = settings.response_timeout_s if awaits_answer else settings.idle_timeout_s
-        self.client.deadline_s = self.context.clock.soon_s + timeout_s
+        waiting.await_upstream(self)
 
     # --- what goes wrong -----------------------------------------------------------------------------------------
 
@@ -361,13 +330,12 @@ class Exchange:
         self._end()
 
     def on_deadline(self) -> None:
-        """What was waited for did not come in time; unless the upstream is only slow, and still takes bytes."""
-        if not self.answer_started and self._upstream is not None and still_takes(self._upstream):
-            self._await_upstream()
-        elif not self.request_done and self.client.transport.is_reading():
-            self._refuse(RequestTimeout("The request body did not come in time."))
+        """What was waited for did not come in time."""
+        error = waiting.overdue(self, self._upstream)
+        if error is None:
+            waiting.await_upstream(self)
         else:
-            self._refuse(UpstreamTimeout("The upstream did not answer in time."))
+            self._refuse(error)
 
     def _refuse(self, error: GatewayError) -> None:
         if self._over:
@@ -375,13 +343,9 @@ class Exchange:
         if self.answer_started:
             self._abort(by_upstream=error.blames_upstream)
             return
-        subject, verdict = self.subject, self.verdict
-        limit_lines = subject.limit_lines(verdict) if subject is not None and verdict is not None else b""
         account.refused(self, error)
         self._end()
-        keep_alive = self.keep_alive and self.request_done
-        shared = self.context.shared
-        own.send_error(self.client, shared, error, self.head, keep_alive=keep_alive, limit_lines=limit_lines)
+        own.answer_refused(self, error)
 
     def _abort(self, *, by_upstream: bool) -> None:
         """End both connections so that a cut answer cannot look whole."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.access_lines import Record
-from gateway.errors import RateLimited
+from gateway.errors import RateLimited, TokenMissing
 from gateway.http1 import writer
 
 if TYPE_CHECKING:
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from gateway.http1.message import RequestHead
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import LocalAnswer, ProxyContext
+    from gateway.proxy.exchange import Exchange
+
+_PROXY_ADVICE: Final = (
+    "Name the token in the proxy's URL, as in http://TOKEN:x@HOST:PORT; several clients send none without a password."
+)
 
 
 def send(
@@ -58,6 +63,8 @@ def send_error(
     The connection ends as well where what follows on it cannot be trusted.
     """
     if not isinstance(error, RateLimited):
+        if isinstance(error, TokenMissing) and head is not None and not head.target.startswith(b"/"):
+            error = TokenMissing(_PROXY_ADVICE)
         answer = (error.status, writer.error_fields(error), writer.problem(error))
         send(client, context, answer, head, keep_alive=keep_alive and not error.closes, limit_lines=limit_lines)
         return
@@ -73,6 +80,17 @@ def send_error(
         )
     )
     client.on_exchange_done(keep_alive=keep_alive)
+
+
+def answer_refused(exchange: Exchange, error: GatewayError) -> None:
+    """Answer an exchange's request with a refusal, as `send_error` does, and say how its limits stand, if they decided.
+
+    The connection goes on only behind the whole request.
+    """
+    subject, verdict, shared = exchange.subject, exchange.verdict, exchange.context.shared
+    limit_lines = subject.limit_lines(verdict) if subject is not None and verdict is not None else b""
+    keep_alive = exchange.keep_alive and exchange.request_done
+    send_error(exchange.client, shared, error, exchange.head, keep_alive=keep_alive, limit_lines=limit_lines)
 
 
 def refuse(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from gateway.errors import BodyTooLarge
+from gateway.errors import BadRequest, BodyTooLarge
+from gateway.http1 import framing
+from gateway.http1.message import CHUNKED
 
 if TYPE_CHECKING:
     import asyncio
 
     from gateway.http1.framing import Body
+    from gateway.http1.message import RequestHead
+    from gateway.proxy.context import Destination
 
 MAX_HELD_BYTES: Final = 64 * 1024
 """How much of a body waits for the far end to be known, before its source is no longer read."""
@@ -49,7 +53,7 @@ class Relay:
         """
         forward, rest = self.body.feed(data)
         if self._limit_bytes is not None and self.body.seen_bytes > self._limit_bytes:
-            raise BodyTooLarge(f"The body is longer than {self._limit_bytes} bytes.")
+            raise _too_large(self._limit_bytes)
         if forward:
             if self._sink is not None:
                 # uvloop raises on a write between a transport's failure and its connection_lost.
@@ -86,3 +90,36 @@ class Relay:
         """Read the source again."""
         if not self._source.is_reading() and not self._source.is_closing():
             self._source.resume_reading()
+
+
+def begin_upload(
+    context: Destination, head: RequestHead, source: asyncio.Transport, data: bytes
+) -> tuple[Relay, bytes]:
+    """Begin to relay a request's body that has not all come with its head, or may be too long.
+
+    Args:
+        context: What all exchanges with its target share.
+        head: The request's.
+        source: The client's.
+        data: What came behind the head.
+
+    Returns:
+        The relay, which holds what has come of the body, and what lies behind its end.
+
+    Raises:
+        BadRequest: Its framing is broken.
+        BodyTooLarge: It is longer than `MAX_BODY`, or says that it will be.
+        TokenError: It is a stranger's, and much of it has come already.
+    """
+    limit_bytes = context.settings.max_body
+    if limit_bytes is not None and head.length > limit_bytes:
+        raise _too_large(limit_bytes)
+    if head.length == CHUNKED and len(data) > MAX_STRANGERS_BYTES:
+        context.admission.authenticate(head.bearer, context.clock.wall_s)
+    body = framing.body(head.length, BadRequest, trailers=context.route.request_trailers)
+    relay = Relay(body, source, limit_bytes)
+    return relay, relay.feed(data)
+
+
+def _too_large(limit_bytes: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is longer than {limit_bytes} bytes.")

@@ -62,12 +62,8 @@ class Upstreams:
             context: What all connections share.
             admission: Checks the limits that do not depend on the target.
             tls_of: Returns the TLS to speak with a target; None for plain HTTP.
-
-        Raises:
-            OSError: A CA file cannot be read, or has no certificate in it (an SSLError).
         """
         targets = (TargetSettings(name="api", keyed=(settings.target,)), *settings.targets)
-        # First what can fail: then all stays as it was.
         dialers = [Dialer(target.keyed[0], tls_of(target.keyed[0])) for target in targets]
         for pool, _ in self._ends:
             pool.retire()

@@ -101,6 +101,13 @@ def test_no_token_is_a_401_that_says_how_to_send_one(play: Playbook) -> None:
     assert play.dials == 0
 
 
+def test_without_a_token_a_long_upload_is_a_401_that_says_so_as_well(play: Playbook) -> None:
+    play.client.sends(ask(URL, b"Transfer-Encoding: chunked") + b"1\r\nx\r\n" * 1000)
+    refusal = play.client.problem(401, "token_missing")
+    assert b"http://TOKEN:x@" in refusal.body
+    assert play.dials == 0
+
+
 def test_a_token_for_the_proxy_is_none_where_there_is_a_path(play: Playbook) -> None:
     play.client.sends(ask(b"/api/x", b"Proxy-Authorization: " + basic(play.token)))
     play.client.problem(401, "token_missing")
