@@ -21,7 +21,8 @@ MAX_ID_BYTES: Final = 128
 
 _SANE: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_.:/+=@"
 _ESCAPED: Final = re.compile(rb'["\\]')
-_AUTHORITY: Final = re.compile(rb"[A-Za-z]+://[^/?]*")
+_AUTHORITY: Final = re.compile(rb"\A[A-Za-z]+://[^/]*")
+_TOKEN: Final = re.compile(rb"gw_[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _TIMING: Final = writer.TIMING.decode().split("%.3f")
 _TIMING_BEGIN: Final = len(_TIMING[0])
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -90,7 +91,10 @@ class _Places:
     def make(self, key: _Key) -> str:
         """Spell one that is not known."""
         token_id, name, method, target = key
-        path = _ESCAPED.sub(rb"\\\g<0>", _AUTHORITY.sub(b"", target.partition(b"?")[0], count=1)).decode()
+        plain = _AUTHORITY.sub(b"", target.partition(b"?")[0])
+        if b"gw_" in plain:  # a token, put where its id belongs
+            plain = _TOKEN.sub(b"gw_***", plain)
+        path = _ESCAPED.sub(rb"\\\g<0>", plain).decode()
         verb = method.decode()
         if self._is_json:
             words = (token_id, name, verb, path)
