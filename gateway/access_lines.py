@@ -20,7 +20,7 @@ MAX_PLACES: Final = 1024
 MAX_ID_BYTES: Final = 128
 MAX_METHOD_BYTES: Final = 64
 MAX_PATH_BYTES: Final = 1500
-"""A longer method or path is cut: with every byte of it escaped, a line is still shorter than `access_log.ATOMIC_BYTES`.
+"""A longer method or path is cut: with every byte of it escaped, a line stays below `access_log.ATOMIC_BYTES`.
 A longer line could be torn by those of another worker."""
 
 _SANE: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_.:/+=@"
