@@ -18,10 +18,16 @@ if TYPE_CHECKING:
 
 MAX_PLACES: Final = 1024
 MAX_ID_BYTES: Final = 128
+MAX_METHOD_BYTES: Final = 64
+MAX_PATH_BYTES: Final = 1500
+"""A longer method or path is cut: with every byte of it escaped, a line stays below `access_log.ATOMIC_BYTES`.
+A longer line could be torn by those of another worker."""
 
 _SANE: Final = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_.:/+=@"
 _ESCAPED: Final = re.compile(rb'["\\]')
-_AUTHORITY: Final = re.compile(rb"[A-Za-z]+://[^/?]*")
+_AUTHORITY: Final = re.compile(rb"\A[A-Za-z]+://[^/]*")
+# What it has begun to take, it keeps: else a path of nothing but `gw_` would take the square of its length.
+_TOKEN: Final = re.compile(rb"gw_[A-Za-z0-9_-]{32,}(?:\.[A-Za-z0-9_-]+)?")
 _TIMING: Final = writer.TIMING.decode().split("%.3f")
 _TIMING_BEGIN: Final = len(_TIMING[0])
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -90,8 +96,11 @@ class _Places:
     def make(self, key: _Key) -> str:
         """Spell one that is not known."""
         token_id, name, method, target = key
-        path = _ESCAPED.sub(rb"\\\g<0>", _AUTHORITY.sub(b"", target.partition(b"?")[0], count=1)).decode()
-        verb = method.decode()
+        plain = _AUTHORITY.sub(b"", target.partition(b"?")[0])
+        if b"gw_" in plain:  # a token, put where its id belongs
+            plain = _TOKEN.sub(b"gw_***", plain)
+        path = _ESCAPED.sub(rb"\\\g<0>", _cut(plain, MAX_PATH_BYTES)).decode()
+        verb = _cut(method, MAX_METHOD_BYTES).decode()
         if self._is_json:
             words = (token_id, name, verb, path)
             place = '"token":{},"target":{},"method":{},"path":{}'.format(*map(_quoted, words))
@@ -206,6 +215,10 @@ def _look_for(lines: bytes) -> tuple[int, bytes, int, bytes]:
 def _value(lines: bytes, begin: int) -> bytes:
     end = lines.find(CRLF, begin)
     return lines[begin:end].strip() if end >= 0 else lines[begin:].strip()
+
+
+def _cut(text: bytes, most: int) -> bytes:
+    return text if len(text) <= most else text[:most] + b"..."
 
 
 def _quoted(word: str | None) -> str:

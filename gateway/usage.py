@@ -40,9 +40,11 @@ class Stream:
 
     Args:
         make: Makes what there is to tell now. Raises GatewayError where there is nothing.
+        is_admins: Whether it is for an admin, not for a token's holder.
     """
 
     make: Callable[[], Awaitable[Told]]
+    is_admins: bool
 
 
 class UsageView:

@@ -64,10 +64,14 @@ def run(options: argparse.Namespace, settings: Settings, local_url: str) -> int:
             _watch(source, as_json=options.json)
         else:
             told = source.read()
-            print(json.dumps(told, indent=2) if options.json else as_text(told))
+            print(json.dumps(told, indent=2) if options.json else as_text(told), flush=True)
     except KeyboardInterrupt:
         if not options.watch:
             raise
+    except BrokenPipeError:  # `head` has seen enough; what is still buffered must not fail once more at the exit
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
     finally:
         source.close()
     return 0
@@ -121,10 +125,16 @@ class _Gateway:
 
     def read(self) -> dict[str, Any]:
         """See `Source`."""
+        was_open = self._connection.sock is not None
         try:
-            self._connection.request("GET", "/admin/usage", headers=self._fields)
-            response = self._connection.getresponse()
-            status, content = response.status, response.read()
+            try:
+                status, content = self._ask()
+            except ConnectionError:
+                # The worker that had it may have ended, and another one be there.
+                self._connection.close()
+                if not was_open:
+                    raise
+                status, content = self._ask()
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             raise _NoAnswer(f"no gateway answers at {self._name}: {error or type(error).__name__}") from None
@@ -137,6 +147,11 @@ class _Gateway:
         if status != 200 or "totals" not in told:
             raise GatewayError(f"{self._name} answered {status}: {told.get('detail', 'it is no gateway')}")
         return told
+
+    def _ask(self) -> tuple[int, bytes]:
+        self._connection.request("GET", "/admin/usage", headers=self._fields)
+        response = self._connection.getresponse()
+        return response.status, response.read()
 
     def close(self) -> None:
         """See `Source`."""

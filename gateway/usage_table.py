@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
 
 Told = dict[str, Any]
 """What `/admin/usage` answers, or one of its members."""
@@ -17,6 +17,11 @@ STORM_RETRIES: Final = 3.0
 """So many refused requests a second, and more, that an SDK had sent again: it does not wait as it is told to."""
 BAR_CELLS: Final = 12
 MAX_ROWS: Final = 20
+WIDE: Final = 100
+"""Columns of a terminal that has room for all there is; a narrower one has the latency in the first line alone."""
+WIDE_REST: Final = 72
+NARROW_REST: Final = 52
+"""What the other columns take, of a name the beginning; limits get what is left of the terminal's."""
 
 
 class Row(NamedTuple):
@@ -123,8 +128,25 @@ def as_line(before: Told | None, now: Told) -> str:
     return line + (f"; RETRY STORM: {', '.join(storms)}" if storms else "")
 
 
+class _Fitting:
+    """A table that is drawn for the terminal's width, whatever that is then: rich's `ConsoleRenderable`."""
+
+    __slots__ = ("_before", "_now")
+
+    def __init__(self, before: Told | None, now: Told) -> None:
+        self._before = before
+        self._now = now
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield _table(self._before, self._now, options.max_width)
+
+
 def as_table(before: Told | None, now: Told) -> RenderableType:
     """Return a table for a terminal: limits as bars, requests a second, refusals, storms marked."""
+    return _Fitting(before, now)
+
+
+def _table(before: Told | None, now: Told, columns: int) -> RenderableType:
     from rich import box  # as the others: only who watches has to load it
     from rich.console import Group
     from rich.table import Table
@@ -139,14 +161,17 @@ def as_table(before: Told | None, now: Told) -> RenderableType:
         (now["at"][11:19], "dim"),
     )
     table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("token", overflow="ellipsis", no_wrap=True, min_width=8)
-    table.add_column("limits", no_wrap=True, min_width=28)
-    for name in ("req/s", "total", "refused", "flight", "p50 ms", "p99 ms"):
+    is_wide = columns >= WIDE
+    limits_cells = max(columns - (WIDE_REST if is_wide else NARROW_REST), BAR_CELLS + 1)
+    # Only a column that may wrap is made narrower: names are cut, which are not, and numbers never.
+    table.add_column("token")
+    table.add_column("limits", overflow="ellipsis", no_wrap=True, max_width=limits_cells)
+    for name in ("req/s", "total", "refused", "flight", *(("p50 ms", "p99 ms") if is_wide else ())):
         table.add_column(name, justify="right", no_wrap=True)
     shown = rows(before, now)
     for row in shown[:MAX_ROWS]:
         told = row.told
-        label = Text(row.label)
+        label = Text(row.label, overflow="ellipsis", no_wrap=True)
         if told.get("revoked"):
             label.append(" revoked", "dim")
         if row.is_storm:
@@ -159,8 +184,7 @@ def as_table(before: Told | None, now: Told) -> RenderableType:
             str(told["requests"]),
             Text(str(refused(told)), "yellow" if row.refused_per_s else ""),
             str(told["in_flight"]),
-            _ms(quantiles["p50"]),
-            _ms(quantiles["p99"]),
+            *((_ms(quantiles["p50"]), _ms(quantiles["p99"])) if is_wide else ()),
         )
     left = len(shown) - MAX_ROWS
     reasons = ", ".join(f"{reason} {count}" for reason, count in total.told["refused"].items())

@@ -105,6 +105,16 @@ def test_it_fits_a_narrow_terminal() -> None:
     assert "12/60 minute" in shown
 
 
+def test_on_a_terminal_of_80_columns_names_are_cut_and_numbers_are_not() -> None:
+    long = limit("tokens-of-the-big-model", 1_000_000, 123_456)
+    named = token("x", 1_234_567, 89_012, name="a-very-long-name-of-a-token-indeed", limits=[long])
+    shown = drawn(None, look(0, named), width=80)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "a-very-l" in shown
+    for whole in ("req/s", "total", "refused", "flight", " 1234567 ", " 89012 ", "123456/1000000"):
+        assert whole in shown
+
+
 def test_a_name_cannot_write_on_the_terminal() -> None:
     now = look(0, token("abc", 1, name="\x1b[2Jevil\nname"))
     for shown in (as_text(now), as_line(None, now), drawn(None, now)):

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 EVERY_S: Final = 1.0
 MAX_STREAMS: Final = 64
-"""At once: each asks the store once a second."""
+"""At once, of admins, and as many of tokens' holders, who so cannot keep an admin from looking. Each asks the store
+once a second."""
 _RETRY_AFTER_US: Final = 10_000_000
 
 _HEAD: Final = (
@@ -31,7 +32,7 @@ class EventStreams:
     __slots__ = ("_ending", "_open")
 
     def __init__(self) -> None:
-        self._open = 0
+        self._open = {True: 0, False: 0}  # by whether they are admins'
         self._ending = asyncio.Event()
 
     def end(self) -> None:
@@ -53,12 +54,12 @@ class EventStreams:
         Raises:
             GatewayError: The refusal to send; nothing was sent yet.
         """
-        if self._open >= MAX_STREAMS:
+        if self._open[stream.is_admins] >= MAX_STREAMS:
             error = ConcurrencyLimited("streams", MAX_STREAMS, 0, _RETRY_AFTER_US)
             quota = f'"streams";q={MAX_STREAMS};qu="concurrent-requests"'
             error.limit_fields = [("RateLimit-Policy", quota), ("RateLimit", '"streams";r=0;t=10')]
             raise error
-        self._open += 1
+        self._open[stream.is_admins] += 1
         try:
             first = await stream.make()
             is_chunked = head.minor == 1
@@ -78,7 +79,7 @@ class EventStreams:
             if is_chunked:
                 client.write(b"0\r\n\r\n")
         finally:
-            self._open -= 1
+            self._open[stream.is_admins] -= 1
 
     async def _has_ended_within(self, seconds: float) -> bool:
         try:

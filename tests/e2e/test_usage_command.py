@@ -9,6 +9,7 @@ import os
 import pty
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +21,6 @@ from tests.kit.upstream import soon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from tests.kit.process import Program
     from tests.kit.upstream import Upstream
@@ -43,6 +43,10 @@ async def use(program: Program) -> None:
     async with connected(program.url) as client:
         for _ in range(3):
             await client.ask(request("/api/x", json.loads(answer.content)["token"]))
+
+
+def children(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()))
 
 
 async def usage(arguments: tuple[str, ...], settings: dict[str, str], out: int) -> asyncio.subprocess.Process:
@@ -124,6 +128,33 @@ async def test_watching_without_a_terminal_is_a_line_a_second_until_it_is_interr
         assert "requests/s" in line
         assert "worker" in line
     process.send_signal(signal.SIGINT)
+    _, err = await soon(process.communicate())
+    assert (process.returncode, err) == (0, b"")
+
+
+async def test_watching_outlives_the_worker_that_it_had_asked(upstream: Upstream) -> None:
+    settings = {"TARGET_API_URL": upstream.url, "ADMIN_KEY": ADMIN_KEY, "GATEWAY_WORKERS": "2"}
+    with running_redis() as redis:
+        async with gateway_process(REDIS_URL=redis.url, STORE_TIMEOUT="10s", **settings) as program:
+            watching = ("--watch", "--url", program.url)
+            process = await usage(watching, {"ADMIN_KEY": ADMIN_KEY}, asyncio.subprocess.PIPE)
+            assert process.stdout is not None
+            assert b"requests/s" in await soon(process.stdout.readline())
+            for pid in children(program.process.pid):
+                os.kill(pid, signal.SIGKILL)
+            for _ in range(2):
+                assert b"requests/s" in await soon(process.stdout.readline())
+            process.send_signal(signal.SIGINT)
+            _, err = await soon(process.communicate())
+            assert (process.returncode, err) == (0, b"")
+
+
+@pytest.mark.parametrize("arguments", [("--watch", "--json"), ("--watch",), ()])
+async def test_who_has_read_enough_hears_no_complaint(used: Program, arguments: tuple[str, ...]) -> None:
+    ours, theirs = os.pipe()
+    process = await usage((*arguments, "--url", used.url), {"ADMIN_KEY": ADMIN_KEY}, theirs)
+    os.close(theirs)
+    os.close(ours)  # as `head` does
     _, err = await soon(process.communicate())
     assert (process.returncode, err) == (0, b"")
 

@@ -243,6 +243,41 @@ def test_a_url_is_logged_by_its_path(logging: Playbook) -> None:
     assert "?q" not in text
 
 
+def test_a_url_within_a_path_is_part_of_it(logging: Playbook) -> None:
+    passes(logging, target=b"/api/fetch/https://example.com/page")
+    assert line(logging)["path"] == "/api/fetch/https://example.com/page"
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [(b"GET", b"/api/" + b'\\"' * 3000), (b"G" * 6000, b"/api/x"), (b"G" * 3000, b"/" + b'"' * 3000)],
+)
+def test_a_line_is_never_longer_than_a_pipe_takes_in_one_piece(
+    make_play: Callable[..., Playbook], method: bytes, target: bytes
+) -> None:
+    for style in ("json", "common"):
+        play = make_play(access_log=style)
+        play.client.sends(play.request(method, target, b"X-Request-Id: " + b"i" * 128, TRACEPARENT))
+        play.client.resets()
+        play.pass_time(0.25)
+        (one,) = play.logged.read()
+        assert len(one) < access_log.ATOMIC_BYTES
+        assert "..." in one
+
+
+@pytest.mark.parametrize("place", [b"/admin/tokens/%b", b"/api/%b/x", b"/api/x;key=%b"])
+def test_a_token_in_a_path_is_left_out(make_play: Callable[..., Playbook], place: bytes) -> None:
+    for style in ("json", "common"):
+        play = make_play(access_log=style)
+        play.client.sends(play.request(b"DELETE", place % play.token))
+        play.pass_time(0.25)
+        play.client.resets()
+        play.pass_time(0.25)
+        (one,) = play.logged.read()
+        assert play.token.decode() not in one
+        assert (place % b"gw_***").decode() in one
+
+
 def test_no_secret_is_in_it(make_play: Callable[..., Playbook]) -> None:
     play = make_play(access_log="json", target_api_auth="header:X-Request-Id", admin_key="k" * 32)
     passes(play)

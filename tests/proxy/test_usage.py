@@ -334,7 +334,7 @@ def test_a_client_that_leaves_ends_its_stream(play: Playbook) -> None:
     client = stream(play)
     client.resets()
     play.pass_time(2)
-    assert play.context.streams._open == 0
+    assert play.context.streams._open[True] == 0
 
 
 def test_a_slow_reader_misses_events_and_nothing_piles_up(make_play: Callable[..., Playbook]) -> None:
@@ -368,6 +368,15 @@ def test_there_are_so_many_streams_at_most(play: Playbook, monkeypatch: pytest.M
     one_more = stream(play)
     assert one_more.problem(429, "concurrency_limited").value(b"retry-after") == b"10"
     clients[0].resets()
+    assert stream(play).head().status == 200
+    play.loop.act(play.context.streams.end)
+
+
+def test_tokens_leave_room_for_the_admins_streams(play: Playbook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "MAX_STREAMS", 2)
+    for _ in range(2):
+        assert stream(play, b"/usage?stream").head().status == 200
+    stream(play, b"/usage?stream").problem(429, "concurrency_limited")
     assert stream(play).head().status == 200
     play.loop.act(play.context.streams.end)
 
