@@ -61,6 +61,23 @@ def bucketed(samples: list[float]) -> list[tuple[int, int]]:
     return found
 
 
+def add_up(
+    tokens: dict[str, tuple[Counts, Mapping[str, str]]],
+    token_id: str,
+    counts: Counts,
+    about: Mapping[str, str],
+    most: int,
+) -> None:
+    """Add a token's counts to what there is of it; where it has none and there are `most`, the first makes room."""
+    known = tokens.get(token_id)
+    if known is not None:
+        known[0].update(counts)
+        return
+    if len(tokens) >= most:
+        del tokens[next(iter(tokens))]
+    tokens[token_id] = (counts, about)
+
+
 def told(counts: Mapping[str, int], in_flight: int) -> dict[str, Any]:
     """Return counts as users see them, in `/usage` and `/admin/usage`.
 

@@ -11,7 +11,7 @@ from collections import Counter
 from operator import add
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from gateway.counts import BUCKET_NAMES, BUCKETS, REFUSED, bucketed
+from gateway.counts import BUCKET_NAMES, BUCKETS, REFUSED, add_up, bucketed
 from gateway.errors import RateLimited
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ class Metrics:
                 counts = tally.take(usage)
                 if counts or tally.in_flight:
                     gathered.update(counts)
-                    self._add(token_id, counts, tally.about)
+                    add_up(self._tokens, token_id, counts, tally.about, MAX_TOKENS)
                 else:
                     unused.append(token_id)
             for token_id in unused:
@@ -323,15 +323,6 @@ class Metrics:
                 del self._denials[next(iter(self._denials))]
             denials = self._denials[token_id] = Denials()
         return denials
-
-    def _add(self, token_id: str, counts: Counts, about: Mapping[str, str]) -> None:
-        known = self._tokens.get(token_id)
-        if known is not None:
-            known[0].update(counts)
-            return
-        if len(self._tokens) >= MAX_TOKENS:
-            del self._tokens[next(iter(self._tokens))]
-        self._tokens[token_id] = (counts, about)
 
     def _sum(self, name: str) -> int:
         self.gather()

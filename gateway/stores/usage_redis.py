@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import hiredis
 
+from gateway.counts import add_up
 from gateway.metrics import MAX_TOKENS
 from gateway.stores.link import NOBODY, error_code, expect, pack
 from gateway.stores.usage import MAX_TOKENS_TOLD, Overview, Used
@@ -100,13 +101,7 @@ class RedisUsage:
         if token_id is None:
             self._targets.update(counts)
             return
-        known = self._tokens.get(token_id)
-        if known is not None:
-            known[0].update(counts)
-            return
-        if len(self._tokens) >= MAX_TOKENS:
-            del self._tokens[next(iter(self._tokens))]
-        self._tokens[token_id] = (counts, about)
+        add_up(self._tokens, token_id, counts, about, MAX_TOKENS)
 
     async def of(self, token_id: str) -> Used:
         """Return one token's usage; see `UsageBook`.
