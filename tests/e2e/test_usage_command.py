@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e import connected, fetch, request
+from tests.e2e.test_process import until
 from tests.kit.process import gateway_process
 from tests.kit.redis import free_ports, running_redis
 from tests.kit.upstream import soon
@@ -140,6 +141,8 @@ async def test_watching_outlives_the_worker_that_it_had_asked(upstream: Upstream
             process = await usage(watching, {"ADMIN_KEY": ADMIN_KEY}, asyncio.subprocess.PIPE)
             assert process.stdout is not None
             assert b"requests/s" in await soon(process.stdout.readline())
+            # Who ends before all have served ends the program: that is no restart.
+            await until(lambda: program.printed.count("listening on") == 2)
             for pid in children(program.process.pid):
                 os.kill(pid, signal.SIGKILL)
             for _ in range(2):
