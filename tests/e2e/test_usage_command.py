@@ -143,6 +143,7 @@ async def test_watching_outlives_the_worker_that_it_had_asked(upstream: Upstream
             assert b"requests/s" in await soon(process.stdout.readline())
             # Who ends before all have served ends the program: that is no restart.
             await until(lambda: program.printed.count("listening on") == 2)
+            assert b"requests/s" in await soon(process.stdout.readline())  # a second later the supervisor knows it, too
             for pid in children(program.process.pid):
                 os.kill(pid, signal.SIGKILL)
             for _ in range(2):
