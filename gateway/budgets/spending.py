@@ -1,0 +1,117 @@
+"""What a request may cost, what it did cost, and what the ledger remembers of it."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+LEASE_US: Final = 30_000_000
+"""How long a reservation lasts without being renewed, in microseconds."""
+
+
+class Mark(StrEnum):
+    """How sure a cost is."""
+
+    EXACT = "exact"
+    """As the upstream said, or as a price without a doubt is."""
+    ESTIMATED = "estimated"
+    """From what passed, on the safe side: the answer ended before it said."""
+    ASSUMED = "assumed"
+    """The whole reservation: whoever held it died."""
+    RELEASED = "released"
+    """Nothing: somebody gave it back by hand."""
+
+
+class Ask(NamedTuple):
+    """The most that a request can cost.
+
+    A request whose answer can be kept short costs `fixed` and, for each of up to `most` output tokens, `each`. Of those
+    as many are granted as all budgets have room for; fewer than `least` are none, and then the request is refused.
+
+    Args:
+        id: The request's, letters, digits and `-`; never given twice.
+        fixed: Atoms by unit. A unit that no budget has is only remembered.
+        each: Atoms of one output token by unit; empty where nothing can be kept short: then `most` is 0.
+        most: Output tokens, 0 or more.
+        least: Output tokens, 0 to `most`. As many as `most` where the request must not be changed.
+        about: What the ledger remembers should nobody settle it: `Entry.open`'s text.
+    """
+
+    id: str
+    fixed: Mapping[str, int]
+    each: Mapping[str, int] = {}
+    most: int = 0
+    least: int = 0
+    about: str = ""
+
+    def amount(self, unit: str, granted: int) -> int:
+        """Return what is reserved of a unit, in atoms, with so many output tokens granted."""
+        return self.fixed.get(unit, 0) + self.each.get(unit, 0) * granted
+
+
+class Settlement(NamedTuple):
+    """What a request did cost, and how it is remembered.
+
+    Args:
+        cost: Atoms by unit; empty: nothing.
+        mark: How sure that is.
+        entry: What the ledger remembers: `Entry.text`.
+    """
+
+    cost: Mapping[str, int]
+    mark: Mark
+    entry: str
+
+
+class Entry(NamedTuple):
+    """A request that was settled, in the ledger.
+
+    Args:
+        id: The request's.
+        began_us: When its reservation was asked for, in microseconds since the epoch.
+        token: The token's id.
+        target: The target's name.
+        model: Of a language model; "" else.
+        method, path: The request's; of the path what lies before its query.
+        reserved: Atoms by unit.
+        cost: Likewise.
+        mark: How sure it is.
+        units: What was counted by kind: `input`, `cached`, `cache_write`, `output`, `bytes`, `ms`.
+        status: The answer's; 0: there was none.
+        upstream_id: The upstream's name for the request; "" if it has none.
+        at_us: When it was settled, by the store's clock; 0: it has not been.
+    """
+
+    id: str
+    began_us: int
+    token: str
+    target: str
+    model: str = ""
+    method: str = ""
+    path: str = ""
+    reserved: Mapping[str, int] = {}
+    cost: Mapping[str, int] = {}
+    mark: Mark = Mark.ASSUMED
+    units: Mapping[str, int] = {}
+    status: int = 0
+    upstream_id: str = ""
+    at_us: int = 0
+
+    def text(self) -> str:
+        """Return it as JSON on one line, without what a store adds: `mark` and `at_us`."""
+        told = {name: value for name, value in self._asdict().items() if value and name not in {"mark", "at_us"}}
+        return json.dumps(told, separators=(",", ":"))
+
+    @classmethod
+    def read(cls, text: str | bytes, mark: str, at_us: int) -> Self:
+        """Read what `text` made. One that nobody settled has cost what was reserved.
+
+        Raises:
+            ValueError, TypeError: It did not.
+        """
+        entry = cls(**json.loads(text))._replace(mark=Mark(mark), at_us=at_us)
+        return entry._replace(cost=entry.reserved) if entry.mark is Mark.ASSUMED else entry
