@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 
 class SpendPlan(Plan, Protocol):
-    """The policies and the budgets of one subject, prepared by a store. Opaque; for `Store.refund` and the like a plan
-    of its policies."""
+    """The policies and the budgets of one subject, prepared by a store: opaque, and for `Store.refund` a plan as any."""
 
 
 class SpendVerdict(Verdict):
@@ -116,9 +115,9 @@ class SpendStore(Protocol):
         ...
 
     def reserve(self, plan: SpendPlan, ask: Ask, waiter: Waiter) -> None:
-        """Check revocation, policies and budgets, and charge and reserve under all of them, or none; call `waiter` back.
+        """Check revocation, policies and budgets, and charge and reserve under all of them, or none.
 
-        It is called back as of `Store.check`, with a `SpendVerdict`. Without a store that answers, nothing that costs
+        `waiter` is called back as of `Store.check`, with a `SpendVerdict`. Without a store that answers, nothing that costs
         something passes under a budget, whatever `ON_STORE_LOSS` says. Whoever is admitted and sends nothing calls
         `Store.refund` and settles for nothing.
         """
