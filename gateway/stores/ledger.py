@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class SpendPlan(Plan, Protocol):
-    """The policies and the budgets of one subject, prepared by a store: opaque, and for `Store.refund` a plan as any."""
+    """The policies and the budgets of one subject, prepared by a store: opaque, and a plan as any."""
 
 
 class SpendVerdict(Verdict):
@@ -117,8 +117,8 @@ class SpendStore(Protocol):
     def reserve(self, plan: SpendPlan, ask: Ask, waiter: Waiter) -> None:
         """Check revocation, policies and budgets, and charge and reserve under all of them, or none.
 
-        `waiter` is called back as of `Store.check`, with a `SpendVerdict`. Without a store that answers, nothing that costs
-        something passes under a budget, whatever `ON_STORE_LOSS` says. Whoever is admitted and sends nothing calls
-        `Store.refund` and settles for nothing.
+        `waiter` is called back as of `Store.check`, with a `SpendVerdict`. Without a store that answers, nothing that
+        costs something passes under a budget, whatever `ON_STORE_LOSS` says. Whoever is admitted and sends nothing
+        calls `Store.refund` and settles for nothing.
         """
         ...
