@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gateway.proxy.events import EventStreams
+from gateway.proxy.spending import Spending
 
 if TYPE_CHECKING:
     import asyncio
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from gateway.config import Settings
     from gateway.http1.message import RequestHead
     from gateway.http1.parser import RequestParser
+    from gateway.metering import Pricing
     from gateway.metrics import Metrics, TargetUsage
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.clock import Clock
@@ -59,6 +61,7 @@ class ProxyContext:
     access_log: AccessLog | None = None
     """None: nobody wants a line for each request."""
     streams: EventStreams = field(default_factory=EventStreams)
+    spending: Spending = field(default_factory=Spending)
     on_client_gone: Callable[[], None] = lambda: None
     """Called when any connection has ended."""
 
@@ -75,10 +78,12 @@ class Destination:
         route: Writes request heads for this target and key.
         pool: The connections to the target, whichever the key.
         keys: Who says, when a request is sent, with which of several keys; None: with this one.
+        pricing: Says what requests may cost, and did; None: nothing.
 
     Attributes:
         usage: Counts the target's requests, whichever the key.
         log: As in `shared`.
+        writes_late: A request's head is written when it is sent: not before is all of it known.
     """
 
     shared: ProxyContext
@@ -89,9 +94,12 @@ class Destination:
     route: TargetRoute
     pool: UpstreamPool
     keys: KeyRing | None = None
+    pricing: Pricing | None = None
     usage: TargetUsage = field(init=False)
     log: AccessLog | None = field(init=False)
+    writes_late: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.usage = self.metrics.target(self.route.name)
         self.log = self.shared.access_log
+        self.writes_late = self.keys is not None or self.pricing is not None

@@ -48,8 +48,7 @@ class Exchange:
         "subject", "verdict", "sent", "_leased", "_connecting", "_upstream",  # what it holds
         "request_done", "_request", "_content", "upload",  # on the way up
         "answer_started", "_answered_early", "answer", "answer_bytes", "status", "timing",  # on the way down
-        "lap_began_s", "own_s",  # time spent
-        "tally", "own_lines", "opening",  # what counts it, and what the log has to know
+        "lap_began_s", "own_s", "tally", "own_lines", "opening",  # time spent, what counts it, what the log has to know
     )
     # fmt: on
 
@@ -100,24 +99,25 @@ class Exchange:
             if head.method in REFUSED_METHODS:
                 raise MethodNotAllowed(RELAYED_METHODS)
             self.subject = subject = context.admission.authenticate(head.bearer, context.clock.wall_s)
-            try:
-                self.tally = tally = context.usage.tallies[subject.id]
-            except KeyError:
-                self.tally = tally = context.usage.open(subject.id, subject.about())
+            tally = context.usage.tallies.get(subject.id) or context.usage.open(subject.id, subject.about())
+            self.tally = tally
             tally.begun += 1
             if subject.scope is not None:
                 subject.scope.check(context.route.name, head.method, context.route.path_of(head.target))
                 subject.scope.check_fields(CRLF.join(head.lines))
-            if context.keys is None:
-                self._request = context.route.write_head(head)
-            else:
+            if context.writes_late:
                 context.route.check_path(head.target)
+            else:
+                self._request = context.route.write_head(head)
             if context.pool.health.is_open:  # before anything is charged; and nobody hears of it who has no good token
                 context.pool.check()
         except GatewayError as error:
             self._refuse(error)
             return
-        context.admission.check(subject, self)
+        self._ask(subject)
+
+    def _ask(self, subject: Subject) -> None:
+        self.context.admission.check(subject, self)
 
     def on_verdict(self, verdict: Verdict) -> None:
         """See `stores.Waiter`."""
@@ -142,8 +142,9 @@ class Exchange:
 
     def _acquire(self) -> None:
         context = self.context
-        if context.keys is not None:  # not before now: who is refused must not turn the ring
-            self.context = context = context.keys.take()
+        if context.writes_late:
+            if context.keys is not None:  # not before now: who is refused must not turn the ring
+                self.context = context = context.keys.take()
             self._request = context.route.write_head(self.head)
         connection = context.pool.take()
         if connection is None:
@@ -202,7 +203,7 @@ class Exchange:
     def on_answer(self, head: AnswerHead, rest: bytes) -> None:
         """Write the answer's head, and what has come of its body, in one piece."""
         answered_s = perf_counter()
-        upstream, client, route = self._upstream, self.client, self.context.route
+        upstream, client = self._upstream, self.client
         assert upstream is not None  # noqa: S101 - it is the one that calls
         self._answered_early = not self.request_done
         length = framing.answer_length(self.head.method, head)
@@ -213,8 +214,7 @@ class Exchange:
             client.write(heads.answer_head(self, head, length, answered_s) + rest)
             self._finish()
             return
-        body = framing.body(length, UpstreamProtocolError, decode=self.head.minor == 0, trailers=route.answer_trailers)
-        self.answer = answer = Relay(body, upstream.transport)
+        self.answer = answer = Relay(self._answer_body(length), upstream.transport)
         try:
             extra = answer.feed(rest)
         except UpstreamProtocolError as error:
@@ -226,6 +226,10 @@ class Exchange:
         if not client.writable:
             self.on_client_full()
         self._after_bytes(extra)
+
+    def _answer_body(self, length: int) -> framing.Body:
+        trailers = self.context.route.answer_trailers
+        return framing.body(length, UpstreamProtocolError, decode=self.head.minor == 0, trailers=trailers)
 
     def on_switch(self, head: AnswerHead, rest: bytes) -> None:
         """Let a tunnel take this exchange's place, if the upstream took up an offer of the client's (RFC 9110 §7.8)."""
@@ -332,9 +336,7 @@ class Exchange:
     def on_deadline(self) -> None:
         """What was waited for did not come in time."""
         error = waiting.overdue(self, self._upstream)
-        if error is None:
-            waiting.await_upstream(self)
-        else:
+        if error is not None:
             self._refuse(error)
 
     def _refuse(self, error: GatewayError) -> None:

@@ -32,9 +32,12 @@ class Relay:
         body: Knows where the body ends.
         source: Where the bytes come from; paused and resumed.
         limit_bytes: The longest content; None: any.
+
+    Attributes:
+        held_bytes: How many bytes are held.
     """
 
-    __slots__ = ("_held", "_held_bytes", "_limit_bytes", "_sink", "_source", "body")
+    __slots__ = ("_held", "_limit_bytes", "_most_held_bytes", "_sink", "_source", "body", "held_bytes")
 
     def __init__(self, body: Body, source: asyncio.Transport, limit_bytes: int | None = None) -> None:
         self.body = body
@@ -42,7 +45,14 @@ class Relay:
         self._source = source
         self._sink: asyncio.Transport | None = None
         self._held: list[bytes] = []
-        self._held_bytes = 0
+        self.held_bytes = 0
+        self._most_held_bytes = MAX_HELD_BYTES
+
+    def hold(self, most_bytes: int) -> None:
+        """Hold more bytes than is usual: they are to be looked at before they go anywhere."""
+        self._most_held_bytes = most_bytes
+        if self.held_bytes <= most_bytes:
+            self.resume()
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the source; return those behind the end of the body.
@@ -61,8 +71,8 @@ class Relay:
                     self._sink.write(forward)
             else:
                 self._held.append(forward)
-                self._held_bytes += len(forward)
-                if self._held_bytes > MAX_HELD_BYTES:
+                self.held_bytes += len(forward)
+                if self.held_bytes > self._most_held_bytes:
                     self.pause()
         return rest
 
@@ -72,7 +82,7 @@ class Relay:
             return b""
         held = self._held[0] if len(self._held) == 1 else b"".join(self._held)
         self._held.clear()
-        self._held_bytes = 0
+        self.held_bytes = 0
         return held
 
     def open(self, sink: asyncio.Transport) -> None:

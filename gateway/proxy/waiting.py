@@ -22,13 +22,14 @@ def await_upstream(exchange: Exchange) -> None:
 
 
 def overdue(exchange: Exchange, upstream: UpstreamConnection | None) -> GatewayError | None:
-    """Say what did not come in time; None: the upstream is only slow, and still takes bytes.
+    """Say what did not come in time; or wait anew, where the upstream is only slow and still takes bytes.
 
     Args:
         exchange: The one that has waited.
         upstream: What it is sent on, if there is a connection.
     """
     if not exchange.answer_started and upstream is not None and still_takes(upstream):
+        await_upstream(exchange)
         return None
     if not exchange.request_done and exchange.client.transport.is_reading():
         return RequestTimeout("The request body did not come in time.")

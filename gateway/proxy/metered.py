@@ -1,0 +1,277 @@
+"""An exchange with a target that costs something: its price is asked before it leaves, and its answer is metered.
+
+What `exchange` has is done here as well, and in between: the request's body is read where its price depends on it, the
+most that it can cost is reserved together with its limits, the body is made to fit what was granted, the answer passes
+through a meter, and the cost is settled once, however the exchange ends.
+"""
+
+from __future__ import annotations
+
+import time
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+
+from gateway.budgets.spending import Ask, Entry, Mark, Settlement
+from gateway.errors import BadRequest, GatewayError, NotImplementedHere, UpstreamProtocolError
+from gateway.http1 import fields, framing
+from gateway.http1.chunked import ChunkedBody
+from gateway.http1.message import CHUNKED, CRLF, UNTIL_CLOSE
+from gateway.metering import MAX_READ_BYTES
+from gateway.proxy import account, waiting
+from gateway.proxy.clock import NEVER
+from gateway.proxy.exchange import Exchange
+from gateway.proxy.metered_body import MeteredBody, MeteredUntilClose
+from gateway.stores.ledger import SpendVerdict
+
+if TYPE_CHECKING:
+    from gateway.http1.message import AnswerHead, RequestHead
+    from gateway.metering import Cost, Meter, Pricing, Quote
+    from gateway.proxy.client import ClientConnection
+    from gateway.proxy.context import Destination
+    from gateway.proxy.upstream import UpstreamConnection
+    from gateway.stores import Verdict
+    from gateway.subject import Subject
+
+MAX_PATH: Final = 200
+"""Of a path, so many characters are remembered."""
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class MeteredExchange(Exchange):
+    """See `Exchange`.
+
+    Attributes:
+        cost: What it did cost, once it is settled; None: nothing was sent.
+    """
+
+    # fmt: off
+    __slots__ = (
+        "_pricing", "_collecting", "_quote", "_entry", "_reservation", "_granted",  # what it may cost
+        "_meter", "_sent_s", "_settled", "cost",  # what it did
+        "_gone", "deadline_s",  # when the client has left
+    )
+    # fmt: on
+
+    def __init__(self, context: Destination, client: ClientConnection, head: RequestHead, pricing: Pricing) -> None:
+        super().__init__(context, client, head)
+        self._pricing = pricing
+        self._collecting = self._settled = self._gone = False
+        self._quote: Quote | None = None
+        self._entry: Entry | None = None
+        self._reservation: Ask | None = None
+        self._granted = 0
+        self._meter: Meter | None = None
+        self._sent_s = 0.0
+        self.cost: Cost | None = None
+        self.deadline_s = NEVER
+
+    # --- what it may cost ----------------------------------------------------------------------------------------
+
+    def _ask(self, subject: Subject) -> None:
+        """Ask for the limits and for the money, when all is known that the price depends on."""
+        head, upload = self.head, self.upload
+        if head.upgrade:
+            self._refuse(NotImplementedHere("What passes behind a switch of protocols cannot be metered."))
+        elif upload is None or not self._pricing.needs_body or head.length > MAX_READ_BYTES or self.request_done:
+            self._reserve(subject)
+        else:
+            self._collecting = True
+            upload.hold(MAX_READ_BYTES)
+            if head.expects_continue:
+                self.client.write(_CONTINUE)
+            waiting.await_upstream(self)
+
+    def on_client_bytes(self, data: bytes) -> bytes:
+        """See `Exchange`."""
+        rest = super().on_client_bytes(data)
+        upload, subject = self.upload, self.subject
+        if self._collecting and not self._over and upload is not None and subject is not None:
+            if self.request_done or upload.held_bytes > MAX_READ_BYTES:
+                self._collecting = False
+                self.client.deadline_s = NEVER  # the store and the pool have their own
+                self._reserve(subject)
+        return rest
+
+    def _reserve(self, subject: Subject) -> None:
+        context, head = self.context, self.head
+        path = context.route.path_of(head.target)
+        try:
+            body = self._take_body()
+            quote = self._pricing.quote(head.method, path, head.lines, body, context.clock.wall_s)
+        except GatewayError as error:
+            self._refuse(error)
+            return
+        if quote.notice:
+            context.shared.spending.tell(quote.notice)
+        id_ = context.shared.spending.next_id()
+        self._entry = entry = Entry(
+            id_,
+            time.time_ns() // 1000,
+            subject.id,
+            context.route.name,
+            quote.model,
+            head.method.decode("latin-1"),
+            path.partition(b"?")[0][:MAX_PATH].decode("latin-1"),
+            reserved=quote.fixed,
+        )
+        self._quote = quote
+        self._reservation = ask = Ask(id_, quote.fixed, quote.each, quote.most, quote.least, entry.text())
+        context.admission.reserve(subject, ask, self)
+
+    def _take_body(self) -> bytes | None:
+        """Return the request's whole body, if it is to be read, and have it sent from then on in one piece."""
+        upload = self.upload
+        if not self._pricing.needs_body:
+            return None
+        if upload is None:
+            return self._content
+        if not self.request_done or upload.body.seen_bytes > MAX_READ_BYTES:
+            return None
+        body = upload.take_held()
+        if self.head.length == CHUNKED:
+            body, _ = ChunkedBody(BadRequest, decode=True).feed(body)
+        self.upload, self._content = None, body
+        return body
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        """See `Exchange`."""
+        quote = self._quote
+        assert quote is not None  # noqa: S101 - it was made before the store was asked
+        self._granted = verdict.granted if isinstance(verdict, SpendVerdict) else quote.most
+        super().on_verdict(verdict)
+
+    def _acquire(self) -> None:
+        quote, head = self._quote, self.head
+        assert quote is not None  # noqa: S101 - see above
+        dropped = {b"accept-encoding"}
+        added = [b"Accept-Encoding: " + quote.accepts]
+        if self.upload is None and self._pricing.needs_body:
+            dropped |= {b"content-length", b"expect"}
+            body = quote.body(self._granted)
+            self._content = self._content if body is None else body
+            if self._content or head.length == CHUNKED or _says_length(head):
+                added.append(b"Content-Length: %d" % len(self._content))
+            head.length = len(self._content)
+        head.lines = [*fields.without(CRLF.join(head.lines).split(CRLF), dropped), *added]
+        super()._acquire()
+
+    def on_connected(self, connection: UpstreamConnection) -> None:
+        """See `Exchange`."""
+        self._sent_s = perf_counter()
+        super().on_connected(connection)
+
+    # --- what it did cost ----------------------------------------------------------------------------------------
+
+    def on_answer(self, head: AnswerHead, rest: bytes) -> None:
+        """See `Exchange`."""
+        quote, ask = self._quote, self._reservation
+        assert quote is not None and ask is not None  # noqa: S101, PT018 - see above
+        self._meter = meter = quote.meter(self._granted, head.status, head.lines)
+        head.lines.append(b"X-Gateway-Request: " + ask.id.encode())
+        if self._granted < quote.most:
+            head.lines.append(b"X-Gateway-Max-Tokens: %d" % self._granted)
+        if rest and framing.answer_length(self.head.method, head) == len(rest):
+            told = meter.feed(rest) + meter.finish()
+            if len(told) != len(rest):
+                lines = fields.without(CRLF.join(head.lines).split(CRLF), {b"content-length"})
+                head.lines = [*lines, b"Content-Length: %d" % len(told)]
+                head.length = len(told)
+            rest = told
+        super().on_answer(head, rest)
+
+    def _answer_body(self, length: int) -> framing.Body:
+        meter = self._meter
+        assert meter is not None  # noqa: S101 - the head came before
+        if length == UNTIL_CLOSE:
+            return MeteredUntilClose(meter)
+        # Trailers are not passed on: nothing is there to hold back the end for them.
+        inner = framing.body(length, UpstreamProtocolError, decode=True)
+        return MeteredBody(inner, meter, is_chunked=length == CHUNKED, frames=self.head.minor == 1)
+
+    def on_answer_eof(self) -> bool:
+        """See `Exchange`."""
+        if self.answer is not None and isinstance(self.answer.body, MeteredUntilClose):
+            self.client.write(self.answer.body.end())
+        return super().on_answer_eof()
+
+    # --- settle --------------------------------------------------------------------------------------------------
+
+    def on_client_lost(self) -> None:
+        """See `Exchange`; but its answer may be read on for a while, so that what it cost is known."""
+        drain_s = self.context.settings.disconnect_drain_s
+        if drain_s and self.sent and self.request_done and not self._over:
+            account.left(self)
+            self._gone = True
+            self.deadline_s = self.context.clock.soon_s + drain_s
+            self.context.clock.watched.add(self)
+            if self.answer is not None:
+                self.answer.resume()
+            return
+        self._settle(whole=False)
+        super().on_client_lost()
+
+    def on_deadline(self) -> None:
+        """See `Exchange`."""
+        if self._gone:
+            self._settle(whole=False)
+            self._end()
+        else:
+            super().on_deadline()
+
+    def _refuse(self, error: GatewayError) -> None:
+        self._settle(whole=False)
+        if self._gone:
+            self._end()
+        else:
+            super()._refuse(error)
+
+    def _abort(self, *, by_upstream: bool) -> None:
+        self._settle(whole=False)
+        if self._gone:
+            self._end()
+        else:
+            super()._abort(by_upstream=by_upstream)
+
+    def _finish(self) -> None:
+        self._settle(whole=True)
+        if self._gone:
+            self._end()
+        else:
+            super()._finish()
+
+    def _end(self) -> None:
+        self._settle(whole=False)
+        self.context.clock.watched.discard(self)
+        super()._end()
+
+    def _settle(self, *, whole: bool) -> None:
+        """Settle what was reserved, once."""
+        ask, quote, entry, subject, meter = self._reservation, self._quote, self._entry, self.subject, self._meter
+        if self._settled or self.verdict is None or not self.verdict.admitted:
+            return
+        assert ask is not None and quote is not None and entry is not None and subject is not None  # noqa: S101, PT018 - they come before a verdict
+        self._settled = True
+        elapsed_ms = int((perf_counter() - self._sent_s) * 1000)
+        if not self.sent:
+            settlement = Settlement({}, Mark.EXACT, "")
+        else:
+            if meter is None:
+                cost = quote.unanswered(self._granted, elapsed_ms)
+            else:
+                cost = meter.result(whole=whole, elapsed_ms=elapsed_ms)
+            self.cost = cost
+            reserved = {unit: ask.amount(unit, self._granted) for unit in {*ask.fixed, *ask.each}}
+            entry = entry._replace(
+                model=cost.model or entry.model,
+                reserved=reserved,
+                cost=cost.cost,
+                units=cost.units,
+                status=self.status,
+                upstream_id=cost.upstream_id,
+            )
+            settlement = Settlement(cost.cost, cost.mark, entry.text())
+        self.context.admission.settle(subject, ask, self._granted, settlement)
+
+
+def _says_length(head: RequestHead) -> bool:
+    return b"\ncontent-length:" in (b"\n" + CRLF.join(head.lines)).lower()

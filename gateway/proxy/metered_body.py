@@ -1,0 +1,82 @@
+"""The body of an answer on its way through a meter: see `http1.framing.Body`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.http1.framing import UntilCloseBody
+
+if TYPE_CHECKING:
+    from gateway.http1.framing import Body
+    from gateway.metering import Meter
+
+
+class MeteredBody:
+    """A body with an end of its own.
+
+    Args:
+        inner: Finds the content in what comes.
+        meter: Is shown all of it.
+        is_chunked: Its length is not known: what the meter takes out is missing from what goes on, and it is framed
+            anew. Of a known length all goes on as it came.
+        frames: What goes on is framed in chunks; else the connection's end is its end, for an HTTP/1.0 client.
+    """
+
+    __slots__ = ("_frames", "_inner", "_is_chunked", "_meter", "done")
+
+    def __init__(self, inner: Body, meter: Meter, *, is_chunked: bool, frames: bool) -> None:
+        self._inner = inner
+        self._meter = meter
+        self._is_chunked = is_chunked
+        self._frames = is_chunked and frames
+        self.done = False
+
+    @property
+    def seen_bytes(self) -> int:
+        """See `framing.Body`."""
+        return self._inner.seen_bytes
+
+    @property
+    def least_left(self) -> int:
+        """See `framing.Body`."""
+        return self._inner.least_left
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """See `framing.Body`."""
+        inner, meter = self._inner, self._meter
+        content, rest = inner.feed(data)
+        told = meter.feed(content) if content else b""
+        self.done = done = inner.done
+        if done:
+            told += meter.finish()
+        if not self._is_chunked:
+            return content, rest
+        if self._frames:
+            if told:
+                told = b"%x\r\n%b\r\n" % (len(told), told)
+            if done:
+                told += b"0\r\n\r\n"
+        return told, rest
+
+
+class MeteredUntilClose(UntilCloseBody):
+    """A body that ends when its connection does.
+
+    Args:
+        meter: Is shown all of it.
+    """
+
+    __slots__ = ("_meter",)
+
+    def __init__(self, meter: Meter) -> None:
+        super().__init__()
+        self._meter = meter
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """See `framing.Body`."""
+        super().feed(data)
+        return self._meter.feed(data), b""
+
+    def end(self) -> bytes:
+        """Return what was held back."""
+        return self._meter.finish()
