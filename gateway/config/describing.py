@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway.budgets.grammar import all_written
 from gateway.config.table import SETTINGS
 from gateway.limits import Kind
 
@@ -69,6 +70,9 @@ def _resolved(config: Config) -> dict[str, str]:
         "global_rate_limit": _limits(settings.global_limits),
         "concurrency_limit": _limits(filter(None, [settings.concurrency_limit])) or "no limit",
         "global_concurrency_limit": _limits(filter(None, [settings.global_concurrency_limit])) or "no limit",
+        "budget": all_written(settings.budgets) or "no budget",
+        "global_budget": all_written(settings.global_budgets) or "no budget",
+        "on_disconnect": f"read on for {drain_s} s" if (drain_s := settings.disconnect_drain_s) else "cancel",
         "redis_url": _redis(settings.redis),
         "gateway_listen": ", ".join(map(str, settings.listen)),
         "gateway_workers": str(settings.workers),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.config.settings import Config, Spelling
+from gateway.config.reading import Spelling
+from gateway.config.settings import Config
 from gateway.config.table import SETTINGS
 from gateway.config.targets import with_environment
 from gateway.config.values import Address, addresses

@@ -4,47 +4,32 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 from dataclasses import InitVar, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING
 
-from gateway.config import values
+from gateway.budgets.grammar import parse_budgets
+from gateway.config import budgets, values
 from gateway.config.itself import leads_to
+from gateway.config.reading import Reader
 from gateway.config.table import SETTINGS
 from gateway.config.target import KeyPair, Target, parse_key_style, parse_url, with_key
 from gateway.config.targets import TargetReader, TargetSettings
 from gateway.config.values import Address
-from gateway.errors import ConfigError
 from gateway.limits import parse_concurrency, parse_limits
 from gateway.stamps import stamp
 from gateway.stores.address import parse_redis_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
+    from gateway.budgets.budget import Budget
+    from gateway.config.reading import Spelling
     from gateway.config.values import UnixAddress
     from gateway.limits import Policy
     from gateway.stamps import Stamp
     from gateway.stores.address import StoreAddress
-
-_T = TypeVar("_T")
-
-_OWN_EXAMPLE = re.compile(r"[;,] e\.g\. ")
-"""Where a reader's message goes on to an example of its own: the one that a ConfigError ends with is enough."""
-
-
-class Spelling(NamedTuple):
-    """How the user wrote a setting.
-
-    Args:
-        name: For the start of a message: `RATE_LIMIT`, `--rate-limit`, `rate_limit in gateway.toml`.
-        line: A line that sets it, with `{}` for the value.
-    """
-
-    name: str
-    line: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +44,12 @@ class Settings:
         concurrency_limit: Requests in flight per token, whatever limits it has of its own.
         global_concurrency_limit: Requests in flight of all tokens together.
         shadow: Limits only tell what they would refuse.
+        budgets: Per token; of one that has none of its own.
+        global_budgets: Of all tokens together.
+        budget_timezone: Where the days of budgets begin, of those that tokens have of their own as well.
+        budget_clamp: Requests ask for no more output tokens than there is money for.
+        budget_cut: A stream that costs more than was reserved, and can reserve no more, is ended.
+        disconnect_drain_s: How long an answer is still read whose client has left, for what it did cost; 0: not at all.
         redis: Where the shared store is; None for the embedded one.
         on_store_loss: Who decides when the shared store cannot: `deny`, `local` or `allow`.
         store_timeout_s: The longest a request waits for the shared store.
@@ -88,6 +79,12 @@ class Settings:
     concurrency_limit: Policy | None
     global_concurrency_limit: Policy | None
     shadow: bool
+    budgets: tuple[Budget, ...]
+    global_budgets: tuple[Budget, ...]
+    budget_timezone: str
+    budget_clamp: bool
+    budget_cut: bool
+    disconnect_drain_s: float
     redis: StoreAddress | None = field(repr=False)
     on_store_loss: str
     store_timeout_s: float
@@ -150,6 +147,12 @@ class Config:
     concurrency_limit: str | int | None = None
     global_concurrency_limit: str | int | None = None
     rate_limit_mode: str = "enforce"
+    budget: str | None = None
+    global_budget: str | None = None
+    budget_timezone: str = "UTC"
+    budget_clamp: str = "off"
+    budget_cut: str = "off"
+    on_disconnect: str = "cancel"
     redis_url: str | None = field(default=None, repr=False)
     on_store_loss: str = "deny"
     store_timeout: str | float = "100ms"
@@ -186,7 +189,7 @@ class Config:
         files = dict(read_from or {})
         if isinstance(self.target_ca_file, str):
             files[Path(self.target_ca_file)] = stamp(self.target_ca_file)
-        object.__setattr__(self, "settings", _compile(_Reader(self, spelled or {})))
+        object.__setattr__(self, "settings", _compile(Reader(self, spelled or {})))
         for target in self.settings.targets:
             files |= {Path(name): seen for name, seen in target.files.items()}
         object.__setattr__(self, "files", files)
@@ -199,58 +202,10 @@ class Config:
         return changed
 
 
-class _Reader:
-    """Reads one setting after the other, and turns what is wrong with a value into a ConfigError."""
-
-    __slots__ = ("_config", "_spelled")
-
-    def __init__(self, config: Config, spelled: Mapping[str, Spelling]) -> None:
-        self._config = config
-        self._spelled = spelled
-
-    def __call__(self, name: str, parse: Callable[[str], _T]) -> _T:
-        """Parse a setting that has a value, or a default."""
-        value = getattr(self._config, name)
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise self.error(name, f"is {_kind(value)}, not a text or a number")
-        try:
-            return parse(str(value))
-        except ValueError as error:
-            # Not chained: a traceback through the parsers could show a value that is a secret.
-            raise self.error(name, _OWN_EXAMPLE.split(str(error))[0]) from None
-
-    def optional(self, name: str, parse: Callable[[str], _T]) -> _T | None:
-        """Parse a setting that may have no value: then None."""
-        return None if getattr(self._config, name) is None else self(name, parse)
-
-    @property
-    def targets(self) -> object:
-        """The tables of the other targets."""
-        return self._config.targets
-
-    @property
-    def where(self) -> str:
-        """What names of places in those tables end in: ` in gateway.toml`."""
-        spelling = self._spelled.get("targets")
-        return "" if spelling is None else spelling.name.removeprefix("targets")
-
-    def error(self, name: str, problem: str, mend: str = "") -> ConfigError:
-        """Return the error that says what is wrong with a setting and what would be right.
-
-        Args:
-            name: The setting's.
-            problem: What is wrong.
-            mend: A line that mends it; none: one with the setting's example.
-        """
-        setting = SETTINGS[name]
-        spelling = self._spelled.get(name) or Spelling(name, f'{name}="{{}}"')
-        example = spelling.line.format(setting.example) if setting.example else "without it"
-        return ConfigError(spelling.name, problem, setting.takes, mend or example)
-
-
-def _compile(read: _Reader) -> Settings:
+def _compile(read: Reader) -> Settings:
     listen = read("gateway_listen", values.addresses)
     redis = read.optional("redis_url", _redis)
+    zone = read("budget_timezone", budgets.time_zone)
     return Settings(
         target=_target(read, listen),
         targets=TargetReader(read.where, lambda target: _check_other(target, listen), _ca_file).read(read.targets),
@@ -261,6 +216,12 @@ def _compile(read: _Reader) -> Settings:
             "global_concurrency_limit", lambda text: parse_concurrency(text, shared=True)
         ),
         shadow=read("rate_limit_mode", values.limit_mode) == "shadow",
+        budgets=read.optional("budget", lambda text: parse_budgets(text, zone=zone)) or (),
+        global_budgets=read.optional("global_budget", lambda text: parse_budgets(text, shared=True, zone=zone)) or (),
+        budget_timezone=zone,
+        budget_clamp=read("budget_clamp", values.one_of("on", "off")) == "on",
+        budget_cut=read("budget_cut", values.one_of("on", "off")) == "on",
+        disconnect_drain_s=read("on_disconnect", budgets.drain_s),
         redis=redis,
         on_store_loss=read("on_store_loss", values.one_of("deny", "local", "allow")),
         store_timeout_s=read("store_timeout", values.duration_s),
@@ -284,7 +245,7 @@ def _compile(read: _Reader) -> Settings:
     )
 
 
-def _workers(read: _Reader, *, has_redis: bool) -> int:
+def _workers(read: Reader, *, has_redis: bool) -> int:
     count = read("gateway_workers", values.workers)
     if count > 1 and not has_redis:
         mend = f"with REDIS_URL={SETTINGS['redis_url'].example}"
@@ -292,7 +253,7 @@ def _workers(read: _Reader, *, has_redis: bool) -> int:
     return count
 
 
-def _target(read: _Reader, listen: tuple[Address | UnixAddress, ...]) -> Target:
+def _target(read: Reader, listen: tuple[Address | UnixAddress, ...]) -> Target:
     target = read("target_api_url", parse_url)
     try:
         _check_other(target, listen)
@@ -306,7 +267,7 @@ def _target(read: _Reader, listen: tuple[Address | UnixAddress, ...]) -> Target:
     return replace(keyed or target, ca_file=read.optional("target_ca_file", _ca_file), client=client)
 
 
-def _key_pair(read: _Reader, name: str) -> KeyPair | None:
+def _key_pair(read: Reader, name: str) -> KeyPair | None:
     """Read `…_cert` and `…_key`, and see whether they belong together."""
     cert, key = read.optional(f"{name}_cert", _readable), read.optional(f"{name}_key", _readable)
     if cert is None:
@@ -355,8 +316,3 @@ def _check_roots(path: str, seen: Stamp | None) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except ssl.SSLError:
         raise ValueError(f"{path!r} has no certificate in PEM form in it") from None
-
-
-def _kind(value: object) -> str:
-    names = {bool: "a boolean", list: "an array", dict: "a table", type(None): "not set"}
-    return names.get(type(value), f"a {type(value).__name__}")

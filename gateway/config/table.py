@@ -36,6 +36,9 @@ class Setting(NamedTuple):
 _DURATION = "a duration in ms, s, m, h or d"
 _LIMITS = "N/second, N/minute, N/hour, N/day or N/30s, each perhaps with ;bucket or ;shadow, several joined by commas"
 _IN_FLIGHT = "a whole number from 1 to 1000000, perhaps with ;shadow"
+_BUDGETS = (
+    "AMOUNT UNIT/WINDOW with day, week, month, minute or like 60s and 24h for the window, several joined by commas"
+)
 _PEM = "the path of a readable PEM file"
 
 SETTINGS: dict[str, Setting] = {
@@ -69,6 +72,27 @@ SETTINGS: dict[str, Setting] = {
             "enforce or shadow",
             "shadow",
             "shadow: limits only tell what they would refuse (default: enforce)",
+        ),
+        Setting("budget", _BUDGETS, "5 USD/day", "what the requests of a token may cost (default: no budget)"),
+        Setting("global_budget", _BUDGETS, "100 USD/month", "what those of all tokens together may cost"),
+        Setting(
+            "budget_timezone",
+            "the IANA name of a time zone",
+            "Europe/Berlin",
+            "where the days, weeks and months of budgets begin (default: UTC)",
+        ),
+        Setting(
+            "budget_clamp",
+            "on or off",
+            "on",
+            "lower a request's output tokens to what there is money for (default: off)",
+        ),
+        Setting("budget_cut", "on or off", "on", "end a stream that costs more than was reserved (default: off)"),
+        Setting(
+            "on_disconnect",
+            "cancel or drain:DURATION",
+            "drain:10s",
+            "when the client of an answer that costs leaves: end it, or read on for its cost (default: cancel)",
         ),
         Setting(
             "redis_url",

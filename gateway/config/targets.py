@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gateway.config.target import FIELD_NAME, NOT_FOR_KEYS, Target, parse_key_style, parse_url, with_key
-from gateway.config.values import duration_s, quoted
+from gateway.config.values import duration_s, kind_of, quoted
 from gateway.errors import ConfigError
 from gateway.limits import parse_concurrency, parse_limits
 from gateway.stamps import stamp
@@ -150,7 +150,7 @@ class TargetReader:
             if value is None:
                 return None
             if isinstance(value, bool) or not isinstance(value, str | int | float):
-                raise self._error(name, key, f"is {_kind(value)}, not a text")
+                raise self._error(name, key, f"is {kind_of(value)}, not a text")
             return self._try(name, key, parse, str(value))
 
         target = text("url", self._url)
@@ -196,17 +196,17 @@ class TargetReader:
             if source in table:
                 value = table[source]
                 if not isinstance(value, str):
-                    raise self._error(name, source, f"is {_kind(value)}, not a text")
+                    raise self._error(name, source, f"is {kind_of(value)}, not a text")
                 return [value if source == "key" else self._try(name, source, _read_key, value)]
         return []
 
     def _fields(self, name: str, table: Mapping[str, object]) -> tuple[tuple[bytes, ...], frozenset[bytes]]:
         added = table.get("add_headers", {})
         if not isinstance(added, Mapping):
-            raise self._error(name, "add_headers", f"is {_kind(added)}, not a table")
+            raise self._error(name, "add_headers", f"is {kind_of(added)}, not a table")
         removed = table.get("remove_headers", [])
         if not isinstance(removed, list | tuple):
-            raise self._error(name, "remove_headers", f"is {_kind(removed)}, not an array")
+            raise self._error(name, "remove_headers", f"is {kind_of(removed)}, not an array")
         for key, names in (("add_headers", list(added)), ("remove_headers", list(removed))):
             for one in names:
                 if not isinstance(one, str) or not FIELD_NAME.fullmatch(one) or one.lower() in NOT_FOR_KEYS:
@@ -311,8 +311,3 @@ def _read_key(text: str) -> str:
     if len(content) > _MAX_KEY_FILE_BYTES or not content.isascii():
         raise ValueError(f"{quoted(text)} has no key in it: it is too long, or has bytes outside ASCII")
     return content.decode().strip()
-
-
-def _kind(value: object) -> str:
-    names = {bool: "a boolean", list: "an array", tuple: "an array", dict: "a table", type(None): "not set"}
-    return names.get(type(value), f"a {type(value).__name__}")

@@ -231,3 +231,9 @@ def _is_literal(family: int, text: str) -> bool:
 def quoted(text: str) -> str:
     """Return `text` for a message: quoted, on one line, cut when long."""
     return repr(text if len(text) <= 60 else text[:57] + "…")
+
+
+def kind_of(value: object) -> str:
+    """Say what a value is that is of the wrong kind, as TOML calls it."""
+    names = {bool: "a boolean", list: "an array", tuple: "an array", dict: "a table", type(None): "not set"}
+    return names.get(type(value), f"a {type(value).__name__}")

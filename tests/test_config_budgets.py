@@ -1,0 +1,86 @@
+"""The settings of budgets: what resolves to what, and what is refused with which words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.budgets.budget import NANO
+from gateway.budgets.grammar import written
+from gateway.config import describe, load
+from tests.test_config import config, from_file, refusal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+REDIS = "redis://127.0.0.1"
+
+
+def test_none_unless_asked_for() -> None:
+    settings = config().settings
+    assert (settings.budgets, settings.global_budgets, settings.budget_timezone) == ((), (), "UTC")
+    assert (settings.budget_clamp, settings.budget_cut, settings.disconnect_drain_s) == (False, False, 0)
+
+
+def test_budgets_of_each_token_and_of_all_together() -> None:
+    settings = config(
+        budget="5 USD/day,100 tokens/minute",
+        global_budget="0.5 USD/month",
+        budget_timezone="Europe/Berlin",
+        redis_url=REDIS,
+    ).settings
+    assert [written(budget) for budget in settings.budgets] == ["5 USD/day", "100 tokens/1m"]
+    assert [(one.amount, one.label, one.zone) for one in settings.global_budgets] == [
+        (NANO // 2, "global-month-USD", "Europe/Berlin")
+    ]
+    assert [budget.zone for budget in settings.budgets] == ["Europe/Berlin", "UTC"]
+
+
+def test_from_a_file(tmp_path: Path) -> None:
+    settings = from_file(
+        tmp_path,
+        f'target_api_url = "http://api.test"\nredis_url = "{REDIS}"\nbudget = "5 USD/day"\nbudget_clamp = "on"\n'
+        'budget_cut = "on"\non_disconnect = "drain:10s"\n',
+    ).settings
+    assert [written(budget) for budget in settings.budgets] == ["5 USD/day"]
+    assert (settings.budget_clamp, settings.budget_cut, settings.disconnect_drain_s) == (True, True, 10)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "problem"),
+    [
+        ("budget", "5 EUR/day", "'EUR' is not a unit: prices are in USD, and so is money; it takes AMOUNT UNIT/WINDOW"),
+        ("budget", 5, "'5' has no window behind a '/'; it takes"),
+        ("budget", "1,000 USD/day", "it is 1000, not 1,000; it takes"),
+        ("global_budget", "5 USD/year", "'year' is no window"),
+        ("budget_timezone", "Mars/Olympus", "'Mars/Olympus' is no time zone that is known here"),
+        ("budget_timezone", "Europe", "'Europe' is no time zone"),
+        ("budget_timezone", "../etc/passwd", "'../etc/passwd' is no time zone"),
+        ("budget_timezone", "", "'' is no time zone"),
+        ("budget_clamp", "yes", "'yes' is not one of its values; it takes on or off"),
+        ("budget_clamp", True, "is a boolean"),
+        ("budget_cut", "ON", "'ON' is not one of its values"),
+        ("on_disconnect", "drain", "'drain' is neither cancel nor like drain:10s"),
+        ("on_disconnect", "drain:0s", "must be more than 0"),
+        ("on_disconnect", "drain:soon", "'soon' is not a duration"),
+        ("on_disconnect", "wait:10s", "'wait:10s' is neither"),
+    ],
+)
+def test_what_is_refused(setting: str, value: object, problem: str) -> None:
+    message = refusal(**{setting: value})
+    assert message.startswith(f"{setting}: ")
+    assert problem in message
+
+
+def test_the_setting_is_named_as_it_was_written() -> None:
+    with pytest.raises(Exception, match=r"^BUDGET: a budget is missing; it takes .*, e\.g\. BUDGET=5 USD/day$"):
+        load(arguments={}, environ={"TARGET_API_URL": "http://api.test", "BUDGET": ","}, file=None)
+
+
+def test_they_are_shown() -> None:
+    shown = dict(describe(config(budget="0.50 USD/hour,7 tokens/60s", on_disconnect="drain:2s", redis_url=REDIS)))
+    assert shown["BUDGET"] == "0.5 USD/1h, 7 tokens/1m"
+    assert shown["GLOBAL_BUDGET"] == "no budget"
+    assert shown["BUDGET_TIMEZONE"] == "UTC"
+    assert (shown["BUDGET_CLAMP"], shown["BUDGET_CUT"], shown["ON_DISCONNECT"]) == ("off", "off", "read on for 2.0 s")
