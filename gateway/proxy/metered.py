@@ -21,6 +21,7 @@ from gateway.proxy import account, waiting
 from gateway.proxy.clock import NEVER
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.metered_body import MeteredBody, MeteredUntilClose
+from gateway.proxy.overspent import Extension
 from gateway.stores.ledger import SpendVerdict
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class MeteredExchange(Exchange):
     # fmt: off
     __slots__ = (
         "_pricing", "_collecting", "_quote", "_entry", "_reservation", "_granted",  # what it may cost
-        "_meter", "_sent_s", "_settled", "cost",  # what it did
+        "_meter", "_sent_s", "_extension", "_settled", "cost",  # what it did
         "_gone", "deadline_s",  # when the client has left
     )
     # fmt: on
@@ -62,6 +63,7 @@ class MeteredExchange(Exchange):
         self._granted = 0
         self._meter: Meter | None = None
         self._sent_s = 0.0
+        self._extension: Extension | None = None
         self.cost: Cost | None = None
         self.deadline_s = NEVER
 
@@ -86,8 +88,8 @@ class MeteredExchange(Exchange):
         rest = super().on_client_bytes(data)
         upload, subject = self.upload, self.subject
         if self._collecting and not self._over and upload is not None and subject is not None:
-            if self.request_done or upload.held_bytes > MAX_READ_BYTES:
-                self._collecting = False
+            self._collecting = not self.request_done and upload.held_bytes <= MAX_READ_BYTES
+            if not self._collecting:
                 self.client.deadline_s = NEVER  # the store and the pool have their own
                 self._reserve(subject)
         return rest
@@ -141,18 +143,27 @@ class MeteredExchange(Exchange):
         super().on_verdict(verdict)
 
     def _acquire(self) -> None:
+        """Make the request fit what was granted, and go on as `Exchange` does."""
         quote, head = self._quote, self.head
         assert quote is not None  # noqa: S101 - see above
-        dropped = {b"accept-encoding"}
-        added = [b"Accept-Encoding: " + quote.accepts]
+        dropped: set[bytes] = set()
+        added = []
+        if quote.accepts:  # what the meter can read
+            dropped.add(b"accept-encoding")
+            added.append(b"Accept-Encoding: " + quote.accepts)
         if self.upload is None and self._pricing.needs_body:
-            dropped |= {b"content-length", b"expect"}
+            content = self._content
             body = quote.body(self._granted)
-            self._content = self._content if body is None else body
-            if self._content or head.length == CHUNKED or _says_length(head):
-                added.append(b"Content-Length: %d" % len(self._content))
-            head.length = len(self._content)
-        head.lines = [*fields.without(CRLF.join(head.lines).split(CRLF), dropped), *added]
+            if body is not None and body is not content:
+                self._content = content = body
+            if head.length == CHUNKED or len(content) != head.length:
+                dropped.add(b"content-length")
+                added.append(b"Content-Length: %d" % len(content))
+                head.length = len(content)
+            if head.expects_continue:  # it has been sent for
+                dropped.add(b"expect")
+        if dropped:
+            head.lines = [*fields.without(CRLF.join(head.lines).split(CRLF), dropped), *added]
         super()._acquire()
 
     def on_connected(self, connection: UpstreamConnection) -> None:
@@ -182,6 +193,10 @@ class MeteredExchange(Exchange):
     def _answer_body(self, length: int) -> framing.Body:
         meter = self._meter
         assert meter is not None  # noqa: S101 - the head came before
+        ask, subject = self._reservation, self.subject
+        assert ask is not None and subject is not None  # noqa: S101, PT018 - see above
+        if self.context.settings.budget_cut and subject.budgets:
+            self._extension = Extension(self.context.admission, subject, ask, self._granted, self)
         if length == UNTIL_CLOSE:
             return MeteredUntilClose(meter)
         # Trailers are not passed on: nothing is there to hold back the end for them.
@@ -193,6 +208,46 @@ class MeteredExchange(Exchange):
         if self.answer is not None and isinstance(self.answer.body, MeteredUntilClose):
             self.client.write(self.answer.body.end())
         return super().on_answer_eof()
+
+    # --- when it costs more than was reserved --------------------------------------------------------------------
+
+    def on_answer_bytes(self, data: bytes) -> None:
+        """See `Exchange`."""
+        super().on_answer_bytes(data)
+        extension, meter = self._extension, self._meter
+        if extension is not None and meter is not None and not self._over and not extension.is_asking:
+            running = meter.running(self._elapsed_ms())
+            if not extension.covers(running):
+                if self.answer is not None:
+                    self.answer.pause()
+                self.client.deadline_s = NEVER  # the store has its own
+                extension.ask(running)
+
+    def on_more(self) -> None:
+        """See `overspent.Held`."""
+        if self.client.writable and self.answer is not None:
+            self.answer.resume()
+        waiting.await_upstream(self)
+
+    def on_no_more(self) -> None:
+        """See `overspent.Held`: end the answer as its provider would, where that can be told from a whole one."""
+        answer, meter, upstream = self.answer, self._meter, self._upstream
+        event = b"" if meter is None else meter.cut_event()
+        if answer is None or upstream is None or not isinstance(answer.body, MeteredBody | MeteredUntilClose):
+            return
+        end = answer.body.cut(event)
+        if not event or end is None:
+            self._abort(by_upstream=False)
+            return
+        self._settle(whole=False)
+        self.client.write(end)
+        upstream.reusable = False
+        self._finish()
+
+    def on_client_ready(self) -> None:
+        """See `Exchange`."""
+        if self._extension is None or not self._extension.is_asking:
+            super().on_client_ready()
 
     # --- settle --------------------------------------------------------------------------------------------------
 
@@ -251,7 +306,7 @@ class MeteredExchange(Exchange):
             return
         assert ask is not None and quote is not None and entry is not None and subject is not None  # noqa: S101, PT018 - they come before a verdict
         self._settled = True
-        elapsed_ms = int((perf_counter() - self._sent_s) * 1000)
+        elapsed_ms = self._elapsed_ms()
         if not self.sent:
             settlement = Settlement({}, Mark.EXACT, "")
         else:
@@ -271,7 +326,8 @@ class MeteredExchange(Exchange):
             )
             settlement = Settlement(cost.cost, cost.mark, entry.text())
         self.context.admission.settle(subject, ask, self._granted, settlement)
+        if self._extension is not None:
+            self._extension.close()
 
-
-def _says_length(head: RequestHead) -> bool:
-    return b"\ncontent-length:" in (b"\n" + CRLF.join(head.lines)).lower()
+    def _elapsed_ms(self) -> int:
+        return int((perf_counter() - self._sent_s) * 1000)

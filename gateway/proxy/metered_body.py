@@ -22,7 +22,7 @@ class MeteredBody:
         frames: What goes on is framed in chunks; else the connection's end is its end, for an HTTP/1.0 client.
     """
 
-    __slots__ = ("_frames", "_inner", "_is_chunked", "_meter", "done")
+    __slots__ = ("_frames", "_inner", "_is_chunked", "_meter", "done", "seen_bytes")
 
     def __init__(self, inner: Body, meter: Meter, *, is_chunked: bool, frames: bool) -> None:
         self._inner = inner
@@ -30,11 +30,7 @@ class MeteredBody:
         self._is_chunked = is_chunked
         self._frames = is_chunked and frames
         self.done = False
-
-    @property
-    def seen_bytes(self) -> int:
-        """See `framing.Body`."""
-        return self._inner.seen_bytes
+        self.seen_bytes = 0
 
     @property
     def least_left(self) -> int:
@@ -45,6 +41,7 @@ class MeteredBody:
         """See `framing.Body`."""
         inner, meter = self._inner, self._meter
         content, rest = inner.feed(data)
+        self.seen_bytes = inner.seen_bytes
         told = meter.feed(content) if content else b""
         self.done = done = inner.done
         if done:
@@ -57,6 +54,13 @@ class MeteredBody:
             if done:
                 told += b"0\r\n\r\n"
         return told, rest
+
+    def cut(self, event: bytes) -> bytes | None:
+        """End the body with an event; return what is to be written for that, None where it cannot end early."""
+        if not self._is_chunked:
+            return None
+        self.done = True
+        return b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event) if self._frames else event
 
 
 class MeteredUntilClose(UntilCloseBody):
@@ -80,3 +84,7 @@ class MeteredUntilClose(UntilCloseBody):
     def end(self) -> bytes:
         """Return what was held back."""
         return self._meter.finish()
+
+    def cut(self, event: bytes) -> bytes:
+        """See `MeteredBody.cut`; the connection ends behind it."""
+        return event
