@@ -21,8 +21,8 @@ HOUR_US = 3_600_000_000
             4_983_000_000,
             HOUR_US,
             (
-                "The budget 'day-USD' is 5 USD, and 4.983 USD of it are spent or held: too little is left for what this "
-                "request may cost; it has room again at 2026-11-26T22:20:00Z."
+                "The budget 'day-USD' is 5 USD, and 4.983 USD of it are spent or held: too little is left for what "
+                "this request may cost; it has room again at 2026-11-26T22:20:00Z."
             ),
             "2026-11-26T22:20:00Z",
         ),
