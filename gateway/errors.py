@@ -118,6 +118,12 @@ class OutOfScope(NotAllowed):
     denies = True
 
 
+class PriceUnknown(GatewayError):
+    """Nobody has said what the request would cost, and what is not known is not free: nothing was sent upstream."""
+
+    status, code, title, denies = 403, "price_unknown", "Price unknown", True
+
+
 class NotFound(GatewayError):
     """No endpoint and no target has this path."""
 

@@ -1,0 +1,95 @@
+"""What `[targets.NAME.cost]` says, as values: how a target's requests are priced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from gateway.metering.rates import Rates
+
+MAX_OUTPUT: Final = 4096
+"""Output tokens of a request that sets no limit, unless the cost table says another number."""
+
+UnknownPrice = Literal["deny", "default", "warn"]
+
+
+class FixedPrice(NamedTuple):
+    """What requests of one pattern cost.
+
+    Args:
+        method: `b"GET"`; b"*" for all.
+        path: `b"/maps/geocode"`, the whole path without a query; with `*` at its end, all that begin so.
+        price: Atoms by unit.
+    """
+
+    method: bytes
+    path: bytes
+    price: Mapping[str, int]
+
+    def fits(self, method: bytes, path: bytes) -> bool:
+        """Whether a request is of this pattern; `path` without its query."""
+        if self.method not in {b"*", method}:
+            return False
+        return path.startswith(self.path[:-1]) if self.path.endswith(b"*") else path == self.path
+
+
+class UnitPrice(NamedTuple):
+    """What so many of something cost: `0.09 USD/GB` is `("USD", 90_000_000, 1_000_000_000)`.
+
+    Args:
+        unit: `USD`, or another.
+        atoms: Of `per` of them.
+        per: 1 or more.
+    """
+
+    unit: str
+    atoms: int
+    per: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A cost that the answer says, or that is measured on it.
+
+    Args:
+        kind: `json`: the number that `place`, a JSON pointer, leads to in the answer; `header`: the number in the field
+            `place`; `bytes`: of content; `seconds`: from when the request was sent to the answer's end.
+        price: Of one of them, or of `per`.
+        place: A JSON pointer (RFC 6901), or a field name in lower case; "" for the other kinds.
+    """
+
+    kind: Literal["json", "header", "bytes", "seconds"]
+    price: UnitPrice
+    place: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostTable:
+    """What a target's requests cost. `fixed` goes first; for a request of none of its patterns, the rest decides.
+
+    Args:
+        fixed: The first that fits counts.
+        llm: Whether requests are a language model's, paid by the token.
+        measured: How other requests are paid; None with `llm`.
+        reserve: The most that a request of an unknown size costs, atoms by unit. With `measured` it must be there; with
+            `llm`, it is added for what the length of a request does not bound, such as a file named by its id;
+            empty: the whole of the model's context is.
+        unknown_price: What becomes of a request whose price nobody has said: it is refused, costs `default`, or is free
+            and told in the log.
+        default: See there; atoms by unit.
+        max_output: Output tokens, 1 or more, of a request that sets no limit: with clamping on it is sent.
+        prices: Own prices by model, before those of the `genai-prices` package. A name that ends with `*` is for all
+            that begin so.
+    """
+
+    fixed: tuple[FixedPrice, ...] = ()
+    llm: bool = False
+    measured: Measured | None = None
+    reserve: Mapping[str, int] | None = None
+    unknown_price: UnknownPrice = "deny"
+    default: Mapping[str, int] | None = None
+    max_output: int = MAX_OUTPUT
+    prices: Mapping[str, Rates] | None = None
