@@ -8,29 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 
-from gateway.errors import RateLimited, TokenExpired, TokenInvalid, TokenMissing, TokenRevoked
+from gateway.budgets.family import GatewayBudgets
+from gateway.errors import TokenExpired, TokenInvalid, TokenMissing, TokenRevoked
 from gateway.limits import parse_limits
-from gateway.limits.policy import MAX_GENERATIONS, check_subject, lineage
-from gateway.scope import EVERYTHING
+from gateway.limits.policy import check_subject, lineage
 from gateway.stores import REVOKED
 from gateway.stores.awaited import Awaited
 from gateway.subject import REVOKED_DETAIL, Subject, as_counted, policies_of
-from gateway.tokens import Claims, is_token_id, new_token_id
+from gateway.tokens import Claims, is_token_id
+from gateway.wishes import claims_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.budgets.spending import Ask, Settlement
+    from gateway.errors import BudgetExceeded, RateLimited
     from gateway.limits import Policy
-    from gateway.scope import Scope
     from gateway.stores import Plan, Standing, Store, Verdict, Waiter
+    from gateway.stores.ledger import SpendPlan, SpendStore
     from gateway.tokens import TokenSigner
+    from gateway.wishes import Wishes
 
 MAX_SUBJECTS: Final = 8192
 """How many verified tokens are remembered: about 1 kB each."""
 MAX_POLICIES: Final = 50
 """Of one token with those it was made from and the common ones: what one check costs is bounded."""
+MAX_BUDGETS: Final = 20
+"""Of one token with those it was made from and the shared ones, likewise."""
 MAX_REVOKED: Final = 65_536
 """How many revoked tokens are remembered: about 100 bytes each. The store knows the others."""
 REGISTRATIONS: Final = parse_limits("60/minute")
@@ -40,6 +46,7 @@ FOR_EVER_S: Final = 10 * 366 * 86_400
 """How long a revocation lasts of a token that has no end: longer than any Redis, but every key expires."""
 
 _ENDED: Final = float("-inf")
+_NO_BUDGETS: Final = GatewayBudgets()
 
 
 class Admission:
@@ -52,6 +59,7 @@ class Admission:
         common_limits: For every token, whatever limits it has of its own: shared ones, and those of requests in flight.
         token_ttl_s: How long a token is good that is issued without saying so; None: without end.
         shadow: No limit ever refuses; each only tells what it would do.
+        budgets: What requests that cost something may cost.
     """
 
     def __init__(
@@ -63,6 +71,7 @@ class Admission:
         token_ttl_s: int | None,
         *,
         shadow: bool = False,
+        budgets: GatewayBudgets = _NO_BUDGETS,
     ) -> None:
         self._store = store
         self._signer = signer
@@ -70,6 +79,7 @@ class Admission:
         self._common_limits = tuple(common_limits)
         self._token_ttl_s = token_ttl_s
         self._shadow = shadow
+        self._budgets = budgets
         self._subjects: dict[bytes, Subject] = {}
         self._revoked: dict[str, None] = {}
         self._memories = [self._subjects]
@@ -83,9 +93,10 @@ class Admission:
         token_ttl_s: int | None,
         *,
         shadow: bool,
+        budgets: GatewayBudgets,
     ) -> Admission:
         """Return one with other settings, on the same store, that knows the same revoked tokens; see the class."""
-        other = Admission(self._store, signer, limits, common_limits, token_ttl_s, shadow=shadow)
+        other = Admission(self._store, signer, limits, common_limits, token_ttl_s, shadow=shadow, budgets=budgets)
         other._revoked = self._revoked
         return other
 
@@ -102,7 +113,15 @@ class Admission:
             return self
         self._targets[target] = tuple(limits)
         common = (*self._common_limits, *limits)
-        other = Admission(self._store, self._signer, self._limits, common, self._token_ttl_s, shadow=self._shadow)
+        other = Admission(
+            self._store,
+            self._signer,
+            self._limits,
+            common,
+            self._token_ttl_s,
+            shadow=self._shadow,
+            budgets=self._budgets,
+        )
         other._revoked = self._revoked
         other._memories = self._memories
         self._memories.append(other._subjects)
@@ -146,11 +165,41 @@ class Admission:
         """Return the places in flight of a request that is over; to be called once."""
         self._store.release(subject.plan, verdict)
 
-    def refusal(self, subject: Subject, verdict: Verdict) -> RateLimited | TokenRevoked:
-        """Say what refused, and until when; that a token is revoked is remembered, whatever becomes of the store."""
+    def reserve(self, subject: Subject, ask: Ask, waiter: Waiter) -> None:
+        """Ask for a place, as `check` does, and for what a request may cost under all budgets of a subject.
+
+        Whoever is told that it was admitted calls `settle`, once, and what `check` says as well.
+        """
+        self._spends.reserve(self._spend_plan(subject), ask, waiter)
+
+    def settle(self, subject: Subject, ask: Ask, granted: int, settlement: Settlement) -> None:
+        """Say what a request that was admitted did cost; see `Ledger.settle`."""
+        self._spends.ledger.settle(self._spend_plan(subject), ask, granted, settlement)
+
+    @property
+    def _spends(self) -> SpendStore:
+        return cast("SpendStore", self._store)
+
+    def _spend_plan(self, subject: Subject) -> SpendPlan:
+        plan = subject.spend_plan
+        if plan is None:
+            plan = self._spends.spend_plan(subject.id, subject.policies, subject.budgets)
+            subject.spend_plan = plan
+        return plan
+
+    def refusal(
+        self, subject: Subject, verdict: Verdict, now_s: float | None = None
+    ) -> RateLimited | BudgetExceeded | TokenRevoked:
+        """Say what refused, and until when; that a token is revoked is remembered, whatever becomes of the store.
+
+        Args:
+            subject: Whom.
+            verdict: The store's.
+            now_s: As of `Subject.refusal`.
+        """
         if verdict.policy == REVOKED:
             self._remember_revoked(subject.id)
-        return subject.refusal(verdict)
+        return subject.refusal(verdict, now_s)
 
     async def count_registration(self, peer: str, how: str = "register") -> None:
         """Count that somebody without the admin key asks for a new token, whatever becomes of it.
@@ -177,7 +226,8 @@ class Admission:
     def subject_of(self, claims: Claims) -> Subject:
         """Return what is under a token's limits. Raises ValueError if they cannot be read."""
         policies = policies_of(claims, self._limits, self._common_limits, shadow=self._shadow)
-        return Subject(claims, policies, self._store.plan(claims.id, policies))
+        budgets = self._budgets.of(claims.budgets_by_generation())
+        return Subject(claims, policies, self._store.plan(claims.id, policies), budgets)
 
     async def usage(self, subject: Subject) -> list[tuple[Policy, Standing]]:
         """Say how each of a subject's limits stands, those of the targets that it is for behind the others.
@@ -227,23 +277,12 @@ class Admission:
         lives_s = FOR_EVER_S if until_s is None else max(int(until_s - now_s) + 1, 1)
         await self._store.revoke(token_id, lives_s)
 
-    def issue(
-        self,
-        now_s: float,
-        *,
-        name: str | None = None,
-        limits: Sequence[str] | None = None,
-        ttl_s: int | None = None,
-        scope: Scope = EVERYTHING,
-    ) -> tuple[str, Claims]:
+    def issue(self, now_s: float, **wishes: Unpack[Wishes]) -> tuple[str, Claims]:
         """Make a new token.
 
         Args:
             now_s: Seconds since the epoch.
-            name: For people.
-            limits: In `RATE_LIMIT`'s grammar; they stand in for the gateway's own. None: the gateway's.
-            ttl_s: How long it is good, in seconds; 0: without end; None: `TOKEN_TTL`.
-            scope: What it may be used for.
+            wishes: What it is to be like.
 
         Returns:
             The token and what it says.
@@ -251,38 +290,16 @@ class Admission:
         Raises:
             ValueError: Something is not as a token may have it.
         """
-        lifetime_s = self._token_ttl_s if ttl_s is None else ttl_s
-        claims = Claims(
-            id=new_token_id(),
-            name=name,
-            issued_at_s=int(now_s),
-            expires_at_s=int(now_s) + lifetime_s if lifetime_s else None,
-            limits=None if limits is None else tuple(limits),
-            targets=scope.targets,
-            methods=scope.methods,
-            paths=scope.paths,
-        )
+        claims = claims_of(wishes, now_s, self._token_ttl_s)
         return self._sign(claims), claims
 
-    def issue_child(
-        self,
-        parent: Subject,
-        now_s: float,
-        *,
-        name: str | None = None,
-        limits: Sequence[str] | None = None,
-        ttl_s: int | None = None,
-        scope: Scope = EVERYTHING,
-    ) -> tuple[str, Claims]:
+    def issue_child(self, parent: Subject, now_s: float, **wishes: Unpack[Wishes]) -> tuple[str, Claims]:
         """Make a token from another one: it allows no more, lasts no longer, counts for that one, and ends with it.
 
         Args:
             parent: The token that it is made from.
             now_s: Seconds since the epoch.
-            name: For people.
-            limits: In `RATE_LIMIT`'s grammar; they come on top of the parent's. None: none of its own.
-            ttl_s: How long it is good, in seconds; 0: as long as its parent; None: `TOKEN_TTL`, or its parent's end.
-            scope: What it may be used for; of what this says nothing of, all that its parent allows.
+            wishes: What it is to be like.
 
         Returns:
             The token and what it says.
@@ -290,27 +307,7 @@ class Admission:
         Raises:
             ValueError: Something is not as a token may have it, or more than the parent has.
         """
-        above = parent.claims
-        if above.id.count(".") + 1 >= MAX_GENERATIONS:
-            raise ValueError(f"tokens are made from tokens for {MAX_GENERATIONS} generations at most")
-        scope = above.scope().narrowed(scope)
-        lifetime_s = self._token_ttl_s if ttl_s is None else ttl_s
-        ends_s = int(now_s) + lifetime_s if lifetime_s else None
-        if above.expires_at_s is not None and (ends_s is None or ends_s > above.expires_at_s):
-            if ttl_s:
-                raise ValueError("it would last longer than the token it is made from")
-            ends_s = above.expires_at_s
-        claims = Claims(
-            id=new_token_id(above.id),
-            name=name,
-            issued_at_s=int(now_s),
-            expires_at_s=ends_s,
-            limits=None if limits is None else tuple(limits),
-            targets=scope.targets,
-            methods=scope.methods,
-            paths=scope.paths,
-            above=(*above.above, above.limits),
-        )
+        claims = claims_of(wishes, now_s, self._token_ttl_s, parent.claims)
         return self._sign(claims), claims
 
     def _sign(self, claims: Claims) -> str:
@@ -322,6 +319,12 @@ class Admission:
             raise ValueError(
                 f"it would be under {count} limits{at}, with those of the tokens it is made from and the gateway's; "
                 f"no more than {MAX_POLICIES} are checked at once"
+            )
+        count = len(self._budgets.of(claims.budgets_by_generation()))
+        if count > MAX_BUDGETS:
+            raise ValueError(
+                f"it would be under {count} budgets, with those of the tokens it is made from and of all tokens "
+                f"together; no more than {MAX_BUDGETS} are checked at once"
             )
         token = self._signer.issue(claims)
         self._note(claims)
@@ -362,7 +365,10 @@ class Admission:
         try:
             subject = self.subject_of(claims)
         except ValueError:
-            raise TokenInvalid("The token has limits that this version of the gateway cannot read.") from None
+            problem = "The token has limits or budgets that this version of the gateway cannot read."
+            raise TokenInvalid(problem) from None
+        if len(subject.budgets) > MAX_BUDGETS:
+            raise TokenInvalid(f"The token is under more than {MAX_BUDGETS} budgets here, which is too many to check.")
         if len(subject.policies) > MAX_POLICIES:  # it was issued where others were set
             raise TokenInvalid(f"The token is under more than {MAX_POLICIES} limits here, which is too many to check.")
         if len(self._subjects) >= MAX_SUBJECTS:

@@ -36,10 +36,10 @@ _NO_STORE: Final = ("Cache-Control", "no-store")
 _TOKENS: Final = b"/admin/tokens/"
 _THIS_MACHINE: Final = re.compile(rb"https?://(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?/")
 _SCOPE: Final = ("targets", "methods", "paths")
-_LISTS: Final = ("limits", *_SCOPE)
+_LISTS: Final = ("limits", "budgets", *_SCOPE)
 _REGISTER_TAKES: Final = (
-    'an object with any of "name" (text), "ttl" ("30d"), "limits" (["60/minute"]), "targets" (["api"]), '
-    '"methods" (["GET"]) and "paths" (["/models"])'
+    'an object with any of "name" (text), "ttl" ("30d"), "limits" (["60/minute"]), "budgets" (["5 USD/day"]), '
+    '"targets" (["api"]), "methods" (["GET"]) and "paths" (["/models"])'
 )
 
 

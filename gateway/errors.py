@@ -190,6 +190,41 @@ class ConcurrencyLimited(RateLimited):
         return f"The limit '{policy}' allows {quota} requests in flight, and so many are; ask again in %.1f seconds."
 
 
+class BudgetExceeded(GatewayError):
+    """A budget has no room for what a request may cost: nothing was sent upstream and nothing was counted.
+
+    Args:
+        detail: As of any error, with the amounts as people read them.
+        budget: The budget's name: `day-USD`.
+        unit: What it is in.
+        used: How much of it is spent or held, in the unit.
+        limit: How much it allows.
+        retry_after_us: Microseconds until there could be room; None: never, the request may cost more than all of it.
+        reset: When that is, as RFC 3339 spells it; None likewise.
+    """
+
+    status, code, title, denies = 429, "budget_exceeded", "Budget exceeded", True
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        budget: str,
+        unit: str,
+        used: float,
+        limit: float,
+        retry_after_us: int | None,
+        reset: str | None,
+    ) -> None:
+        super().__init__(detail)
+        self.budget = budget
+        self.unit = unit
+        self.used = used
+        self.limit = limit
+        self.retry_after_us = retry_after_us
+        self.reset = reset
+
+
 class UpstreamUnreachable(GatewayError):
     """No connection to the upstream could be made, or it ended before a byte of the answer."""
 

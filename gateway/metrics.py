@@ -12,7 +12,7 @@ from operator import add
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gateway.counts import BUCKET_NAMES, BUCKETS, REFUSED, add_up, bucketed
-from gateway.errors import RateLimited
+from gateway.errors import BudgetExceeded, RateLimited
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class Denials:
     """What one token was refused, and what only a shadow let pass, since this process began to count for it.
 
     Attributes:
-        reasons: How many requests, by the limit's name or the error's code.
+        reasons: How many requests, by the limit's or the budget's name, or the error's code.
         shadowed: How many requests passed that a shadow would have refused, by the limit's name.
         retries: How many of the refused requests an SDK sent again by itself.
     """
@@ -308,7 +308,10 @@ class Metrics:
     def on_denied(self, token_id: str, error: GatewayError, *, is_retry: bool) -> None:
         """Count a refused request of a token that is good."""
         denials = self._counted(token_id)
-        denials.reasons[error.policy if isinstance(error, RateLimited) else error.code] += 1
+        if isinstance(error, RateLimited):
+            denials.reasons[error.policy] += 1
+        else:
+            denials.reasons[error.budget if isinstance(error, BudgetExceeded) else error.code] += 1
         denials.retries += is_retry
 
     def on_shadowed(self, token_id: str, limits: Sequence[str]) -> None:

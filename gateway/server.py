@@ -113,9 +113,8 @@ class Gateway:
             await store.start()
             secrets = settings.token_secrets or [await store.agree_secret(os.urandom(_SECRET_BYTES))]
             self._signer = signer = TokenSigner(secrets)
-            admission = Admission(
-                store, signer, settings.limits, settings.common_limits, settings.token_ttl_s, shadow=settings.shadow
-            )
+            rules = (settings.limits, settings.common_limits, settings.token_ttl_s)
+            admission = Admission(store, signer, *rules, shadow=settings.shadow, budgets=settings.budgets)
             clock = Clock(loop)
             self._tls = tls = SpokenTls(clock)
             with_clients = tls.with_clients(settings.tls)
@@ -192,6 +191,7 @@ class Gateway:
         targets: Sequence[str] | None = None,
         methods: Sequence[str] | None = None,
         paths: Sequence[str] | None = None,
+        budgets: Sequence[str] | None = None,
     ) -> str:
         """Make a token.
 
@@ -202,6 +202,7 @@ class Gateway:
             targets: The targets that it is for, by their names; None: all. As for the two below, see `Scope`.
             methods: The methods that it allows.
             paths: Prefixes of the paths that it allows, under the target's own prefix.
+            budgets: In `BUDGET`'s grammar, in place of the gateway's. None: the gateway's.
 
         Raises:
             ValueError: Something is not as a token may have it.
@@ -211,7 +212,8 @@ class Gateway:
             raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
         ttl_s = None if ttl is None else lifetime_s(str(ttl)) or 0
         scope = Scope(targets, methods, paths)
-        return self._context.admission.issue(time.time(), name=name, limits=limits, ttl_s=ttl_s, scope=scope)[0]
+        admission = self._context.admission
+        return admission.issue(time.time(), name=name, limits=limits, budgets=budgets, ttl_s=ttl_s, scope=scope)[0]
 
     async def revoke_token(self, token: str) -> None:
         """End a token, and all that was made from it, on every instance on this store; what is under way goes on.
@@ -246,9 +248,8 @@ class Gateway:
         settings, left = _reloadable(self._settings, config.settings)
         if settings.token_secrets and settings.token_secrets != self._settings.token_secrets:
             signer = TokenSigner(settings.token_secrets)
-        admission = context.admission.renewed(
-            signer, settings.limits, settings.common_limits, settings.token_ttl_s, shadow=settings.shadow
-        )
+        rules = (settings.limits, settings.common_limits, settings.token_ttl_s)
+        admission = context.admission.renewed(signer, *rules, shadow=settings.shadow, budgets=settings.budgets)
         tls.renew(settings)
         # Nothing from here on can fail, and nothing waits: no request sees a part of it.
         routes = self._upstreams.connect(settings, context, admission, tls.with_target)

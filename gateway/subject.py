@@ -1,20 +1,25 @@
-"""A subject: a verified token with the limits it is under, and how those are told of."""
+"""A subject: a verified token with the limits and budgets it is under, and how those are told of."""
 
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from gateway.errors import ConcurrencyLimited, RateLimited, TokenRevoked
+from gateway.budgets.refusing import exceeded
+from gateway.errors import BudgetExceeded, ConcurrencyLimited, RateLimited, TokenRevoked
 from gateway.limits import Kind, parse_limits
 from gateway.stores import REVOKED, UNCHECKED
+from gateway.stores.ledger import SpendVerdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.budgets.budget import Budget
     from gateway.limits import Policy
     from gateway.stores import Plan, Verdict
+    from gateway.stores.ledger import SpendPlan
     from gateway.tokens import Claims
 
 REVOKED_DETAIL: Final = "The token was revoked; get a new one from whoever issued it."
@@ -24,17 +29,28 @@ _UNCHECKED: Final = b"X-Gateway-Limits: unchecked"
 
 
 class Subject:
-    """A verified token: whose it is, and the limits it is under.
+    """A verified token: whose it is, and the limits and budgets it is under.
 
     Args:
         claims: What the token says.
         policies: Its limits and the shared ones, as the store counts them.
         plan: The store's preparation of them.
+        budgets: Those that it is under, the shared ones last; of requests that cost something.
+
+    Attributes:
+        spend_plan: The store's preparation of policies and budgets; None, as long as nothing that it asked for had a
+            cost.
     """
 
-    __slots__ = ("_lines", "claims", "expires_at_s", "id", "is_special", "plan", "policies", "scope")
+    # fmt: off
+    __slots__ = (
+        "_lines", "budgets", "claims", "expires_at_s", "id", "is_special", "plan", "policies", "scope", "spend_plan",
+    )
+    # fmt: on
 
-    def __init__(self, claims: Claims, policies: Sequence[Policy], plan: Plan) -> None:
+    def __init__(
+        self, claims: Claims, policies: Sequence[Policy], plan: Plan, budgets: tuple[Budget, ...] = ()
+    ) -> None:
         self.claims = claims
         self.id = claims.id
         self.expires_at_s = float("inf") if claims.expires_at_s is None else claims.expires_at_s
@@ -43,6 +59,8 @@ class Subject:
         """What the token may be used for; None: anything. To be checked before its limits are."""
         self.plan = plan
         self.policies = policies
+        self.budgets = budgets
+        self.spend_plan: SpendPlan | None = None
         # Whether its verdicts may have a lease or shadows: whoever is in a hurry need not look for them else.
         self.is_special = any(policy.shadow or policy.kind is Kind.LEASE for policy in policies)
         listed = ", ".join(map(_quota_of, policies))
@@ -55,7 +73,8 @@ class Subject:
         """Return what is kept beside the token's usage, for people and for whoever has to know its limits: no secret.
 
         `limits` and what stands in `above`, for each token that it was made from, are in `RATE_LIMIT`'s grammar; a
-        token without limits of its own has none there. `targets` names those that it is for, where not all.
+        token without limits of its own has none there. `budgets` and `above_budgets` are the same in `BUDGET`'s.
+        `targets` names those that it is for, where not all.
         """
         claims = self.claims
         told = {"name": claims.name or ""}
@@ -65,24 +84,42 @@ class Subject:
             told["targets"] = ",".join(claims.targets)
         if claims.above:
             told["above"] = json.dumps([limits and ",".join(limits) for limits in claims.above])
+        if claims.budgets is not None:
+            told["budgets"] = ",".join(claims.budgets)
+        if claims.above_budgets:
+            told["above_budgets"] = json.dumps([budgets and ",".join(budgets) for budgets in claims.above_budgets])
         return told
 
     def limit_lines(self, verdict: Verdict) -> bytes:
         """Spell how the limits stand, for the limit nearest its end.
 
         Returns:
-            Two field lines, without the last line end; one where no limit was checked; b"" where there is none.
+            Two field lines, without the last line end; one where no limit was checked; b"" where there is none, or a
+            budget refused.
 
         Source: draft-ietf-httpapi-ratelimit-headers-10, §3 and §4; `t` is the time until a place comes free.
         """
         if verdict.policy < 0:
             return _UNCHECKED if verdict.policy == UNCHECKED else b""
-        return self._lines[verdict.policy] % (verdict.remaining, -(-verdict.reset_us // 1_000_000))
+        try:
+            lines = self._lines[verdict.policy]
+        except IndexError:
+            return b""
+        return lines % (verdict.remaining, -(-verdict.reset_us // 1_000_000))
 
-    def refusal(self, verdict: Verdict) -> RateLimited | TokenRevoked:
-        """Say what refused, and until when."""
+    def refusal(self, verdict: Verdict, now_s: float | None = None) -> RateLimited | BudgetExceeded | TokenRevoked:
+        """Say what refused, and until when.
+
+        Args:
+            verdict: A refusal.
+            now_s: Seconds since the epoch, of which a budget's refusal tells; None: as this machine has it.
+        """
         if verdict.policy == REVOKED:
             return TokenRevoked(REVOKED_DETAIL)
+        if isinstance(verdict, SpendVerdict) and verdict.policy >= len(self.policies):
+            index = verdict.policy - len(self.policies)
+            now_s = time.time() if now_s is None else now_s
+            return exceeded(self.budgets[index], verdict.used[index], verdict.reset_us, now_s)
         policy = self.policies[verdict.policy]
         kind = ConcurrencyLimited if policy.kind is Kind.LEASE else RateLimited
         return kind(policy.label, policy.quota, policy.window_s, verdict.reset_us)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from gateway.admission import Admission
+from gateway.budgets.grammar import parse_budgets
 from gateway.config.values import lifetime_s, quoted
 from gateway.errors import ConfigError, GatewayError, TokenError
 from gateway.limits import parse_limits
@@ -87,7 +88,9 @@ async def _issue(options: argparse.Namespace, settings: Settings, local_url: str
 
 async def _issue_here(parent: bytes | None, wishes: dict[str, Any], settings: Settings, store: Store) -> str:
     signer, now_s = await _signer(store, settings), time.time()
-    admission = Admission(store, signer, settings.limits, settings.common_limits, settings.token_ttl_s)
+    admission = Admission(
+        store, signer, settings.limits, settings.common_limits, settings.token_ttl_s, budgets=settings.budgets
+    )
     for target in settings.targets:  # of no use here but to tell which token would be under too many limits
         admission.beside(target.name, target.common_limits)
     issue = admission.issue
@@ -114,13 +117,15 @@ def _wishes(options: argparse.Namespace) -> dict[str, Any]:
         "name": options.name,
         "ttl": options.ttl,
         "limits": options.limit,
+        "budgets": options.budget,
         "targets": options.target,
         "methods": options.method,
         "paths": options.path,
     }
     for option, parse, example in (
         ("ttl", lifetime_s, "30d"),
-        ("limits", _limits, "60/minute"),
+        ("limits", lambda texts: parse_limits(",".join(texts)), "60/minute"),
+        ("budgets", lambda texts: parse_budgets(",".join(texts)), '"5 USD/day"'),
         ("targets", lambda names: Scope(targets=names), "api"),
         ("methods", lambda names: Scope(methods=names), "POST"),
         ("paths", lambda names: Scope(paths=names), "/chat"),
@@ -133,10 +138,6 @@ def _wishes(options: argparse.Namespace) -> dict[str, Any]:
             name = f"--{option.rstrip('s')}"
             raise ConfigError(name, _CUT.split(str(error))[0], "such a value", f"{name} {example}") from None
     return {name: value for name, value in wishes.items() if value is not None}
-
-
-def _limits(texts: list[str]) -> None:
-    parse_limits(",".join(texts))
 
 
 async def _inspect(text: str, settings: Settings) -> int:
@@ -164,6 +165,7 @@ async def _inspect(text: str, settings: Settings) -> int:
 def _shown(claims: Claims) -> list[tuple[str, str]]:
     own = "none" if claims.above else "the gateway's own"
     limits = own if claims.limits is None else ", ".join(claims.limits)
+    above_budgets = claims.budgets_by_generation()[1:]
     return [
         ("id", claims.id),
         # A name may hold anything: a terminal's control sequences among it.
@@ -171,18 +173,20 @@ def _shown(claims: Claims) -> list[tuple[str, str]]:
         ("issued", _moment(claims.issued_at_s)),
         ("expires", "never" if claims.expires_at_s is None else _moment(claims.expires_at_s)),
         ("limits", limits),
+        ("budgets", own if claims.budgets is None else ", ".join(claims.budgets)),
         *[
-            (
-                f"above {number}",
-                "the gateway's own" if limits is None and number == 1 else ", ".join(limits or ("none",)),
-            )
-            for number, limits in enumerate(claims.above, start=1)
+            (f"above {number}", f"{_inherited(limits, number)}; budgets: {_inherited(budgets, number)}")
+            for number, (limits, budgets) in enumerate(zip(claims.above, reversed(above_budgets), strict=True), start=1)
         ],
         *[
             (kind, "any" if names is None else ", ".join(names))
             for kind, names in (("targets", claims.targets), ("methods", claims.methods), ("paths", claims.paths))
         ],
     ]
+
+
+def _inherited(texts: tuple[str, ...] | None, number: int) -> str:
+    return "the gateway's own" if texts is None and number == 1 else ", ".join(texts or ("none",))
 
 
 async def _revoke(text: str, options: argparse.Namespace, settings: Settings, local_url: str) -> str:

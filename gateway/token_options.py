@@ -22,6 +22,12 @@ def add_actions(parser: argparse.ArgumentParser) -> None:
         help="e.g. 60/minute; in place of RATE_LIMIT",
     )
     issue.add_argument(
+        "--budget",
+        action="append",
+        metavar="BUDGET",
+        help='e.g. "5 USD/day"; in place of BUDGET',
+    )
+    issue.add_argument(
         "--parent",
         metavar="TOKEN",
         help="make it from this one, for which it counts and with which it ends; '-': from stdin",

@@ -40,7 +40,9 @@ _T = TypeVar("_T")
 _PREFIX = b"gw_"
 _SALT = b"gateway.tokens"
 _MAC_CHARACTERS = 43  # 32 bytes in base64url without padding
-_CLAIMS = frozenset({"above", "id", "name", "iat", "exp", "limits", "targets", "methods", "paths"})
+_CLAIMS = frozenset(
+    {"above", "above_budgets", "id", "name", "iat", "exp", "limits", "budgets", "targets", "methods", "paths"}
+)
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}(?:\.[A-Za-z0-9_-]{1,32}){0,3}")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell one, a shell's argument too; in Redis there is none
 _UNLIKE = "The token does not look like one of this gateway's."
@@ -64,6 +66,8 @@ class Claims:
         methods: Those that it allows.
         paths: Prefixes of the paths that it allows.
         above: The `limits` of the tokens it was made from, the first one first: they hold for it as well.
+        budgets: What it may cost, in the grammar of `BUDGET`, in place of the gateway's; None for the gateway's.
+        above_budgets: The `budgets` of the tokens it was made from, the first one first; empty: none of them has any.
 
     Raises:
         ValueError: A claim is out of its range.
@@ -78,6 +82,8 @@ class Claims:
     methods: tuple[str, ...] | None = None
     paths: tuple[str, ...] | None = None
     above: tuple[tuple[str, ...] | None, ...] = ()
+    budgets: tuple[str, ...] | None = None
+    above_budgets: tuple[tuple[str, ...] | None, ...] = ()
 
     def __post_init__(self) -> None:
         if not is_token_id(self.id):
@@ -90,11 +96,17 @@ class Claims:
             raise ValueError("a token expires after it is issued")
         if len(self.above) != self.id.count("."):
             raise ValueError("a token has the limits of each token that it was made from")
+        if self.above_budgets and len(self.above_budgets) != len(self.above):
+            raise ValueError("a token has the budgets of each token that it was made from, if any has some")
         self.scope()
 
     def scope(self) -> Scope:
         """Return what it may be used for."""
         return Scope(self.targets, self.methods, self.paths)
+
+    def budgets_by_generation(self) -> tuple[tuple[str, ...] | None, ...]:
+        """Return its own budgets, then those of the token that it was made from, and so on."""
+        return (self.budgets, *reversed(self.above_budgets or (None,) * len(self.above)))
 
 
 def is_token_id(text: str) -> bool:
@@ -213,6 +225,7 @@ def _to_json(claims: Claims) -> dict[str, object]:
         fields["exp"] = claims.expires_at_s
     for name, texts in (
         ("limits", claims.limits),
+        ("budgets", claims.budgets),
         ("targets", claims.targets),
         ("methods", claims.methods),
         ("paths", claims.paths),
@@ -221,6 +234,8 @@ def _to_json(claims: Claims) -> dict[str, object]:
             fields[name] = list(texts)
     if claims.above:
         fields["above"] = [limits and list(limits) for limits in claims.above]
+    if claims.above_budgets:
+        fields["above_budgets"] = [budgets and list(budgets) for budgets in claims.above_budgets]
     return fields
 
 
@@ -236,18 +251,23 @@ def _to_claims(fields: object) -> Claims:
     # A claim unknown here may narrow what the token grants, so it must not be passed over.
     if not isinstance(fields, dict) or not fields.keys() <= _CLAIMS:
         raise ValueError("not the claims known here")
-    above = _optional(fields, "above", list) or []
     return Claims(
-        above=tuple(_texts({"above": limits}, "above") for limits in above),
+        above=_texts_of_each(fields, "above"),
+        above_budgets=_texts_of_each(fields, "above_budgets"),
         id=_required(fields, "id", str),
         name=_optional(fields, "name", str),
         issued_at_s=_required(fields, "iat", int),
         expires_at_s=_optional(fields, "exp", int),
         limits=_texts(fields, "limits"),
+        budgets=_texts(fields, "budgets"),
         targets=_texts(fields, "targets"),
         methods=_texts(fields, "methods"),
         paths=_texts(fields, "paths"),
     )
+
+
+def _texts_of_each(fields: dict[str, object], name: str) -> tuple[tuple[str, ...] | None, ...]:
+    return tuple(_texts({name: texts}, name) for texts in _optional(fields, name, list) or [])
 
 
 def _texts(fields: dict[str, object], name: str) -> tuple[str, ...] | None:

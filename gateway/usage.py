@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FLUSH_S: Final = 0.75
 """With the clock's tick on top, counts are under way to the book a second after they were made, at the latest."""
 MAX_SUBJECTS: Final = 256
+_OF_CLAIMS: Final = ("limits", "targets", "above", "budgets", "above_budgets")
 
 Told = dict[str, Any]
 """Members of a JSON object."""
@@ -134,18 +135,20 @@ class UsageView:
             return {"revoked": False, "limits": []}
 
     def _subject(self, token_id: str, about: Mapping[str, str]) -> Subject:
-        key = (token_id, about.get("limits", ""), about.get("targets", ""), about.get("above", ""))
+        key = (token_id, *(about.get(one, "") for one in _OF_CLAIMS))
         subject = self._subjects.get(key)
         if subject is None:
             if len(self._subjects) >= MAX_SUBJECTS:
                 self._subjects.clear()
-            own, targets, above = about.get("limits"), about.get("targets"), json.loads(about.get("above", "[]"))
+            targets = about.get("targets")
             claims = Claims(
                 id=token_id,
                 issued_at_s=0,
-                limits=None if own is None else (own,),
+                limits=_texts(about.get("limits")),
+                budgets=_texts(about.get("budgets")),
                 targets=None if targets is None else tuple(targets.split(",")),
-                above=tuple(None if one is None else (one,) for one in above),
+                above=tuple(map(_texts, json.loads(about.get("above", "[]")))),
+                above_budgets=tuple(map(_texts, json.loads(about.get("above_budgets", "[]")))),
             )
             subject = self._subjects[key] = self._admission.subject_of(claims)
         return subject
@@ -179,6 +182,10 @@ class UsageFlush:
         self._book.add(self._metrics.take())
         self._shared.close()
         await self._book.close()
+
+
+def _texts(joined: str | None) -> tuple[str, ...] | None:
+    return None if joined is None else (joined,)
 
 
 def _told_of(token_id: str, used: Used, delta: Delta) -> Told:

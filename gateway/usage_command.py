@@ -170,7 +170,9 @@ class _Redis:
         self._store = make_store(settings)
         # Whose tokens they are is of no interest here, only how their limits stand.
         signer = TokenSigner([os.urandom(SECRET_MIN_BYTES)])
-        admission = Admission(self._store, signer, settings.limits, settings.common_limits, None)
+        admission = Admission(
+            self._store, signer, settings.limits, settings.common_limits, None, budgets=settings.budgets
+        )
         self._view = UsageView(admission, self._store.usage, Metrics())
         self._is_started = False
 

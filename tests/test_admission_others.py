@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.admission import Admission
+from gateway.budgets.family import GatewayBudgets
 from gateway.errors import TokenInvalid, TokenRevoked
 from gateway.limits import parse_limits
 from gateway.stores.memory import MemoryStore
@@ -20,7 +21,7 @@ async def test_a_revoked_token_is_known_to_all_without_the_store() -> None:
     before = first.beside("maps", LIMITS)
     assert before.authenticate(token.encode(), 0.0).id == claims.id
     await first.revoke(claims.id, None, now_s=0.0)
-    renewed = first.renewed(signer, LIMITS, (), None, shadow=False)
+    renewed = first.renewed(signer, LIMITS, (), None, shadow=False, budgets=GatewayBudgets())
     for admission in (first, before, first.beside("maps", LIMITS), renewed, renewed.beside("maps", LIMITS)):
         with pytest.raises(TokenRevoked):
             admission.authenticate(token.encode(), 0.0)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.budgets.budget import NANO
-from gateway.budgets.grammar import written
+from gateway.budgets.grammar import all_written
 from gateway.config import describe, load
 from tests.test_config import config, from_file, refusal
 
@@ -19,7 +19,7 @@ REDIS = "redis://127.0.0.1"
 
 def test_none_unless_asked_for() -> None:
     settings = config().settings
-    assert (settings.budgets, settings.global_budgets, settings.budget_timezone) == ((), (), "UTC")
+    assert settings.budgets == ((), (), "UTC")
     assert (settings.budget_clamp, settings.budget_cut, settings.disconnect_drain_s) == (False, False, 0)
 
 
@@ -30,11 +30,11 @@ def test_budgets_of_each_token_and_of_all_together() -> None:
         budget_timezone="Europe/Berlin",
         redis_url=REDIS,
     ).settings
-    assert [written(budget) for budget in settings.budgets] == ["5 USD/day", "100 tokens/1m"]
-    assert [(one.amount, one.label, one.zone) for one in settings.global_budgets] == [
+    assert all_written(settings.budgets.each) == "5 USD/day, 100 tokens/1m"
+    assert [(one.amount, one.label, one.zone) for one in settings.budgets.together] == [
         (NANO // 2, "global-month-USD", "Europe/Berlin")
     ]
-    assert [budget.zone for budget in settings.budgets] == ["Europe/Berlin", "UTC"]
+    assert [budget.zone for budget in settings.budgets.each] == ["Europe/Berlin", "UTC"]
 
 
 def test_from_a_file(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_from_a_file(tmp_path: Path) -> None:
         f'target_api_url = "http://api.test"\nredis_url = "{REDIS}"\nbudget = "5 USD/day"\nbudget_clamp = "on"\n'
         'budget_cut = "on"\non_disconnect = "drain:10s"\n',
     ).settings
-    assert [written(budget) for budget in settings.budgets] == ["5 USD/day"]
+    assert all_written(settings.budgets.each) == "5 USD/day"
     assert (settings.budget_clamp, settings.budget_cut, settings.disconnect_drain_s) == (True, True, 10)
 
 

@@ -84,6 +84,41 @@ def test_the_payload_is_readable_json(token: bytes) -> None:
     }
 
 
+def test_budgets_are_in_it_where_there_are_some(signer: TokenSigner) -> None:
+    claims = Claims(
+        id="a.b.c",
+        issued_at_s=0,
+        budgets=("5 USD/day", "9 tokens/minute"),
+        above=(None, ("1/day",)),
+        above_budgets=(("7 USD/month",), None),
+    )
+    token = signer.issue(claims).encode()
+    assert signer.verify(token, now_s=NOW_S) == claims
+    payload = token[3:].partition(b".")[0]
+    assert json.loads(base64.urlsafe_b64decode(payload + b"=" * (-len(payload) % 4))) == {
+        "id": "a.b.c",
+        "iat": 0,
+        "budgets": ["5 USD/day", "9 tokens/minute"],
+        "above": [None, ["1/day"]],
+        "above_budgets": [["7 USD/month"], None],
+    }
+    assert claims.budgets_by_generation() == (("5 USD/day", "9 tokens/minute"), None, ("7 USD/month",))
+
+
+def test_a_token_of_before_there_were_budgets_says_nothing_of_them(signer: TokenSigner) -> None:
+    old = sign_by_hand(encoded({"id": "a.b", "iat": 0, "above": [["1/day"]], "limits": ["1/hour"]}))
+    claims = signer.verify(old, now_s=NOW_S)
+    assert claims.budgets_by_generation() == (None, None)
+    # And one that has none is as short as it ever was.
+    assert b"budgets" not in base64.urlsafe_b64decode(signer.issue(claims)[3:].partition(".")[0] + "==")
+
+
+@pytest.mark.parametrize("budgets", [[["5 USD/day"]], [None, None, None], [1, None], "x"])
+def test_budgets_of_tokens_it_was_not_made_from_are_refused(signer: TokenSigner, budgets: object) -> None:
+    fields = {"id": "a.b.c", "iat": 0, "above": [None, None], "above_budgets": budgets}
+    assert "claims" in refused(signer, sign_by_hand(encoded(fields)))
+
+
 def test_a_name_of_any_script_stays_ascii_in_the_token(signer: TokenSigner) -> None:
     claims = Claims(id="a", name="Zoë 🦊", issued_at_s=0)
     assert signer.verify(signer.issue(claims).encode("ascii"), now_s=NOW_S) == claims

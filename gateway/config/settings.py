@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gateway.budgets.family import GatewayBudgets
 from gateway.budgets.grammar import parse_budgets
 from gateway.config import budgets, values
 from gateway.config.itself import leads_to
@@ -24,7 +25,6 @@ from gateway.stores.address import parse_redis_url
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.budgets.budget import Budget
     from gateway.config.reading import Spelling
     from gateway.config.values import UnixAddress
     from gateway.limits import Policy
@@ -44,9 +44,7 @@ class Settings:
         concurrency_limit: Requests in flight per token, whatever limits it has of its own.
         global_concurrency_limit: Requests in flight of all tokens together.
         shadow: Limits only tell what they would refuse.
-        budgets: Per token; of one that has none of its own.
-        global_budgets: Of all tokens together.
-        budget_timezone: Where the days of budgets begin, of those that tokens have of their own as well.
+        budgets: What tokens may cost, each and together, and where the days of budgets begin.
         budget_clamp: Requests ask for no more output tokens than there is money for.
         budget_cut: A stream that costs more than was reserved, and can reserve no more, is ended.
         disconnect_drain_s: How long an answer is still read whose client has left, for what it did cost; 0: not at all.
@@ -79,9 +77,7 @@ class Settings:
     concurrency_limit: Policy | None
     global_concurrency_limit: Policy | None
     shadow: bool
-    budgets: tuple[Budget, ...]
-    global_budgets: tuple[Budget, ...]
-    budget_timezone: str
+    budgets: GatewayBudgets
     budget_clamp: bool
     budget_cut: bool
     disconnect_drain_s: float
@@ -205,7 +201,6 @@ class Config:
 def _compile(read: Reader) -> Settings:
     listen = read("gateway_listen", values.addresses)
     redis = read.optional("redis_url", _redis)
-    zone = read("budget_timezone", budgets.time_zone)
     return Settings(
         target=_target(read, listen),
         targets=TargetReader(read.where, lambda target: _check_other(target, listen), _ca_file).read(read.targets),
@@ -216,9 +211,7 @@ def _compile(read: Reader) -> Settings:
             "global_concurrency_limit", lambda text: parse_concurrency(text, shared=True)
         ),
         shadow=read("rate_limit_mode", values.limit_mode) == "shadow",
-        budgets=read.optional("budget", lambda text: parse_budgets(text, zone=zone)) or (),
-        global_budgets=read.optional("global_budget", lambda text: parse_budgets(text, shared=True, zone=zone)) or (),
-        budget_timezone=zone,
+        budgets=_budgets(read),
         budget_clamp=read("budget_clamp", values.one_of("on", "off")) == "on",
         budget_cut=read("budget_cut", values.one_of("on", "off")) == "on",
         disconnect_drain_s=read("on_disconnect", budgets.drain_s),
@@ -243,6 +236,13 @@ def _compile(read: Reader) -> Settings:
         upstream_pool=read("upstream_pool", values.count),
         upstream_idle_s=read("upstream_idle", values.duration_s),
     )
+
+
+def _budgets(read: Reader) -> GatewayBudgets:
+    zone = read("budget_timezone", budgets.time_zone)
+    each = read.optional("budget", lambda text: parse_budgets(text, zone=zone))
+    together = read.optional("global_budget", lambda text: parse_budgets(text, shared=True, zone=zone))
+    return GatewayBudgets(each or (), together or (), zone)
 
 
 def _workers(read: Reader, *, has_redis: bool) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import (
+    BudgetExceeded,
     ConcurrencyLimited,
     Draining,
     MethodNotAllowed,
@@ -64,6 +66,9 @@ _SDK_TYPES: Final = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
+
+_MESSAGES: Final = re.compile(rb"/v1/messages(?:[/?]|\Z)")
+"""Where Anthropic's SDK sends messages, batches of them, and counts tokens, behind whichever base URL."""
 
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -157,18 +162,28 @@ def _without_length(lines: list[bytes]) -> list[bytes]:
     return without(CRLF.join(lines).split(CRLF), (b"content-length",))
 
 
-def problem(error: GatewayError) -> bytes:
-    """Make the body of an error answer: RFC 9457's members and the shape that SDKs print."""
+def problem(error: GatewayError, target: bytes = b"") -> bytes:
+    """Make the body of an error answer: RFC 9457's members and the shape that SDKs print.
+
+    Args:
+        error: What went wrong.
+        target: The request's: where Anthropic's SDK sends messages, a budget's refusal has that API's shape as well.
+    """
     sdk_type = _SDK_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return json.dumps(
-        {
-            "type": f"urn:rate-limiting-gateway:{error.code}",
-            "title": error.title,
-            "status": error.status,
-            "detail": error.detail,
-            "error": {"message": error.detail, "type": sdk_type, "code": error.code, "param": None},
-        }
-    ).encode()
+    members: dict[str, object] = {
+        "type": f"urn:rate-limiting-gateway:{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+    }
+    if isinstance(error, BudgetExceeded):
+        members |= {name: getattr(error, name) for name in ("budget", "unit", "used", "limit", "reset")}
+        if _MESSAGES.search(target):
+            members["type"] = "error"
+        else:
+            sdk_type = "insufficient_quota"
+    members["error"] = {"message": error.detail, "type": sdk_type, "code": error.code, "param": None}
+    return json.dumps(members).encode()
 
 
 def error_fields(error: GatewayError, *, jitter: float = 0.0) -> list[tuple[str, str]]:
@@ -182,12 +197,29 @@ def error_fields(error: GatewayError, *, jitter: float = 0.0) -> list[tuple[str,
     if isinstance(error, RateLimited):
         lines = _retry_lines(error.quota, is_storm=_is_storm(error)) % _waits(error, jitter)
         fields += [(name, value) for name, _, value in (line.partition(": ") for line in lines.split("\r\n"))]
+    elif isinstance(error, BudgetExceeded):
+        fields += _budget_fields(error.retry_after_us, jitter)
     elif isinstance(error, TokenError):
         fields.append(("WWW-Authenticate", _challenge(error)))
     elif isinstance(error, MethodNotAllowed):
         fields.append(("Allow", error.allow))
     elif isinstance(error, StoreUnavailable | Draining | UpstreamShut):
         fields.append(("Retry-After", str(error.retry_after_s)))
+    return fields
+
+
+def _budget_fields(wait_us: int | None, jitter: float) -> list[tuple[str, str]]:
+    """Say when to come back to a budget, and to SDKs that they need not, where that is not soon or never."""
+    longest_us = STORM_AFTER_S * 1_000_000
+    fields = []
+    if wait_us is not None:
+        # Of a month, a twentieth would be a day: there, a minute is enough to come apart.
+        told_us = wait_us + int(min(wait_us * JITTER, longest_us) * jitter)
+        if wait_us <= longest_us:
+            told_us = min(told_us, longest_us)
+        fields += [("Retry-After", str(_ceil(told_us, 1_000_000))), ("retry-after-ms", str(_ceil(told_us, 1000)))]
+    if wait_us is None or wait_us > longest_us:
+        fields.append(("x-should-retry", "false"))
     return fields
 
 

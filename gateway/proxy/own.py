@@ -65,7 +65,9 @@ def send_error(
     if not isinstance(error, RateLimited):
         if isinstance(error, TokenMissing) and head is not None and not head.target.startswith(b"/"):
             error = TokenMissing(_PROXY_ADVICE)
-        answer = (error.status, writer.error_fields(error), writer.problem(error))
+        target = b"" if head is None else head.target
+        fields = writer.error_fields(error, jitter=context.random())
+        answer = (error.status, fields, writer.problem(error, target))
         send(client, context, answer, head, keep_alive=keep_alive and not error.closes, limit_lines=limit_lines)
         return
     keep_alive = keep_alive and not context.draining

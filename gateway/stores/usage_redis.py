@@ -49,7 +49,7 @@ TARGETS_KEY: Final = "gateway:{global}:usage"
 _INSTANCES_KEY: Final = "gateway:{global}:usage-instances"
 _BUSIEST_KEPT: Final = 10_000
 _BUSIEST_LIVES_S: Final = 3 * 86_400
-_TEXTS: Final = frozenset(("name", "limits", "targets", "above"))
+_TEXTS: Final = frozenset(("name", "limits", "targets", "above", "budgets", "above_budgets"))
 _KEY_TROUBLE: Final = frozenset({"ERR", "WRONGTYPE"})
 """Errors that come from the value of one key: the next try would have them again."""
 

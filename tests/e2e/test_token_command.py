@@ -178,11 +178,20 @@ async def test_a_revoked_parents_child_is_refused_by_another_instance_on_its_nex
 
 
 async def test_inspect_says_what_a_token_grants_and_whether_it_is_good() -> None:
-    token = await issued("--name", "\x1b[2J", "--limit", "7/minute", "--ttl", "2h", TOKEN_SECRET=SECRET)
+    wishes = ("--limit", "7/minute", "--ttl", "2h", "--budget", "5 USD/day", "--budget", "9 tokens/minute")
+    token = await issued("--name", "\x1b[2J", *wishes, TOKEN_SECRET=SECRET)
     code, out, _ = await gateway("token", "inspect", "-", given=token + "\n", TOKEN_SECRET=SECRET)
     lines = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert (code, lines["verdict"]) == (0, "good: signed here, and not expired")
     assert (lines["name"], lines["limits"]) == (r'"\u001b[2J"', "7/minute")
+    assert lines["budgets"] == "5 USD/day, 9 tokens/minute"
+    child = await issued("--parent", token, TOKEN_SECRET=SECRET)
+    _, out, _ = await gateway("token", "inspect", await issued("--parent", child, TOKEN_SECRET=SECRET))
+    assert re.findall(r"^budgets +(.*)$|^above \d +(.*)$", out, re.MULTILINE) == [
+        ("none", ""),
+        ("", "7/minute; budgets: 5 USD/day, 9 tokens/minute"),
+        ("", "none; budgets: none"),
+    ]
     code, out, _ = await gateway("token", "inspect", token)
     assert (code, "not checked" in out) == (0, True)
     code, out, _ = await gateway(
@@ -195,6 +204,7 @@ async def test_inspect_says_what_a_token_grants_and_whether_it_is_good() -> None
     "arguments",
     [
         ("issue", "--limit", "many"),
+        ("issue", "--budget", "5 EUR/day"),
         ("issue", "--ttl", "soon"),
         ("issue", "--name", "n" * 129),
         ("issue", "--nmae", "x"),

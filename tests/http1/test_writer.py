@@ -190,3 +190,60 @@ def test_a_date(moment_s: int) -> None:
     assert text.endswith(" GMT")
     assert parsedate_to_datetime(text).timestamp() == moment_s
     assert text[:3] == parsedate_to_datetime(text).strftime("%a")
+
+
+def over_budget(wait_us: int | None, reset: str | None = "2026-11-27T00:00:00Z") -> errors.BudgetExceeded:
+    return errors.BudgetExceeded(
+        "One sentence.", budget="day-USD", unit="USD", used=4.98, limit=5, retry_after_us=wait_us, reset=reset
+    )
+
+
+def test_a_budgets_refusal_in_the_shape_of_openais_api() -> None:
+    for target in (b"/api/v1/chat/completions", b"/api/v1/threads/x/messages", b"/api/v1/messages_x", b""):
+        assert json.loads(problem(over_budget(1), target)) == {
+            "type": "urn:rate-limiting-gateway:budget_exceeded",
+            "title": "Budget exceeded",
+            "status": 429,
+            "detail": "One sentence.",
+            "budget": "day-USD",
+            "unit": "USD",
+            "used": 4.98,
+            "limit": 5,
+            "reset": "2026-11-27T00:00:00Z",
+            "error": {
+                "message": "One sentence.",
+                "type": "insufficient_quota",
+                "code": "budget_exceeded",
+                "param": None,
+            },
+        }
+
+
+def test_and_of_anthropics_on_its_paths() -> None:
+    for target in (b"/api/v1/messages", b"/x/v1/messages?beta=true", b"http://h/v1/messages/batches"):
+        members = json.loads(problem(over_budget(None, None), target))
+        assert (members["type"], members["error"]["type"]) == ("error", "rate_limit_error")
+        assert (members["error"]["message"], members["error"]["code"]) == ("One sentence.", "budget_exceeded")
+        assert (members["status"], members["reset"]) == (429, None)
+
+
+@pytest.mark.parametrize(
+    ("wait_us", "jitter", "told"),
+    [
+        (1_234_567, 0.0, {"Retry-After": "2", "retry-after-ms": "1235"}),
+        (10_000_000, 1.0, {"Retry-After": "11", "retry-after-ms": "10500"}),
+        (60_000_000, 1.0, {"Retry-After": "60", "retry-after-ms": "60000"}),
+        (60_000_001, 0.0, {"Retry-After": "61", "retry-after-ms": "60001", "x-should-retry": "false"}),
+        (864_000_000_000, 1.0, {"Retry-After": "864060", "retry-after-ms": "864060000", "x-should-retry": "false"}),
+        (None, 1.0, {"x-should-retry": "false"}),
+    ],
+)
+def test_a_budgets_refusal_says_when_to_come_back_where_that_is_soon(
+    wait_us: int | None, jitter: float, told: dict[str, str]
+) -> None:
+    assert dict(error_fields(over_budget(wait_us), jitter=jitter)) == {
+        "Content-Type": "application/problem+json",
+        "X-Gateway-Error": "budget_exceeded",
+        "Cache-Control": "no-store",
+        **told,
+    }

@@ -224,7 +224,13 @@ class Playbook:
         self.store = ScriptStore(self.loop)
         signer = TokenSigner([b"s" * 32])
         self.admission = Admission(
-            self.store, signer, settings.limits, settings.common_limits, settings.token_ttl_s, shadow=settings.shadow
+            self.store,
+            signer,
+            settings.limits,
+            settings.common_limits,
+            settings.token_ttl_s,
+            shadow=settings.shadow,
+            budgets=settings.budgets,
         )
         self.metrics = Metrics()
         self.logged = Lines()

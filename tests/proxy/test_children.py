@@ -107,6 +107,11 @@ def test_it_allows_no_more_than_its_parent(play: Playbook) -> None:
         {"ttl": "2h"},
         {"limits": ["many"]},
         {"limits": []},
+        {"budgets": ["many"]},
+        {"budgets": []},
+        {"budgets": ["1 USD/day", "2 USD/day"]},
+        {"budgets": "1 USD/day"},
+        {"above_budgets": []},
         {"limits": [f"1/{seconds}s" for seconds in range(1, 17)]},
         {"name": 1},
         {"name": "\ud800"},
@@ -124,6 +129,21 @@ def test_what_its_parent_has_not_it_cannot_have(make_play: Callable[..., Playboo
     parent = child_of(play, root, limits=["1/40s"])[0]
     ask(play.client, b"POST", b"/tokens", b"X-Api-Key: " + parent, body=json.dumps(wishes).encode())
     play.client.problem(400, "bad_request")
+
+
+def test_its_budgets_come_on_top_of_its_parents(make_play: Callable[..., Playbook]) -> None:
+    play = make_play(budget="5 USD/hour", global_budget="90 USD/hour")
+    child, _ = child_of(play, play.token, budgets=["1 USD/hour", "200 tokens/minute"])
+    grandchild, _ = child_of(play, child)
+    labels = [
+        [budget.label for budget in play.admission.authenticate(token, time.time()).budgets]
+        for token in (play.token, child, grandchild)
+    ]
+    assert labels == [
+        ["1h-USD", "global-1h-USD"],
+        ["1h-USD", "1m-tokens", "parent-1h-USD", "global-1h-USD"],
+        ["parent-1h-USD", "parent-1m-tokens", "parent2-1h-USD", "global-1h-USD"],
+    ]
 
 
 def test_it_lasts_no_longer(play: Playbook) -> None:

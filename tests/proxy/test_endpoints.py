@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.budgets.budget import NANO
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -167,6 +169,23 @@ def test_an_admin_may_say_what_a_token_is_like(guarded: Playbook) -> None:
     assert answer.value(b"ratelimit-policy") == b'"minute";q=3;w=60, "hour";q=9;w=3600'
 
 
+def test_an_admin_may_say_what_a_token_may_cost(make_play: Callable[..., Playbook]) -> None:
+    play = make_play(admin_key=ADMIN_KEY.decode(), budget="5 USD/hour", global_budget="9 USD/hour")
+    body = json.dumps({"budgets": ["1 USD/minute", "200 tokens/minute"]}).encode()
+    ask(play.client, b"POST", b"/register", ADMIN, body=body)
+    token = minted(play.client.answer())["token"].encode()
+    budgets = play.admission.authenticate(token, time.time()).budgets
+    assert [budget.label for budget in budgets] == ["1m-USD", "1m-tokens", "global-1h-USD"]
+
+
+def test_a_strangers_budget_is_ignored(make_play: Callable[..., Playbook]) -> None:
+    play = make_play(budget="5 USD/hour")
+    ask(play.client, b"POST", b"/register", body=b'{"budgets": ["1000000 USD/hour"]}')
+    token = minted(play.client.answer())["token"].encode()
+    budgets = play.admission.authenticate(token, time.time()).budgets
+    assert [(budget.label, budget.amount) for budget in budgets] == [("1h-USD", 5 * NANO)]
+
+
 def test_a_token_without_end(guarded: Playbook) -> None:
     ask(guarded.client, b"POST", b"/register", ADMIN, body=b'{"ttl": 0}')
     assert minted(guarded.client.answer())["expires_at"] is None
@@ -203,6 +222,10 @@ def test_the_body_of_anyone_else_is_ignored(play: Playbook, body: bytes) -> None
         b'{"limits": ["many"]}',
         b'{"limits": ["0/minute"]}',
         b'{"limits": []}',
+        b'{"budgets": "5 USD/day"}',
+        b'{"budgets": [5]}',
+        b'{"budgets": ["5 EUR/day"]}',
+        b'{"budgets": []}',
         b"[" * 4000,
     ],
 )
