@@ -172,6 +172,10 @@ class Admission:
         """
         self._spends.reserve(self._spend_plan(subject), ask, waiter)
 
+    def reserve_more(self, subject: Subject, ask: Ask, waiter: Waiter) -> None:
+        """Ask for more of what a request under way may cost, under another id: its limits are not charged again."""
+        self._spends.reserve(self._spends.spend_plan(subject.id, (), subject.budgets), ask, waiter)
+
     def settle(self, subject: Subject, ask: Ask, granted: int, settlement: Settlement) -> None:
         """Say what a request that was admitted did cost; see `Ledger.settle`."""
         self._spends.ledger.settle(self._spend_plan(subject), ask, granted, settlement)

@@ -100,4 +100,4 @@ class Extension:
         self._over = True
         taken, self._taken = self._taken, []
         for ask in taken:
-            self._admission.settle_more(self._subject, ask, Settlement({}, Mark.EXACT, ""))
+            self._admission.settle(self._subject, ask, 0, Settlement({}, Mark.EXACT, ""))
