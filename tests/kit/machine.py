@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import Final
+from typing import Any, Final
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -57,7 +57,7 @@ class World:
         may_refuse: The statuses that there is a reason for by now.
     """
 
-    def __init__(self, **config: object) -> None:
+    def __init__(self, **config: Any) -> None:
         self.play = Playbook(**{"rate_limit": "1000000/day", "upstream_idle": "10s", **config})
         self.clients: list[ScriptedClient] = [ScriptedClient(self.play.client)]
         self.upstreams: list[ScriptedUpstream] = []

@@ -22,6 +22,7 @@ from gateway.admission import Admission
 from gateway.config import Config
 from gateway.endpoints import Endpoints
 from gateway.http1.parser import AnswerParser, RequestParser
+from gateway.metering.pricing import pricing_of
 from gateway.metrics import Metrics
 from gateway.proxy.client import ClientConnection
 from gateway.proxy.clock import Clock
@@ -38,6 +39,7 @@ from tests.kit.wire import Incomplete, Message, read_body, read_head
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.metering.costs import CostTable
     from gateway.proxy.upstream import UpstreamConnection
 
 KEY: Final = "sk-7Vx2Wb9Lm4Rz"
@@ -193,6 +195,7 @@ class Playbook:
     """A gateway between scripted clients and a scripted upstream.
 
     Args:
+        cost: What requests cost; None: nothing.
         config: Settings that differ from these: an upstream `http://api.test:8080/v1`, its key, 60 requests a minute.
 
     Attributes:
@@ -206,7 +209,7 @@ class Playbook:
         dial_ends_at_once: The connection breaks before whoever waits for it is told of it.
     """
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, cost: CostTable | None = None, **config: Any) -> None:
         self.loop = ScriptLoop()
         settings = Config(
             **{
@@ -249,7 +252,9 @@ class Playbook:
             access_log=self._log_to(settings.access_log),
             random=lambda: self.jitter,
         )
-        to = Destination(context, settings, clock, self.metrics, self.admission, TargetRoute(settings.target), pool)
+        pricing = None if cost is None else pricing_of(cost, settings.target.url, clamp=settings.budget_clamp)
+        route = TargetRoute(settings.target)
+        to = Destination(context, settings, clock, self.metrics, self.admission, route, pool, pricing=pricing)
         context.routes = Routes([to])
         clock.watched.add(pool)
         clock.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVarTuple, Unpack
 
 from gateway.errors import StoreUnavailable
@@ -13,8 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextvars import Context
 
+    from gateway.budgets.budget import Budget
+    from gateway.budgets.spending import Ask
     from gateway.limits import Policy
     from gateway.stores import Plan, Standing, Verdict, Waiter
+    from gateway.stores.ledger import SpendPlan
     from gateway.stores.lines import Noted
 
 _Ts = TypeVarTuple("_Ts")
@@ -80,7 +84,8 @@ class ScriptStore:
         self._loop = loop
         self._store = MemoryStore(lambda: int(loop.time() * 1e6))
         self.usage = self._store.usage
-        self._asked: list[tuple[Plan, Waiter]] = []
+        self.ledger = self._store.ledger
+        self._asked: list[tuple[Callable[[Waiter], None], Waiter]] = []
         self.holds = False
         self.answers = True
         self.refunds = 0
@@ -90,14 +95,24 @@ class ScriptStore:
         return self._store.plan(subject, policies)
 
     def check(self, plan: Plan, waiter: Waiter) -> None:
+        self._ask(partial(self._store.check, plan), waiter)
+
+    def spend_plan(self, subject: str, policies: Sequence[Policy], budgets: Sequence[Budget]) -> SpendPlan:
+        return self._store.spend_plan(subject, policies, budgets)
+
+    def reserve(self, plan: SpendPlan, ask: Ask, waiter: Waiter) -> None:
+        self._ask(partial(self._store.reserve, plan, ask), waiter)
+
+    def _ask(self, ask: Callable[[Waiter], None], waiter: Waiter) -> None:
         if self.holds:
-            self._asked.append((plan, waiter))
+            self._asked.append((ask, waiter))
         else:
-            self._store.check(plan, waiter)
+            ask(waiter)
 
     def decide(self) -> None:
         """Decide the oldest check that waits."""
-        self._loop.act(self._store.check, *self._asked.pop(0))
+        ask, waiter = self._asked.pop(0)
+        self._loop.act(ask, waiter)
 
     def lose(self) -> None:
         """Fail to decide the oldest check that waits."""
