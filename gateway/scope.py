@@ -62,7 +62,7 @@ class Scope:
         for path in paths or ():
             if len(path) > MAX_PATH_CHARACTERS:
                 raise ValueError(f"a path has at most {MAX_PATH_CHARACTERS} characters")
-            if _is_ambiguous(path.encode()):
+            if is_ambiguous(path.encode()):
                 raise ValueError("a path has no dot segments, empty segments or escaped '/', '\\' and '.'")
         self.targets = None if targets is None else tuple(targets)
         self.methods = None if methods is None else tuple(methods)
@@ -93,7 +93,7 @@ class Scope:
             raise OutOfScope(f"This token does not allow this method, only {_listed(self.methods)}.")
         if self.paths is not None:
             path = path.partition(b"?")[0] or b"/"
-            if _is_ambiguous(path):
+            if is_ambiguous(path):
                 raise OutOfScope(
                     "This token allows only certain paths, and this one could be read in two ways: "
                     "it has dot segments, empty segments or escaped separators."
@@ -138,7 +138,7 @@ class Scope:
         return within
 
 
-def _is_ambiguous(path: bytes) -> bool:
+def is_ambiguous(path: bytes) -> bool:
     """Whether some server could read another path, however often it decodes it."""
     for _ in range(_MAX_ESCAPES):
         if _AMBIGUOUS.search(path):

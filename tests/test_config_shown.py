@@ -90,7 +90,7 @@ def test_a_redis_address_is_shown_without_its_credentials() -> None:
 
 def test_the_table_and_the_fields_are_the_same_settings_in_the_same_order() -> None:
     fields = [field.name for field in dataclasses.fields(Config) if field.init]
-    assert fields == [*SETTINGS, "targets"]
+    assert fields == [*SETTINGS, "targets", "prices"]
 
 
 def test_every_example_in_a_message_would_work() -> None:

@@ -177,7 +177,7 @@ def test_who_has_urls_of_his_own_is_not(one: str, other: str) -> None:
         (f"[targets.maps]\n{MAPS}prefix = ['/a']", "targets.maps.prefix", "is an array"),
         (f"[targets.maps]\n{MAPS}auth = 'digest'", "targets.maps.auth", "not a way to send a key"),
         (f"[targets.maps]\n{MAPS}key = 'canary canary'", "targets.maps.key", "has a space"),
-        (f"[targets.maps]\n{MAPS}key = 7", "targets.maps.key", "is a int"),
+        (f"[targets.maps]\n{MAPS}key = 7", "targets.maps.key", "is a number"),
         (f"[targets.maps]\n{MAPS}key = 'canary'\nkeys = ['canary']", "targets.maps.keys", "together with key"),
         (f"[targets.maps]\n{MAPS}keys = []", "targets.maps.keys", "one or more"),
         (f"[targets.maps]\n{MAPS}keys = ['canary', 'canary']", "targets.maps.keys", "twice"),

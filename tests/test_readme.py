@@ -31,6 +31,7 @@ from gateway import errors
 from gateway.access_lines import JsonLines, Record
 from gateway.config import SETTINGS, Config, load
 from gateway.config.loading import DEFAULT_LISTEN
+from gateway.config.costs import KEYS as COST_KEYS
 from gateway.config.targets import KEYS
 from gateway.http1 import writer
 from gateway.running import environment as environment_of
@@ -66,7 +67,8 @@ TOKENS = "TOKEN=$(./tools/run token issue"
 INSTANCES = "export TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… REDIS_URL=redis://"
 LIBRARY = "import asyncio\nimport os"
 LIMITS_ALONE = "import asyncio\n\nfrom gateway import Admission"
-TARGETS = "[targets.maps]"
+TARGETS = "[targets.maps]\n"
+COSTS = "[targets.maps.cost]"
 AS_A_PROXY = "curl -x http://$TOKEN:x@"
 HEALTHCHECK = "./tools/run healthcheck"
 VERIFY = "./tools/run verify"
@@ -285,7 +287,7 @@ def test_every_block_is_covered() -> None:
     """A new block needs a test here, and its first line in `RUN`."""
     covered = {"sh": RUN + CHECKED_OTHERWISE, "python": RUN, "console": RUN, "http": SHOWN, "text": ("  client",)}
     covered["json"] = (LOG_LINE,)
-    covered["toml"] = ("target_api_url = ", TARGETS)
+    covered["toml"] = ("target_api_url = ", TARGETS, COSTS)
     for language, text in BLOCKS:
         assert language in covered, f"a block of an unknown language: {language!r}"
         assert text.startswith(covered[language]), f"no test runs this block: {text}"
@@ -387,6 +389,8 @@ def test_settings_from_a_file(api: Api, tmp_path: Path) -> None:
         assert re.search(r"^RATE_LIMIT +10 in 1 s, 1000 in 86400 s$", printed, re.MULTILINE)
         assert re.search(r"^DRAIN_TIMEOUT +10\.0 s$", printed, re.MULTILINE)
         assert re.search(r"^targets\.maps\.key +set \(19 characters\)$", printed, re.MULTILINE)
+        assert re.search(r"^targets\.maps\.cost +GET /geocode 0\.005 USD; ", printed, re.MULTILINE)
+        assert re.search(r"^prices\.my-model +input 2\.5, ", printed, re.MULTILINE)
         token = register(url)["token"]
         _, fields, _ = request(url, "GET", "/api/models", token)
         status, of_maps, _ = request(url, "GET", "/maps/models", token)
@@ -400,6 +404,11 @@ def test_settings_from_a_file(api: Api, tmp_path: Path) -> None:
 def test_the_keys_of_a_target() -> None:
     listed = [name for row in rows("Several targets") for name in names(row[0])]
     assert sorted(listed) == sorted(KEYS)
+
+
+def test_the_keys_of_a_cost() -> None:
+    listed = [name for row in rows("What requests cost") for name in names(row[0])]
+    assert sorted(listed) == sorted(COST_KEYS)
 
 
 def test_registering_as_admin(api: Api, tmp_path: Path) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway.budgets.budget import amount_of
 from gateway.budgets.grammar import all_written
 from gateway.config.table import SETTINGS
 from gateway.limits import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from gateway.config.settings import Config
     from gateway.config.target import KeyPair, Target
     from gateway.config.targets import TargetSettings
     from gateway.limits import Policy
+    from gateway.metering.costs import CostTable
     from gateway.stores.address import StoreAddress
 
 
@@ -29,7 +31,10 @@ def describe(config: Config) -> list[tuple[str, str]]:
     return [
         (setting.environment, resolved.get(name) or _as_written(getattr(config, name)))
         for name, setting in SETTINGS.items()
-    ] + [pair for index, target in enumerate(targets) for pair in _target(target, before[: index + 1])]
+    ] + [
+        *(pair for index, target in enumerate(targets) for pair in _target(target, before[: index + 1])),
+        *((f"prices.{model}", _prices(table)) for model, table in config.prices.items()),
+    ]
 
 
 def _target(target: TargetSettings, before: Sequence[tuple[str, Target]]) -> list[tuple[str, str]]:
@@ -53,6 +58,7 @@ def _target(target: TargetSettings, before: Sequence[tuple[str, Target]]) -> lis
         "concurrency_limit": _limits(filter(None, [target.concurrency_limit])) or "none of its own",
         **{name: "the gateway's" if seconds is None else f"{seconds} s" for name, seconds in timeouts.items()},
         "ca_file": one.ca_file or "the system's roots",
+        "cost": _cost(target.cost),
         "add_headers": ", ".join(line.partition(b":")[0].decode() for line in one.added) or "none",
         "remove_headers": ", ".join(sorted(name.decode() for name in one.removed)) or "none",
     }
@@ -85,6 +91,7 @@ def _resolved(config: Config) -> dict[str, str]:
         "gateway_tls_key": _key_file(settings.tls),
         "target_client_cert": config.target_client_cert or "not set: none is shown to the API",
         "target_client_key": _key_file(settings.target.client),
+        "target_cost": _cost(settings.target_cost),
     }
     return words
 
@@ -130,6 +137,29 @@ def _limit(policy: Policy) -> str:
     else:
         words = f"{policy.quota} in {policy.window_s} s"
     return f"{words} (shadow: never refuses)" if policy.shadow else words
+
+
+def _cost(table: CostTable | None) -> str:
+    """Describe what requests cost, in the order in which it is looked for."""
+    if table is None:
+        return "not set: nobody counts it, and budgets are not asked"
+    words = [f"{one.method.decode()} {one.path.decode()} {amount_of(one.price)}" for one in table.fixed]
+    if table.llm:
+        words.append(f"a language model's tokens, {table.max_output} of output where a request sets no limit")
+    measured = table.measured
+    if measured is not None:
+        unit, atoms, per = measured.price
+        of = f"of {measured.kind} {measured.place}" if measured.place else measured.kind
+        words.append(f"{amount_of({unit: atoms})} for {per} {of}")
+    if table.reserve is not None:
+        words.append(f"reserved where it is unknown {amount_of(table.reserve)}")
+    unknown = {"deny": "refused", "default": amount_of(table.default or {}), "warn": "free, and told in the log"}
+    return "; ".join([*words, f"without a price {unknown[table.unknown_price]}"])
+
+
+def _prices(table: Mapping[str, object]) -> str:
+    listed = ", ".join(f"{name} {price}" for name, price in table.items())
+    return f"{listed} (USD for a million tokens; request: for one)"
 
 
 def _as_written(value: object) -> str:

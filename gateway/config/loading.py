@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_LISTEN = "127.0.0.1:3000"
 
 _FILE_TAKES = "a TOML file with settings by their lower-case names"
+_TABLES = ("targets", "prices")
 _FILE_EXAMPLE = 'rate_limit = "60/minute"'
 
 
@@ -102,7 +103,7 @@ def _read_file(file: Path) -> dict[str, object]:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(str(file), f"is not TOML: {error}", _FILE_TAKES, _FILE_EXAMPLE) from None
     for key in content:
-        if key not in SETTINGS and key != "targets":
+        if key not in SETTINGS and key not in _TABLES:
             raise _unknown_key(key, file)
     return content
 
@@ -110,6 +111,6 @@ def _read_file(file: Path) -> dict[str, object]:
 def _unknown_key(key: str, file: Path) -> ConfigError:
     import difflib  # only for somebody who mistyped
 
-    near = difflib.get_close_matches(key.lower().replace("-", "_"), [*SETTINGS, "targets"], n=1)
+    near = difflib.get_close_matches(key.lower().replace("-", "_"), [*SETTINGS, *_TABLES], n=1)
     suggestion = f"; did you mean {near[0]}?" if near else ""
     return ConfigError(f"{key} in {file}", f"is not a setting{suggestion}", _FILE_TAKES, _FILE_EXAMPLE)

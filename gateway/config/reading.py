@@ -56,16 +56,14 @@ class Reader:
         """Parse a setting that may have no value: then None."""
         return None if getattr(self._config, name) is None else self(name, parse)
 
-    @property
-    def targets(self) -> object:
-        """The tables of the other targets."""
-        return self._config.targets
+    def given(self, name: str) -> object:
+        """Return a setting as it is: a table, perhaps."""
+        return getattr(self._config, name)
 
-    @property
-    def where(self) -> str:
-        """What names of places in those tables end in: ` in gateway.toml`."""
-        spelling = self._spelled.get("targets")
-        return "" if spelling is None else spelling.name.removeprefix("targets")
+    def where(self, name: str) -> str:
+        """Return what names of places in a table end in: ` in gateway.toml`."""
+        spelling = self._spelled.get(name)
+        return "" if spelling is None else spelling.name.removeprefix(name)
 
     def error(self, name: str, problem: str, mend: str = "") -> ConfigError:
         """Return the error that says what is wrong with a setting and what would be right.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from gateway.budgets.family import GatewayBudgets
 from gateway.budgets.grammar import parse_budgets
 from gateway.config import budgets, values
+from gateway.config.costs import cost_of, parse_cost, read_prices
 from gateway.config.itself import leads_to
 from gateway.config.reading import Reader
 from gateway.config.table import SETTINGS
@@ -23,11 +25,11 @@ from gateway.stamps import stamp
 from gateway.stores.address import parse_redis_url
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from gateway.config.reading import Spelling
     from gateway.config.values import UnixAddress
     from gateway.limits import Policy
+    from gateway.metering.costs import CostTable
+    from gateway.metering.rates import Rates
     from gateway.stamps import Stamp
     from gateway.stores.address import StoreAddress
 
@@ -39,6 +41,7 @@ class Settings:
     Args:
         target: The upstream API.
         targets: Others beside it, none of which has its prefix.
+        target_cost: What requests to the first cost; None: nobody counts that.
         limits: Per token; all must allow.
         global_limits: All tokens together; all must allow. May be empty.
         concurrency_limit: Requests in flight per token, whatever limits it has of its own.
@@ -72,6 +75,7 @@ class Settings:
 
     target: Target
     targets: tuple[TargetSettings, ...]
+    target_cost: CostTable | None
     limits: tuple[Policy, ...]
     global_limits: tuple[Policy, ...]
     concurrency_limit: Policy | None
@@ -124,6 +128,7 @@ class Config:
 
     Args:
         targets: Other APIs by name, as the tables `[targets.NAME]` of a file, but for `key_env`.
+        prices: Prices of language models by their names, as the tables `[prices."MODEL"]` of a file.
         spelled: How each setting was written, for messages; `load` fills it in. None: as keyword arguments.
         read_from: The file that settings are from, as it was before it was read; likewise.
 
@@ -173,7 +178,9 @@ class Config:
     target_ca_file: str | None = None
     target_client_cert: str | None = None
     target_client_key: str | None = None
+    target_cost: str | Mapping[str, object] | None = field(default=None, hash=False)
     targets: Mapping[str, Mapping[str, object]] = field(default_factory=dict, repr=False, hash=False)
+    prices: Mapping[str, Mapping[str, object]] = field(default_factory=dict, hash=False)
     spelled: InitVar[Mapping[str, Spelling] | None] = None
     read_from: InitVar[Mapping[Path, Stamp | None] | None] = None
     files: Mapping[Path, Stamp | None] = field(init=False, repr=False, compare=False)
@@ -201,9 +208,13 @@ class Config:
 def _compile(read: Reader) -> Settings:
     listen = read("gateway_listen", values.addresses)
     redis = read.optional("redis_url", _redis)
+    prices = read_prices(read.given("prices"), read.where("prices"))
     return Settings(
         target=_target(read, listen),
-        targets=TargetReader(read.where, lambda target: _check_other(target, listen), _ca_file).read(read.targets),
+        targets=TargetReader(read.where("targets"), lambda target: _check_other(target, listen), _ca_file, prices).read(
+            read.given("targets")
+        ),
+        target_cost=_target_cost(read, prices),
         limits=read("rate_limit", parse_limits),
         global_limits=read.optional("global_rate_limit", lambda text: parse_limits(text, shared=True)) or (),
         concurrency_limit=read.optional("concurrency_limit", parse_concurrency),
@@ -265,6 +276,13 @@ def _target(read: Reader, listen: tuple[Address | UnixAddress, ...]) -> Target:
     if client is not None and not target.tls:
         raise read.error("target_client_cert", "is of no use where TARGET_API_URL is http://")
     return replace(keyed or target, ca_file=read.optional("target_ca_file", _ca_file), client=client)
+
+
+def _target_cost(read: Reader, prices: Mapping[str, Rates] | None) -> CostTable | None:
+    given = read.given("target_cost")
+    if not isinstance(given, Mapping):
+        read.optional("target_cost", parse_cost)  # what is wrong with it is told as of any other setting
+    return cost_of("target_cost", read.where("target_cost"), given, prices)
 
 
 def _key_pair(read: Reader, name: str) -> KeyPair | None:

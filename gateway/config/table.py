@@ -166,5 +166,11 @@ SETTINGS: dict[str, Setting] = {
         ),
         Setting("target_client_cert", _PEM, "/etc/gateway/client.pem", "certificate for the upstream (default: none)"),
         Setting("target_client_key", _PEM, "/etc/gateway/client.key", "its key (default: in the certificate's file)"),
+        Setting(
+            "target_cost",
+            "llm or an amount like 0.005 USD; in a file also a table like [targets.NAME.cost]",
+            "llm",
+            "what requests to TARGET_API_URL cost (default: nobody counts it)",
+        ),
     )
 }

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from gateway.config.costs import EXAMPLE as COST_EXAMPLE
+from gateway.config.costs import TAKES as COST_TAKES
+from gateway.config.costs import cost_of
 from gateway.config.target import FIELD_NAME, NOT_FOR_KEYS, Target, parse_key_style, parse_url, with_key
 from gateway.config.values import duration_s, kind_of, quoted
 from gateway.errors import ConfigError
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.limits import Policy
+    from gateway.metering.costs import CostTable
+    from gateway.metering.rates import Rates
     from gateway.stamps import Stamp
 
 _T = TypeVar("_T")
@@ -56,6 +61,7 @@ KEYS: dict[str, Key] = {
     "response_timeout": _DURATION,
     "idle_timeout": _DURATION,
     "ca_file": Key("the path of a readable PEM file", '"/etc/ssl/certs/ca-certificates.crt"'),
+    "cost": Key(COST_TAKES, COST_EXAMPLE),
     "add_headers": Key("a table of texts by field name, none of which frames or routes", '{ X-Team = "search" }'),
     "remove_headers": Key("an array of field names, none of which frames or routes", '["X-Debug"]'),
 }
@@ -73,6 +79,7 @@ class TargetSettings:
         keyed: The same target with each of its keys, one or more; or once without a key.
         limits: Of each token at this target, beside the token's others.
         concurrency_limit: Likewise, of its requests in flight there.
+        cost: What its requests cost; None: nobody counts that.
         connect_timeout_s, response_timeout_s, idle_timeout_s: None: the gateway's.
         auth: As written.
         keys: As written; for nothing but to tell how long they are.
@@ -83,6 +90,7 @@ class TargetSettings:
     keyed: tuple[Target, ...]
     limits: tuple[Policy, ...] = ()
     concurrency_limit: Policy | None = None
+    cost: CostTable | None = None
     connect_timeout_s: float | None = None
     response_timeout_s: float | None = None
     idle_timeout_s: float | None = None
@@ -103,12 +111,20 @@ class TargetReader:
         where: What the places end in: ` in gateway.toml`, or nothing.
         check_url: Raises ValueError if a target is one that requests must not be sent to.
         check_ca_file: Raises ValueError if a file has no roots in it.
+        prices: Own prices of language models.
     """
 
-    def __init__(self, where: str, check_url: Callable[[Target], None], check_ca_file: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        where: str,
+        check_url: Callable[[Target], None],
+        check_ca_file: Callable[[str], object],
+        prices: Mapping[str, Rates] | None,
+    ) -> None:
         self._where = where
         self._check_url = check_url
         self._check_ca_file = check_ca_file
+        self._prices = prices
 
     def read(self, tables: object) -> tuple[TargetSettings, ...]:
         """Read all of them.
@@ -171,6 +187,7 @@ class TargetReader:
             files=files,
             limits=text("rate_limit", lambda limits: _limits(limits, name)) or (),
             concurrency_limit=text("concurrency_limit", lambda limit: _of_target(parse_concurrency(limit), name)),
+            cost=cost_of(f"targets.{name}.cost", self._where, table.get("cost"), self._prices),
             connect_timeout_s=text("connect_timeout", duration_s),
             response_timeout_s=text("response_timeout", duration_s),
             idle_timeout_s=text("idle_timeout", duration_s),

@@ -236,4 +236,5 @@ def quoted(text: str) -> str:
 def kind_of(value: object) -> str:
     """Say what a value is that is of the wrong kind, as TOML calls it."""
     names = {bool: "a boolean", list: "an array", tuple: "an array", dict: "a table", type(None): "not set"}
+    names |= {int: "a number", float: "a number", str: "a text"}
     return names.get(type(value), f"a {type(value).__name__}")

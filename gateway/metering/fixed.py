@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gateway.budgets.spending import Mark
 from gateway.metering import Cost
-from gateway.metering.upstream_id import upstream_id
+from gateway.metering.fields import upstream_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

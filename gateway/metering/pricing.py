@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 from gateway.errors import PriceUnknown
+from gateway.metering.catalogue import Catalogue
+from gateway.metering.fields import block_of, field
 from gateway.metering.fixed import FixedQuote
+from gateway.metering.llm import LlmQuote, Terms, may_think_unseen, usual_is_none
+from gateway.metering.measured import MeasuredQuote
+from gateway.metering.rates import PICO_IN_NANO, Rates, Tariff
+from gateway.metering.readers import name_of
+from gateway.metering.requests import LIMITS, PICTURE_TOKENS, TOOLS_TOKENS, Wanted, asks_usage, read
+from gateway.metering.shapes import Shape, is_free, shape_of
+from gateway.scope import is_ambiguous
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from gateway.metering import Pricing, Quote
     from gateway.metering.costs import CostTable
+    from gateway.metering.llm import FindTariff
+
+CONTEXT_TOKENS: Final = 1_000_000
+"""How long a model's input can be at most, where nobody has said."""
+
+# Whose APIs have a name of their own for the limit of chat completions: their newer models refuse the common one.
+_OPENAI: Final = re.compile(
+    r"(?i)https?://(?:[^/]*\.)?(?:openai\.com|openai\.azure\.com|cognitiveservices\.azure\.com)[:/]"
+)
+# Refuses members that it does not know, and says its usage unasked.
+_MISTRAL: Final = re.compile(r"(?i)https?://(?:[^/]*\.)?mistral\.ai[:/]")
 
 
 def pricing_of(table: CostTable, url: str, *, clamp: bool) -> Pricing:
@@ -22,12 +43,11 @@ def pricing_of(table: CostTable, url: str, *, clamp: bool) -> Pricing:
         url: The target's, which tells the provider.
         clamp: Whether a request's output may be limited to what money is left for (`BUDGET_CLAMP`).
     """
-    del url, clamp
-    return FixedPricing(table)
+    return LlmPricing(table, url, clamp=clamp) if table.llm else PlainPricing(table)
 
 
-class FixedPricing:
-    """See `Pricing`: prices by method and path."""
+class PlainPricing:
+    """See `Pricing`: prices by method and path, and costs that are measured on the answer."""
 
     __slots__ = ("_table", "needs_body")
 
@@ -38,14 +58,168 @@ class FixedPricing:
     def quote(self, method: bytes, path: bytes, lines: Sequence[bytes], body: bytes | None, now_s: float) -> Quote:
         """See `Pricing`."""
         del lines, now_s
-        plain = path.partition(b"?")[0] or b"/"
-        for one in self._table.fixed:
-            if one.fits(method, plain):
-                return FixedQuote(one.price, body)
-        return unknown(self._table, body, "", "this method and path", 'give it one, or "* /*", in `fixed`')
+        table, plain = self._table, path.partition(b"?")[0] or b"/"
+        price = fixed_price(table, method, plain)
+        if price is not None:
+            return FixedQuote(price, body)
+        if table.measured is not None:
+            return MeasuredQuote(table.measured, table.reserve or {}, body)
+        return unknown(table, body, "this method and path", 'give it one in `fixed`, or all others with "* /*"')
 
 
-def unknown(table: CostTable, body: bytes | None, model: str, what: str, mend: str) -> Quote:
+class LlmPricing:
+    """See `Pricing`: prices by token, and by method and path for what is paid otherwise."""
+
+    __slots__ = ("_catalogue", "_clamp", "_is_mistral", "_limit", "_table", "needs_body")
+
+    def __init__(self, table: CostTable, url: str, *, clamp: bool) -> None:
+        self.needs_body = True
+        self._table = table
+        self._clamp = clamp
+        self._catalogue = Catalogue(url)
+        self._is_mistral = _MISTRAL.match(f"{url}/") is not None
+        self._limit = "max_completion_tokens" if _OPENAI.match(f"{url}/") else "max_tokens"
+
+    def quote(self, method: bytes, path: bytes, lines: Sequence[bytes], body: bytes | None, now_s: float) -> Quote:
+        """See `Pricing`."""
+        table, plain = self._table, path.partition(b"?")[0] or b"/"
+        price = fixed_price(table, method, plain) if table.fixed else None
+        if price is not None:
+            return FixedQuote(price, body)
+        shaped = shape_of(method, plain)
+        if shaped is None:
+            if is_free(method, plain, lines):
+                return FixedQuote({}, body)
+            return unknown(table, body, "this method and path", "give it one in `fixed`")
+        shape, named = shaped
+
+        def find(model: str, tier: str, speed: str) -> Tariff | None:
+            return self._find(model, tier, speed, now_s)
+
+        if body is None or field(block_of(lines), b"content-encoding").lower() not in {b"", b"identity"}:
+            return self._unread(shape, named, body, find)
+        wanted = read(shape, body)
+        if wanted is None:
+            return unknown(table, body, "a request whose JSON cannot be read", "send it as a JSON object in UTF-8")
+        model, tier, speed = named or wanted.model, usual_is_none(wanted.tier), usual_is_none(wanted.speed)
+        tariff, notice = find(model, tier, speed), ""
+        if tariff is None:
+            tariff, notice = self._unknown(model)
+        most = (wanted.limit or table.max_output) * wanted.choices if shape in LIMITS else 0
+        fixed, each, tokens = self._bounds(shape, wanted, body, tariff)
+        strips = (
+            wanted.streams
+            and shape in {Shape.CHAT, Shape.COMPLETIONS}
+            and not self._is_mistral
+            and not asks_usage(wanted)
+        )
+        terms = Terms(
+            shape=shape,
+            model=model,
+            tier=tier,
+            speed=speed,
+            find=find,
+            tariff=tariff,
+            fixed=fixed,
+            each=each if most else {},
+            input_tokens=tokens,
+            bounded=self._clamp or wanted.limit is not None,
+            hidden=wanted.thinks or may_think_unseen(model),
+            strips=strips,
+        )
+        return LlmQuote(terms, body, wanted, most=most, limit=self._limit_of(shape) if most else "", notice=notice)
+
+    def _find(self, model: str, tier: str, speed: str, now_s: float) -> Tariff | None:
+        own = self._table.prices
+        if own:
+            rates = own.get(model) or next(
+                (rates for name, rates in own.items() if name.endswith("*") and model.startswith(name[:-1])), None
+            )
+            if rates is not None:
+                return Tariff(rates)
+        return self._catalogue.find(model, tier, speed, now_s) if model else None
+
+    def _unknown(self, model: str) -> tuple[Tariff, str]:
+        """Return what a model costs whose price nobody has said.
+
+        Raises:
+            PriceUnknown: That is refused.
+        """
+        table, shown = self._table, name_of(model)
+        what = f"the model '{shown}'" if shown else "a request that names no model"
+        if table.unknown_price == "deny":
+            mend = f'set one in [prices."{shown}"]' if shown else "name one"
+            raise PriceUnknown(f"There is no price for {what}, so nothing was sent to the API; to allow it, {mend}.")
+        if table.unknown_price == "default":
+            return Tariff(Rates(0, 0, request=(table.default or {}).get("USD", 0) * PICO_IN_NANO)), ""
+        return Tariff(Rates(0, 0)), f"There is no price for {what}: its tokens cost nothing."
+
+    def _limit_of(self, shape: Shape) -> str:
+        if not self._clamp:
+            return ""
+        return self._limit if shape is Shape.CHAT else LIMITS[shape][0]
+
+    def _bounds(
+        self, shape: Shape, wanted: Wanted, body: bytes, tariff: Tariff
+    ) -> tuple[dict[str, int], dict[str, int], int]:
+        """Return what is reserved for a request but for its output, what for each token of that, and input tokens."""
+        tokens, reserve = len(body), self._table.reserve
+        if wanted.tools:
+            tokens += TOOLS_TOKENS
+        more = wanted.open or wanted.pictures > 0
+        if more and not reserve:
+            context = tariff.context or CONTEXT_TOKENS
+            tokens += context if wanted.open else min(wanted.pictures * PICTURE_TOKENS, context)
+        # What is reserved for may have any number of tokens.
+        rates = tariff.rates(1 << 62 if more and reserve else tokens) if tariff.tiers else tariff.base
+        per_input = rates.dearest_input(
+            written=shape is not Shape.MESSAGES or b"cache" in body or b"\\u00" in body,
+            written_1h=shape is Shape.MESSAGES and (b'1h"' in body or b"\\u00" in body),
+            media=more,
+        )
+        pico = tokens * per_input + rates.request
+        if "prediction" in wanted.members:  # what of it is not taken is billed as output, beyond the limit
+            pico += len(body) * rates.dearest_output
+        fixed = {"USD": -(-pico // PICO_IN_NANO), "tokens": tokens}
+        if more and reserve:
+            for unit, atoms in reserve.items():
+                fixed[unit] = fixed.get(unit, 0) + atoms
+        return fixed, {"USD": -(-rates.dearest_output // PICO_IN_NANO), "tokens": 1}, tokens
+
+    def _unread(self, shape: Shape, model: str, body: bytes | None, find: FindTariff) -> Quote:
+        """Quote a request that is too long to be read, or compressed.
+
+        Raises:
+            PriceUnknown: That is refused.
+        """
+        reserve: Mapping[str, int] | None = self._table.reserve
+        if not reserve:
+            return unknown(self._table, body, "a request that is compressed or longer than 1 MiB", "set `reserve`")
+        terms = Terms(
+            shape=shape,
+            model=model,
+            tier="",
+            speed="",
+            find=find,
+            tariff=find(model, "", "") if model else None,
+            fixed=reserve,
+            each={},
+            input_tokens=0,
+            bounded=False,
+            hidden=True,
+            strips=False,
+        )
+        return LlmQuote(terms, body, None, most=0, limit="", notice="")
+
+
+def fixed_price(table: CostTable, method: bytes, path: bytes) -> Mapping[str, int] | None:
+    """Return the price of the first pattern that fits; None if none does, or some server could read another path."""
+    if is_ambiguous(path):
+        return None
+    return next((one.price for one in table.fixed if one.fits(method, path)), None)
+
+
+def unknown(table: CostTable, body: bytes | None, what: str, mend: str) -> Quote:
     """Quote a request whose price nobody has said.
 
     Raises:
@@ -54,5 +228,5 @@ def unknown(table: CostTable, body: bytes | None, model: str, what: str, mend: s
     if table.unknown_price == "deny":
         raise PriceUnknown(f"There is no price for {what}, so nothing was sent to the API; to allow it, {mend}.")
     if table.unknown_price == "default":
-        return FixedQuote(table.default or {}, body, model)
-    return FixedQuote({}, body, model, notice=f"There is no price for {what}: it is free.")
+        return FixedQuote(table.default or {}, body)
+    return FixedQuote({}, body, notice=f"There is no price for {what}: it is free.")

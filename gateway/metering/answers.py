@@ -1,0 +1,87 @@
+"""Reads the usage out of an answer that is one JSON text."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gateway.metering.readers import KEPT_BYTES, Said, name_of, parsed
+from gateway.metering.scan import Scanner
+from gateway.metering.shapes import Shape, counts_of
+
+_NAMES: Final = frozenset((b"usage", b"model", b"id", b"service_tier"))
+_GEMINI_NAMES: Final = frozenset((b"usageMetadata", b"modelVersion", b"responseId"))
+
+
+class JsonReader:
+    """See `Reader`: keeps an answer up to `KEPT_BYTES`; scans a longer one, and keeps nothing of it.
+
+    Gemini's streams are a list, unless asked for as events; then the last element that says its usage counts.
+
+    Args:
+        shape: How the answer looks.
+    """
+
+    __slots__ = ("_kept", "_kept_bytes", "_said", "_scanner", "_shape")
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self._scanner: Scanner | None = None
+        self._said: Said | None = None
+
+    def feed(self, content: bytes) -> bytes:
+        """See `Meter`."""
+        if self._scanner is not None:
+            self._scanner.feed(content)
+            return content
+        self._kept.append(content)
+        self._kept_bytes += len(content)
+        if self._kept_bytes > KEPT_BYTES:
+            whole = b"".join(self._kept)
+            self._kept.clear()
+            names = _NAMES if self._shape.of_openai or self._shape is Shape.MESSAGES else _GEMINI_NAMES
+            self._scanner = Scanner(names, 2 if whole.lstrip()[:1] == b"[" else 1)
+            self._scanner.feed(whole)
+        return content
+
+    def finish(self) -> bytes:
+        """See `Meter`."""
+        return b""
+
+    def cut_event(self) -> bytes:
+        """See `Meter`: no JSON ends early."""
+        return b""
+
+    def said(self) -> Said:
+        """See `Reader`."""
+        if self._scanner is not None:
+            members = {name.decode(): parsed(text) for name, text in self._scanner.found.items()}
+            return said_of(self._shape, members)
+        if self._said is None or self._kept:
+            whole = parsed(b"".join(self._kept))
+            if isinstance(whole, list):
+                whole = next((one for one in reversed(whole) if isinstance(one, dict) and "usageMetadata" in one), None)
+            self._said = said_of(self._shape, whole)
+        return self._said
+
+
+def said_of(shape: Shape, answer: object) -> Said:
+    """Return what a whole answer says of itself; a member that is not there says nothing."""
+    if not isinstance(answer, dict):
+        return Said()
+    get = answer.get
+    if shape in {Shape.GEMINI, Shape.GEMINI_EMBEDDINGS}:
+        usage, model, id_ = get("usageMetadata"), get("modelVersion"), get("responseId")
+    else:
+        usage, model, id_ = get("usage"), get("model"), get("id")
+    if not isinstance(usage, dict):
+        return Said(model=name_of(model), id=name_of(id_))
+    return Said(
+        counts_of(shape, usage),
+        final=True,
+        model=name_of(model),
+        tier=name_of(get("service_tier")),
+        speed=name_of(usage.get("speed")),
+        id=name_of(id_),
+    )

@@ -1,0 +1,256 @@
+"""Reads the usage out of an event stream as its events pass.
+
+Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream (events end at an empty
+line; lines end in CRLF, LF or CR).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final
+
+from gateway.metering.answers import said_of
+from gateway.metering.readers import KEPT_BYTES, Said, parsed
+from gateway.metering.scan import Scanner
+from gateway.metering.shapes import Shape
+
+_EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
+_USUAL_ENDS: Final = (b"\n\n", b"\r\n\r\n")
+_LINE: Final = re.compile(rb"\r\n|\n|\r")
+_HALF_END: Final = re.compile(rb"[\r\n]{0,2}\Z")
+
+# A key has no backslash in it or before it, so neither is found inside of a string; neither spans lines.
+_TELLING: Final = re.compile(rb'"(usage|usageMetadata|error)"[ \t]*:[ \t]*\{')
+_NO_CHOICE: Final = re.compile(rb'"choices"[ \t]*:[ \t]*\[[ \t]*\]')
+_SEQUENCE: Final = re.compile(rb'"sequence_number"[ \t]*:[ \t]*([0-9]{1,9})')
+_STRING: Final = rb')"[ \t]*:[ \t]*"((?:[^"\\\r\n]|\\.)*+)'
+# What a model writes comes in strings of these names.
+_TEXTS: Final = {
+    Shape.CHAT: re.compile(rb'"(?:content|reasoning_content|reasoning|refusal|arguments|name|text' + _STRING),
+    Shape.COMPLETIONS: re.compile(rb'"(?:text' + _STRING),
+    Shape.RESPONSES: re.compile(rb'"(?:delta|name' + _STRING),
+    Shape.MESSAGES: re.compile(rb'"(?:text|partial_json|thinking|name|signature|data' + _STRING),
+    Shape.GEMINI: re.compile(rb'"(?:text|code|output|thoughtSignature' + _STRING),
+}
+_NO_TEXT: Final = re.compile(rb"(?!)()")
+# Content of other kinds: all of such an event counts.
+_NO_STRING: Final = re.compile(rb'"(?:functionCall|inlineData|audio|logprobs)"[ \t]*:[ \t]*[\[{"]')
+# Where neither is found, nor anything of `_TELLING`, only text is counted.
+_APART: Final = re.compile(
+    rb'"(?:usage|usageMetadata|error|functionCall|inlineData|audio|logprobs)"[ \t]*:[ \t]*[\[{"]'
+)
+
+_LONG_NAMES: Final = frozenset((b"usage", b"usageMetadata", b"model", b"modelVersion", b"id", b"service_tier"))
+
+
+class EventReader:
+    """See `Reader`: passes whole events on, and holds one back that has not come to its end, up to `KEPT_BYTES`.
+
+    Args:
+        shape: Of the events.
+        strips: Whether the event that only says the usage is to be taken out: the client has not asked for it.
+    """
+
+    # fmt: off
+    __slots__ = (
+        "_shape", "_strips", "_texts",
+        "_busy", "_tail", "_scanner", "_line_ends", "_after_cr", "_dropped",  # of the event that is not over
+        "_latest", "_begun", "_telling", "_said", "_text_bytes", "_failed",  # what the stream has said
+    )
+    # fmt: on
+
+    def __init__(self, shape: Shape, *, strips: bool) -> None:
+        self._shape = shape
+        self._strips = strips
+        self._texts = _TEXTS.get(shape, _NO_TEXT)
+        self._busy = self._after_cr = self._dropped = self._failed = False
+        self._tail = self._line_ends = self._latest = self._telling = b""
+        self._scanner: Scanner | None = None
+        self._begun: dict[str, Any] = {}
+        self._said: Said | None = None
+        self._text_bytes = 0
+
+    def feed(self, content: bytes) -> bytes:
+        """See `Meter`."""
+        if (
+            self._busy
+            or not content.endswith(_USUAL_ENDS)
+            or len(content) > KEPT_BYTES
+            or _APART.search(content) is not None
+        ):
+            return self._feed_apart(content)
+        self._latest = content
+        self._text_bytes += sum(map(len, self._texts.findall(content)))
+        return content
+
+    def finish(self) -> bytes:
+        """See `Meter`."""
+        tail, self._tail = self._tail, b""
+        if self._scanner is not None:
+            self._end_long()
+        # One that is broken off says nothing, and must not hide what was said before.
+        return b"" if tail and data_of(tail) is not None and self._read(tail) else tail
+
+    def said(self) -> Said:
+        """See `Reader`."""
+        if self._said is None:
+            self._said = self._read_out()
+        return self._said._replace(text_bytes=self._text_bytes, failed=self._failed)
+
+    def cut_event(self) -> bytes:
+        """See `Meter`."""
+        if self._scanner is not None:  # some of an event has been passed on
+            return b""
+        last = next(iter(_SEQUENCE.findall(self._latest)[-1:]), b"-1")
+        return ending(self._shape, int(last) + 1)
+
+    # --- events in pieces ----------------------------------------------------------------------------------------
+
+    def _feed_apart(self, content: bytes) -> bytes:
+        """Pass on what has come to its end."""
+        passed: list[bytes] = []
+        if self._after_cr:  # the last event's end may have been half of a CRLF
+            self._after_cr = False
+            if content.startswith(b"\n"):
+                passed += [] if self._dropped else [b"\n"]
+                content = content[1:]
+        if self._scanner is not None:
+            content = self._feed_long(content, passed)
+        text, at = self._tail + content, 0
+        for end in _EVENT_END.finditer(text, max(len(self._tail) - 3, 0)):
+            event, at = text[at : end.end()], end.end()
+            self._dropped = self._read(event)
+            if not self._dropped:
+                passed.append(event)
+            self._after_cr = at == len(text) and event.endswith(b"\r")
+        self._tail = text[at:]
+        if len(self._tail) > KEPT_BYTES:
+            passed.append(self._begin_long())
+        self._busy = bool(self._tail) or self._after_cr or self._scanner is not None
+        return b"".join(passed)
+
+    def _begin_long(self) -> bytes:
+        """Let go of an event that is too long to be held."""
+        event, self._tail = self._tail, b""
+        self._scanner = Scanner(_LONG_NAMES, 2 if self._shape is Shape.RESPONSES else 1)
+        self._scanner.feed(event)
+        self._text_bytes += len(event)
+        self._line_ends = _half_end(event)
+        return event
+
+    def _feed_long(self, content: bytes, passed: list[bytes]) -> bytes:
+        """Return what comes behind the event, if that has ended."""
+        scanner = self._scanner
+        assert scanner is not None  # noqa: S101 - whoever calls has looked
+        seen = self._line_ends + content
+        end = _EVENT_END.search(seen)
+        length = len(content) if end is None else end.end() - len(self._line_ends)
+        scanner.feed(content[:length])
+        self._text_bytes += length
+        passed.append(content[:length])
+        if end is None:
+            self._line_ends = _half_end(seen)
+        else:
+            self._end_long()
+            self._dropped, self._after_cr = False, length == len(content) and content.endswith(b"\r")
+        return content[length:]
+
+    def _end_long(self) -> None:
+        assert self._scanner is not None  # noqa: S101 - whoever calls has looked
+        members = {name.decode(): parsed(text) for name, text in self._scanner.found.items()}
+        self._scanner = None
+        if "usage" in members or "usageMetadata" in members:
+            self._telling = b""
+            self._said = said_of(self._shape, members)._replace(final=self._shape is Shape.RESPONSES)
+
+    # --- one event -----------------------------------------------------------------------------------------------
+
+    def _read(self, event: bytes) -> bool:
+        """Take note of what a whole event says; return whether it is to be taken out."""
+        if len(event) > KEPT_BYTES:
+            self._tail = event
+            self._begin_long()
+            self._end_long()
+            return False
+        self._latest = event
+        names = _TELLING.findall(event)
+        self._failed |= b"error" in names
+        text_bytes = self._text_of(event)
+        if not names or names == [b"error"]:
+            self._text_bytes += text_bytes
+            return False
+        self._said = None
+        if self._shape is Shape.MESSAGES and b'"message_start"' in event:
+            message = (data_of(event) or {}).get("message")
+            self._begun = message if isinstance(message, dict) else {}
+            return False
+        self._telling, self._text_bytes = event, text_bytes
+        if not self._strips or _NO_CHOICE.search(event) is None:
+            return False
+        data = data_of(event)
+        return data is not None and data.get("choices") == [] and isinstance(data.get("usage"), dict)
+
+    def _text_of(self, events: bytes) -> int:
+        if _NO_STRING.search(events) is not None:
+            return len(events)
+        return sum(map(len, self._texts.findall(events)))
+
+    def _read_out(self) -> Said:
+        data = data_of(self._telling) or {}
+        if self._shape is Shape.MESSAGES:
+            return self._read_messages(data)
+        if not data:
+            return said_of(self._shape, data_of(self._latest))
+        if self._shape is Shape.RESPONSES:
+            return said_of(self._shape, data.get("response"))
+        if self._shape is Shape.GEMINI:
+            ended = _any_has(data.get("candidates"), "finishReason")
+        else:
+            ended = data.get("choices") == [] or _any_has(data.get("choices"), "finish_reason")
+        return said_of(self._shape, data)._replace(final=ended)
+
+    def _read_messages(self, delta: dict[str, Any]) -> Said:
+        """Put together what the first event says of the input, and the last one of the output."""
+        first, last = self._begun.get("usage"), delta.get("usage")
+        usage = dict(first) if isinstance(first, dict) else {}
+        if isinstance(last, dict):
+            usage |= {name: value for name, value in last.items() if value is not None}
+        return said_of(self._shape, {**self._begun, "usage": usage})._replace(final=isinstance(last, dict))
+
+
+def data_of(event: bytes) -> dict[str, Any] | None:
+    """Return the JSON object that an event carries, if it does."""
+    lines = [line[5:] for line in _LINE.split(event) if line.startswith(b"data:")]
+    data = parsed(b"\n".join(lines))
+    return data if isinstance(data, dict) else None
+
+
+def ending(shape: Shape, number: int) -> bytes:
+    """Return an event that ends a stream as an error does.
+
+    Args:
+        shape: Of the stream.
+        number: Of the event, where events are numbered.
+    """
+    text = "The budget of this token is spent, so the answer ends here."
+    if shape is Shape.MESSAGES:
+        error = {"type": "error", "error": {"type": "rate_limit_error", "message": text}}
+        return b"event: error\ndata: %b\n\n" % json.dumps(error).encode()
+    if shape is Shape.RESPONSES:
+        told = {"type": "error", "code": "budget_exceeded", "message": text, "param": None, "sequence_number": number}
+        return b"event: error\ndata: %b\n\n" % json.dumps(told).encode()
+    if shape is Shape.GEMINI:
+        status = {"error": {"code": 429, "message": text, "status": "RESOURCE_EXHAUSTED"}}
+        return b"data: %b\n\n" % json.dumps(status).encode()
+    quota = {"message": text, "type": "insufficient_quota", "param": None, "code": "budget_exceeded"}
+    return b"data: %b\n\ndata: [DONE]\n\n" % json.dumps({"error": quota}).encode()
+
+
+def _half_end(text: bytes) -> bytes:
+    found = _HALF_END.search(text[-2:])
+    return b"" if found is None else found[0]
+
+
+def _any_has(members: object, name: str) -> bool:
+    return isinstance(members, list) and any(isinstance(one, dict) and one.get(name) for one in members)

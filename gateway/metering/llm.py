@@ -1,0 +1,266 @@
+"""Requests to language models: bounded by what is sent and by a limit of the output, metered by the answer's usage.
+
+A token of text has at least one byte, and JSON only makes text longer, so the bytes of a request's body are no fewer
+than the tokens of its input: as far as all of that is in the body. What is not is reserved for beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from gateway.budgets.spending import Mark
+from gateway.metering import Cost
+from gateway.metering.answers import JsonReader
+from gateway.metering.decoding import Gzip
+from gateway.metering.events import EventReader
+from gateway.metering.fields import block_of, field, upstream_id, upstream_id_of
+from gateway.metering.fixed import FixedMeter
+from gateway.metering.readers import Said
+from gateway.metering.requests import LEAST_OUTPUT, Changes, rewritten
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from gateway.metering.rates import Counts, Tariff
+    from gateway.metering.readers import Reader
+    from gateway.metering.requests import Wanted
+    from gateway.metering.shapes import Shape
+
+    FindTariff = Callable[[str, str, str], Tariff | None]
+    """By model, service tier and speed, at the time of the request."""
+
+SLACK_TOKENS: Final = 64
+"""Of an answer that ended early: how many more output tokens than text has passed may be billed."""
+
+# Models that may think before they write, unseen.
+_THINKING: Final = re.compile(
+    r"(?i)(?:^|[/.-])o[1-9](?:-|$)|gpt-[5-9]|gpt-oss|codex|claude-[a-z]+-[5-9]|gemini-(?:2\.5|[3-9])|grok-[3-9]|"
+    r"reason|think|magistral|deep-research|(?:^|[/-])r1(?:-|$)"
+)
+
+
+class Terms(NamedTuple):
+    """What a request is metered by.
+
+    Args:
+        shape: Of the request.
+        model: As it names it; "" where that is not known.
+        tier, speed: Likewise.
+        find: Finds the prices of models, of the request's and of the answer's.
+        tariff: The request's prices; None where its model is not known.
+        fixed, each: As of `Quote`.
+        input_tokens: As many as it can have, or were reserved for.
+        bounded: Whether the upstream is told to make no more output than was granted.
+        hidden: Whether it can make output that does not show.
+        strips: Whether the client has not asked for the event that says the usage.
+    """
+
+    shape: Shape
+    model: str
+    tier: str
+    speed: str
+    find: FindTariff
+    tariff: Tariff | None
+    fixed: Mapping[str, int]
+    each: Mapping[str, int]
+    input_tokens: int
+    bounded: bool
+    hidden: bool
+    strips: bool
+
+    def reserved(self, granted: int) -> dict[str, int]:
+        """Return all that was reserved, in atoms by unit."""
+        return {unit: atoms + self.each.get(unit, 0) * granted for unit, atoms in self.fixed.items()}
+
+    def exact(self, said: Said, counts: Counts) -> dict[str, int] | None:
+        """Return what so many tokens cost; None if their prices are not known."""
+        tariff = self.tariff
+        tier = usual_is_none(said.tier) if said.tier else self.tier
+        speed = usual_is_none(said.speed) if said.speed else self.speed
+        if tariff is None or tier != self.tier or speed != self.speed:
+            tariff = self.find(self.model or said.model, tier, speed) or tariff
+        if tariff is None:
+            return None
+        return {"USD": tariff.nano(counts), "tokens": counts.input + counts.output}
+
+    def passed(self, said: Said, granted: int) -> dict[str, int]:
+        """Return what has been spent by what passed of an answer that is not over, at the most."""
+        output = said.text_bytes + SLACK_TOKENS + (0 if said.counts is None else said.counts.output)
+        if self.hidden or not said.text_bytes:
+            output = max(output, granted)
+        if self.bounded:
+            output = min(output, granted)
+        each, counts = self.each, said.counts
+        if not each:
+            return dict(self.fixed)
+        begun = None if counts is None else self.exact(said, counts._replace(output=0))
+        spent = self.fixed if begun is None else begun
+        return {unit: atoms + each.get(unit, 0) * output for unit, atoms in spent.items()}
+
+
+class LlmQuote:
+    """See `Quote`.
+
+    Args:
+        terms: What it is metered by.
+        body: The request's.
+        wanted: What that asks for; None if it was not read.
+        most: Output tokens.
+        limit: The name of the output's limit, where that may be set or lowered; "" where it may not.
+        notice: See `Quote`.
+    """
+
+    # fmt: off
+    __slots__ = (
+        "_body", "_limit", "_terms", "_wanted", "accepts", "each", "fixed", "least", "model", "most", "notice",
+    )
+    # fmt: on
+
+    def __init__(
+        self, terms: Terms, body: bytes | None, wanted: Wanted | None, *, most: int, limit: str, notice: str
+    ) -> None:
+        self._terms = terms
+        self._body = body
+        self._wanted = wanted
+        self._limit = limit
+        self.model = terms.model
+        self.fixed = terms.fixed
+        self.each = terms.each
+        self.most = self.least = most
+        if limit and wanted is not None:
+            # A budget for thinking must be below the limit.
+            least = max(LEAST_OUTPUT, wanted.thinking_tokens + 1 if wanted.thinking_tokens else 0)
+            self.least = min(most, least * wanted.choices)
+        # Nothing can be taken out of a stream that is compressed, nor can it be ended early.
+        self.accepts = b"identity" if wanted is None or wanted.streams else b"gzip, identity"
+        self.notice = notice
+
+    def body(self, granted: int) -> bytes | None:
+        """See `Quote`."""
+        wanted, body = self._wanted, self._body
+        if wanted is None or body is None:
+            return body
+        lowers = self._limit and (granted < self.most or wanted.limit is None)
+        output = max(granted // wanted.choices, 1) if lowers else 0
+        return rewritten(self._terms.shape, body, wanted, Changes(self._limit, output, self._terms.strips))
+
+    def meter(self, granted: int, status: int, lines: Sequence[bytes]) -> LlmMeter | FixedMeter:
+        """See `Quote`."""
+        if not 200 <= status <= 299:
+            return FixedMeter(Cost({}, Mark.EXACT, model=self.model, upstream_id=upstream_id(lines)))
+        return LlmMeter(self._terms, granted, lines)
+
+    def unanswered(self, granted: int, elapsed_ms: int) -> Cost:
+        """See `Quote`."""
+        del elapsed_ms
+        return Cost(self._terms.reserved(granted), Mark.ESTIMATED, model=self.model)
+
+
+class LlmMeter:
+    """See `Meter`.
+
+    Args:
+        terms: What the request is metered by.
+        granted: Output tokens.
+        lines: The answer's field lines.
+    """
+
+    __slots__ = ("_granted", "_gzip", "_id", "_reader", "_terms", "edits")
+
+    def __init__(self, terms: Terms, granted: int, lines: Sequence[bytes]) -> None:
+        block = block_of(lines)
+        coding = field(block, b"content-encoding").lower()
+        is_stream = field(block, b"content-type")[:17].lower() == b"text/event-stream"
+        self._terms = terms
+        self._granted = granted
+        self._id = upstream_id_of(block)
+        self._gzip = Gzip() if coding in {b"gzip", b"x-gzip"} else None
+        self.edits = is_stream and terms.strips and not coding
+        self._reader: Reader
+        if coding and coding != b"identity" and self._gzip is None:
+            self._reader = Blind()
+        elif is_stream:
+            self._reader = EventReader(terms.shape, strips=terms.strips and self._gzip is None)
+        else:
+            self._reader = JsonReader(terms.shape)
+
+    def feed(self, content: bytes) -> bytes:
+        """See `Meter`."""
+        if self._gzip is None:
+            return self._reader.feed(content)
+        for part in self._gzip.decode(content):
+            self._reader.feed(part)
+        return content
+
+    def finish(self) -> bytes:
+        """See `Meter`."""
+        held = self._reader.finish()
+        return held if self._gzip is None else b""
+
+    def running(self, elapsed_ms: int) -> Mapping[str, int]:
+        """See `Meter`."""
+        del elapsed_ms
+        return self._terms.passed(self._reader.said(), self._granted)
+
+    def result(self, *, whole: bool, elapsed_ms: int) -> Cost:
+        """See `Meter`."""
+        del elapsed_ms
+        terms, said = self._terms, self._reader.said()
+        whole = whole and not said.failed and (self._gzip is None or not self._gzip.lost)
+        model, id_ = terms.model or said.model, self._id or said.id
+        counts = said.counts
+        if counts is not None and (whole or said.final):
+            cost = terms.exact(said, counts)
+            if cost is not None:
+                return Cost(cost, Mark.EXACT, units_of(counts), model, id_)
+        cost = terms.reserved(self._granted) if whole else terms.passed(said, self._granted)
+        return Cost(cost, Mark.ESTIMATED, model=model, upstream_id=id_)
+
+    def cut_event(self) -> bytes:
+        """See `Meter`."""
+        return b"" if self._gzip is not None else self._reader.cut_event()
+
+
+class Blind:
+    """See `Reader`: of an answer that is coded in a way that nobody was asked for."""
+
+    __slots__ = ()
+
+    def feed(self, content: bytes) -> bytes:
+        """See `Meter`."""
+        return content
+
+    def finish(self) -> bytes:
+        """See `Meter`."""
+        return b""
+
+    def said(self) -> Said:
+        """See `Reader`."""
+        return Said()
+
+    def cut_event(self) -> bytes:
+        """See `Meter`."""
+        return b""
+
+
+def units_of(counts: Counts) -> dict[str, int]:
+    """Return counts by kind, as the ledger has them."""
+    units = {"input": counts.input, "output": counts.output}
+    if counts.cached:
+        units["cached"] = counts.cached
+    if counts.cache_write:
+        units["cache_write"] = counts.cache_write
+    if counts.searches:
+        units["searches"] = counts.searches
+    return units
+
+
+def usual_is_none(tier: str) -> str:
+    """Return a service tier or a speed, "" for the one that prices are made for."""
+    return "" if tier in {"default", "standard", "auto", "on_demand"} else tier
+
+
+def may_think_unseen(model: str) -> bool:
+    """Whether a model of this name may make output that does not show."""
+    return _THINKING.search(model) is not None

@@ -1,0 +1,219 @@
+"""Reads what a request to a language model asks for, and writes it again with less.
+
+What cannot be read as one thing only is written as it was read: whoever answers reads it so as well.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from gateway.metering.shapes import Shape
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_OUTPUTS: Final = 10_000_000
+"""Output tokens that are reserved at most for one choice: no model writes as many."""
+MAX_CHOICES: Final = 1000
+PICTURE_TOKENS: Final = 50_000
+"""What one picture can cost at most: gpt-4o-mini counts 2833 and 5667 for each of up to 8 tiles."""
+LEAST_OUTPUT: Final = 16
+"""Fewer output tokens are not asked for: the responses API takes no lower limit."""
+TOOLS_TOKENS: Final = 1024
+"""What a provider may add to a prompt so that the model knows how to call functions: 200 to 700 tokens."""
+
+# An honest writer of JSON has no reason to escape a letter; one who hides a name has.
+_HIDDEN_LETTER: Final = re.compile(rb"\\u00(?:[46][1-9a-fA-F]|[57][0-9aA]|5[fF])")
+
+LIMITS: Final[Mapping[Shape, tuple[str, ...]]] = {
+    Shape.CHAT: ("max_completion_tokens", "max_tokens"),
+    Shape.COMPLETIONS: ("max_tokens",),
+    Shape.RESPONSES: ("max_output_tokens",),
+    Shape.MESSAGES: ("max_tokens",),
+    Shape.GEMINI: ("maxOutputTokens",),
+}
+"""The members that limit the output, by shape; others have none."""
+_HARMLESS: Final = (
+    "text|input_text|output_text|message|function|function_call|function_call_output|tool_use|tool_result|thinking|"
+    "redacted_thinking|reasoning|summary_text|reasoning_text|ephemeral|json_schema|json_object|enabled|disabled|adaptive|"
+    "auto|any|tool|none|custom|refusal|object|string|number|integer|boolean|array|null|content|grammar|allowed_tools|"
+    "custom_tool_call|custom_tool_call_output|query|document_text"
+)
+_PICTURES: Final = "image_url|input_image|image"
+# A part, a tool or an item of any other type can bring more tokens than it has bytes.
+_OPEN_TYPE: Final = re.compile(rf'"type"\s*:\s*"(?!(?:{_HARMLESS}|{_PICTURES})")'.encode())
+_PICTURE: Final = re.compile(rf'"type"\s*:\s*"(?:{_PICTURES})"'.encode())
+_OPEN_KEYS: Final = {
+    Shape.CHAT: frozenset(("web_search_options", "plugins", "mcp_servers")),
+    Shape.COMPLETIONS: frozenset[str](),
+    Shape.RESPONSES: frozenset(("previous_response_id", "conversation", "prompt")),
+    Shape.MESSAGES: frozenset(("mcp_servers", "container")),
+}
+_OPEN_OF_GEMINI: Final = re.compile(
+    rb'"(?:inline_?data|file_?data|google_?search\w*|code_?execution|url_?context|cached_?content|'
+    rb'google_?maps|file_?search|computer_?use|executable_?code)"\s*:',
+    re.IGNORECASE,
+)
+
+
+class Wanted(NamedTuple):
+    """What a request asks for.
+
+    Args:
+        members: The JSON object of its body.
+        model: As it names it; "" if it does not.
+        limit: Output tokens of one choice, as it limits them; None: it does not.
+        choices: How many answers it asks for in one.
+        streams: Whether as events.
+        open: Whether it can bring more input tokens than it has bytes, pictures aside.
+        pictures: How many there are in it.
+        tools: Whether it brings functions to call.
+        thinks: Whether it asks for reasoning that is not shown.
+        thinking_tokens: How many tokens of its output are for that, at the least.
+        tier, speed: Its `service_tier` and `speed`; "" if it has none, or leaves it to the provider.
+        ambiguous: Whether it has two members of a name, of which others may read the first.
+    """
+
+    members: dict[str, Any]
+    model: str
+    limit: int | None
+    choices: int
+    streams: bool
+    open: bool
+    pictures: int
+    tools: bool
+    thinks: bool
+    thinking_tokens: int
+    tier: str
+    speed: str
+    ambiguous: bool
+
+
+def read(shape: Shape, body: bytes) -> Wanted | None:
+    """Read a request's body; None if it is not a JSON object in UTF-8."""
+    try:
+        # Objects are read as tuples of pairs: only so is one that has two members of a name told from any other.
+        pairs = _decode(body.decode())
+        if not isinstance(pairs, tuple):
+            return None
+        members: dict[str, Any] = dict(pairs)
+        ambiguous = len(members) != len(pairs)
+        if ambiguous or _HIDDEN_LETTER.search(body) is not None:
+            members = json.loads(body)
+            body = json.dumps(members).encode()
+        return _wanted(shape, members, body, ambiguous=ambiguous)
+    except (ValueError, RecursionError, TypeError, OverflowError):
+        return None
+
+
+_decode: Final = json.JSONDecoder(object_pairs_hook=tuple).decode
+
+
+def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bool) -> Wanted:
+    get = members.get
+    model, tier, speed = get("model"), get("service_tier"), get("speed")
+    config = _object(get("generationConfig", get("generation_config"))) if shape is Shape.GEMINI else members
+    limits = [number for name in LIMITS.get(shape, ()) if (number := _number(config.get(name))) is not None]
+    if shape is Shape.GEMINI:
+        is_open = _OPEN_OF_GEMINI.search(body) is not None
+        snake = _number(config.get("max_output_tokens"))
+        limits += [] if snake is None else [snake]
+        choices = max(_number(config.get("candidateCount")) or 1, _number(config.get("candidate_count")) or 1)
+    else:
+        is_open = not _OPEN_KEYS.get(shape, _NO_KEYS).isdisjoint(members) or _OPEN_TYPE.search(body) is not None
+        choices = max(_number(get("n")) or 1, _number(get("best_of")) or 1)
+        if shape is Shape.COMPLETIONS and isinstance(prompts := get("prompt"), list):
+            choices *= sum(not isinstance(prompt, int) for prompt in prompts) or 1
+    reasoning, thinking = get("reasoning"), _object(get("thinking"))
+    return Wanted(
+        members=members,
+        model=model if isinstance(model, str) else "",
+        limit=min(max(limits), MAX_OUTPUTS) if limits else None,
+        choices=min(choices, MAX_CHOICES),
+        streams=get("stream") is True,
+        open=is_open,
+        pictures=len(_PICTURE.findall(body)),
+        tools="tools" in members or "functions" in members,
+        thinks=bool(reasoning or thinking or get("reasoning_effort")),
+        thinking_tokens=_number(thinking.get("budget_tokens")) or 0,
+        tier=tier if isinstance(tier, str) and tier != "auto" else "",
+        speed=speed if isinstance(speed, str) else "",
+        ambiguous=ambiguous,
+    )
+
+
+_NO_KEYS: Final = frozenset[str]()
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    """Return an object's members, whichever way it was read; none if it is no object.
+
+    Raises:
+        ValueError: It has two of a name.
+    """
+    if isinstance(value, tuple):
+        members = dict(value)
+        if len(members) != len(value):
+            raise ValueError("two members have one name")
+        return members
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: object) -> int | None:
+    """Read a number as leniently as any server may: 16, 16.0, "16"; None for what is none, or not above 0."""
+    if isinstance(value, str | float):
+        try:
+            value = int(float(value))
+        except (ValueError, OverflowError):
+            return None
+    return value if isinstance(value, int) and value > 0 else None
+
+
+class Changes(NamedTuple):
+    """What a request is sent with.
+
+    Args:
+        limit: The name of its limit, where it has none.
+        output: Output tokens of one choice, 1 or more; 0: its limit stays.
+        asks_usage: Whether its stream shall say its usage.
+    """
+
+    limit: str
+    output: int
+    asks_usage: bool
+
+
+def rewritten(shape: Shape, body: bytes, wanted: Wanted, changes: Changes) -> bytes:
+    """Return the body with changes: what is new is put in front; to change anything else means writing it all again."""
+    members = _changed(shape, wanted.members, changes)
+    if not wanted.ambiguous:
+        if not members:
+            return body
+        if wanted.members.keys().isdisjoint(members):
+            at = body.index(b"{") + 1
+            added = json.dumps(members, separators=(",", ":")).encode()[1:-1]
+            return b"%b%b%b%b" % (body[:at], added, b"," if wanted.members else b"", body[at:])
+    whole = json.loads(body)
+    return json.dumps(whole | _changed(shape, whole, changes), separators=(",", ":")).encode()
+
+
+def _changed(shape: Shape, members: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    if changes.asks_usage:
+        changed["stream_options"] = {**_object(members.get("stream_options")), "include_usage": True}
+    if not changes.output:
+        return changed
+    if shape is Shape.GEMINI:
+        key = "generation_config" if "generation_config" in members else "generationConfig"
+        config = _object(members.get(key))
+        name = "max_output_tokens" if "max_output_tokens" in config else changes.limit
+        return changed | {key: {**config, name: changes.output}}
+    present = [name for name in LIMITS[shape] if members.get(name) is not None] or [changes.limit]
+    return changed | {name: min(changes.output, _number(members.get(name)) or changes.output) for name in present}
+
+
+def asks_usage(wanted: Wanted) -> bool:
+    """Whether a stream is asked to say its usage."""
+    return _object(wanted.members.get("stream_options")).get("include_usage") is True

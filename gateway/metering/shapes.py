@@ -1,0 +1,174 @@
+"""The APIs of language models that can be metered, by path, and how each of them spells its usage."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
+
+from gateway.metering.rates import Counts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+MAX_TOKENS: Final = 1 << 40
+"""No answer has as many: what says so is wrong."""
+
+
+class Shape(Enum):
+    """How requests and answers of an API look."""
+
+    CHAT = "chat completions"
+    COMPLETIONS = "legacy completions"
+    RESPONSES = "responses"
+    EMBEDDINGS = "embeddings"
+    MESSAGES = "Anthropic messages"
+    GEMINI = "Gemini"
+    GEMINI_EMBEDDINGS = "Gemini embeddings"
+
+    @property
+    def of_openai(self) -> bool:
+        """Whether its usage is spelled as OpenAI does."""
+        return self not in {Shape.MESSAGES, Shape.GEMINI, Shape.GEMINI_EMBEDDINGS}
+
+
+_ENDS: Final = {
+    b"/chat/completions": Shape.CHAT,
+    b"/completions": Shape.COMPLETIONS,
+    b"/responses": Shape.RESPONSES,
+    b"/embeddings": Shape.EMBEDDINGS,
+    b"/messages": Shape.MESSAGES,
+}
+_VERBS: Final = {
+    b":generateContent": Shape.GEMINI,
+    b":streamGenerateContent": Shape.GEMINI,
+    b":embedContent": Shape.GEMINI_EMBEDDINGS,
+    b":batchEmbedContents": Shape.GEMINI_EMBEDDINGS,
+}
+_PATH: Final = re.compile(
+    rb"(?:(/chat/completions|/completions|/responses|/embeddings|/messages)|/models/([^/:]+)(:[A-Za-z]+))\Z"
+)
+_DEPLOYMENT: Final = re.compile(rb"/openai/deployments/([^/]+)/")
+_FREE: Final = (b"/messages/count_tokens", b"/responses/input_tokens", b"/moderations", b":countTokens")
+_READING: Final = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS"))
+# What goes on behind an upgrade is not seen, and some servers take a method from a field.
+_ODD_FIELD: Final = re.compile(rb"(?i)\r\n(?:upgrade|x-http-method-override):")
+
+
+def shape_of(method: bytes, path: bytes) -> tuple[Shape, str] | None:
+    """Return how a request looks, and the model that its path names ("" if none); None if it is none of these.
+
+    Args:
+        method: The request's.
+        path: Its path, without a query.
+    """
+    match = _PATH.search(path) if method == b"POST" else None
+    if match is None:
+        return None
+    if match[1] is not None:
+        deployment = _DEPLOYMENT.search(path)
+        return _ENDS[match[1]], "" if deployment is None else unquote(deployment[1].decode("latin-1"))
+    shape = _VERBS.get(match[3])
+    return None if shape is None else (shape, unquote(match[2].decode("latin-1")))
+
+
+def is_free(method: bytes, path: bytes, lines: Sequence[bytes]) -> bool:
+    """Whether a language model's API takes no money for a request that is none of the shapes."""
+    if method == b"POST":
+        return path.endswith(_FREE)
+    return method in _READING and not _ODD_FIELD.search(b"\r\n" + b"\r\n".join(lines))
+
+
+def counts_of(shape: Shape, usage: Mapping[str, Any]) -> Counts | None:
+    """Read what an answer says of its usage; None if that cannot be.
+
+    Args:
+        shape: Of the answer.
+        usage: Its `usage`, or Gemini's `usageMetadata`.
+    """
+    try:
+        if shape is Shape.MESSAGES:
+            counts = _of_anthropic(usage)
+        elif shape.of_openai:
+            counts = _of_openai(usage)
+        else:
+            counts = _of_gemini(usage)
+    except (TypeError, ValueError, AttributeError):
+        return None
+    parts = counts.cached + counts.cache_write
+    if (
+        min(counts) < 0
+        or max(counts) > MAX_TOKENS
+        or parts > counts.input
+        or counts.cache_write_1h > counts.cache_write
+    ):
+        return None
+    return counts
+
+
+def _whole(value: object) -> int:
+    """Return a count; what is not there is none.
+
+    Raises:
+        TypeError: It is no whole number.
+    """
+    if value is None:
+        return 0
+    if type(value) is not int:
+        raise TypeError("a count is a whole number")
+    return value
+
+
+def _of_openai(usage: Mapping[str, Any]) -> Counts:
+    get = usage.get
+    asked, said = get("prompt_tokens"), get("completion_tokens")
+    if asked is None:  # of responses
+        asked, said = get("input_tokens"), get("output_tokens")
+        details, said_details = get("input_tokens_details"), get("output_tokens_details")
+    else:
+        details, said_details = get("prompt_tokens_details"), get("completion_tokens_details")
+    if type(asked) is not int:
+        raise TypeError("without a count of its input, it says nothing")
+    # Some leave reasoning out of what they call output (x.ai, Gemini by OpenAI's API), but not out of the sum.
+    output = max(_whole(said), _whole(get("total_tokens")) - asked)
+    cached = written = heard = drawn = seen = spoken = 0
+    if details:
+        cached, written = _whole(details.get("cached_tokens")), _whole(details.get("cache_write_tokens"))
+        heard, seen = _whole(details.get("audio_tokens")), _whole(details.get("image_tokens"))
+    if not cached:
+        cached = _whole(get("prompt_cache_hit_tokens"))  # DeepSeek's
+    if said_details:
+        spoken, drawn = _whole(said_details.get("audio_tokens")), _whole(said_details.get("image_tokens"))
+    return Counts(asked, output, cached, written, 0, heard, 0, spoken, seen, drawn)
+
+
+def _of_anthropic(usage: Mapping[str, Any]) -> Counts:
+    get = usage.get
+    said = get("output_tokens")
+    if type(said) is not int:
+        raise TypeError("without a count of its output, it says nothing")
+    plain, cached = _whole(get("input_tokens")), _whole(get("cache_read_input_tokens"))
+    written, split, tools = _whole(get("cache_creation_input_tokens")), get("cache_creation"), get("server_tool_use")
+    hour = _whole(split.get("ephemeral_1h_input_tokens")) if split else 0
+    searches = _whole(tools.get("web_search_requests")) if tools else 0
+    return Counts(plain + cached + written, said, cached, written, hour, searches=searches)
+
+
+def _of_gemini(usage: Mapping[str, Any]) -> Counts:
+    get = usage.get
+    asked = get("promptTokenCount")
+    if type(asked) is not int:
+        raise TypeError("without a count of its input, it says nothing")
+    said = _whole(get("candidatesTokenCount")) + _whole(get("thoughtsTokenCount"))
+    asked += _whole(get("toolUsePromptTokenCount"))
+    output = max(said, _whole(get("totalTokenCount")) - asked)
+    heard, seen = _modality(get("promptTokensDetails"), "AUDIO"), _modality(get("promptTokensDetails"), "IMAGE")
+    spoken, drawn = (_modality(get("candidatesTokensDetails"), kind) for kind in ("AUDIO", "IMAGE"))
+    recalled = _modality(get("cacheTokensDetails"), "AUDIO")
+    cached = _whole(get("cachedContentTokenCount"))
+    return Counts(asked, output, cached, 0, 0, heard, recalled, spoken, seen, drawn)
+
+
+def _modality(details: Sequence[Mapping[str, object]] | None, kind: str) -> int:
+    return sum(_whole(one.get("tokenCount")) for one in details or () if one.get("modality") == kind)
