@@ -98,27 +98,18 @@ class Book(NamedTuple):
 
     def first_segment(self, budget: Budget, now_us: int, starts: Sequence[int]) -> int:
         """Return the oldest segment that counts; should the clock have stepped back, as of the newest spent in."""
-        newest = max([segment_of(budget, now_us, starts), *(segment for segment, _ in self.spent)])
+        newest = self.segment(budget, now_us, starts)
         return newest if budget.calendar is not None else newest - SEGMENTS
+
+    def segment(self, budget: Budget, now_us: int, starts: Sequence[int]) -> int:
+        """Return the segment that is spent in now: the newest one still, should the clock have stepped back."""
+        return max([segment_of(budget, now_us, starts), *(segment for segment, _ in self.spent)])
 
     def room(self, budget: Budget, ask: Ask, now_us: int, starts: Sequence[int]) -> Room:
         """Say how many output tokens of an ask there is room for. To be asked of a book that is `at` this time."""
-        fixed, each = ask.fixed.get(budget.unit, 0), ask.each.get(budget.unit, 0)
-        needed = fixed + each * ask.least
-        settled = sum(atoms for _, atoms in self.spent)
-        left = budget.amount - settled - sum(one.atoms for one in self.held.values())
-        if needed <= left or not needed:
-            return Room(ask.most if not each else min(ask.most, max(left - fixed, 0) // each))
-        if needed > budget.amount:
-            return Room(-1, NEVER_US)
-        surplus = settled + needed - budget.amount
-        if surplus <= 0:
-            return Room(-1, RETRY_US)
-        for segment, atoms in self.spent:
-            surplus -= atoms
-            if surplus <= 0:
-                return Room(-1, max(leaves_us(budget, segment, now_us, starts) - now_us, RETRY_US))
-        raise AssertionError("what is spent is the sum of its segments")
+        held = sum(one.atoms for one in self.held.values())
+        sums = Sums(sum(atoms for _, atoms in self.spent), held, self.spent)
+        return room_in(budget, sums, ask, now_us, starts)
 
     def standing(self, budget: Budget, now_us: int, starts: Sequence[int]) -> BudgetStanding:
         """Say how it stands. To be asked of a book that is `at` this time."""
@@ -146,12 +137,53 @@ class Book(NamedTuple):
             return self
         was = self.assumed.get(id_)
         spent = self.spent if was is None else _added(self.spent, was.segment, -was.atoms)
-        segment = max([segment_of(budget, now_us, starts), *(one for one, _ in spent)])
         return Book(
-            _added(spent, segment, cost),
+            _added(spent, self._replace(spent=spent).segment(budget, now_us, starts), cost),
             {other: one for other, one in self.held.items() if other != id_},
             {other: assumed for other, assumed in self.assumed.items() if other != id_},
         )
+
+    def abandoned(self, budget: Budget, now_us: int, starts: Sequence[int]) -> Book:
+        """Return the state with all reservations assumed: whoever held them is gone, and was there until now at most.
+
+        To be asked of a book that is `at` this time.
+        """
+        segment, atoms = self.segment(budget, now_us, starts), sum(one.atoms for one in self.held.values())
+        assumed = {id_: Assumed(one.atoms, segment) for id_, one in self.held.items()}
+        return Book(_added(self.spent, segment, atoms), {}, {**self.assumed, **assumed})
+
+
+class Sums(NamedTuple):
+    """What a budget's room depends on.
+
+    Args:
+        spent: Atoms that count as spent.
+        held: Atoms that are reserved.
+        segments: Of those that are spent, how many in which segment, oldest first.
+    """
+
+    spent: int
+    held: int
+    segments: Iterable[tuple[int, int]]
+
+
+def room_in(budget: Budget, sums: Sums, ask: Ask, now_us: int, starts: Sequence[int]) -> Room:
+    """Say how many output tokens of an ask there is room for; see `Book.room`."""
+    fixed, each = ask.fixed.get(budget.unit, 0), ask.each.get(budget.unit, 0)
+    needed = fixed + each * ask.least
+    left = budget.amount - sums.spent - sums.held
+    if needed <= left or not needed:
+        return Room(ask.most if not each else min(ask.most, max(left - fixed, 0) // each))
+    if needed > budget.amount:
+        return Room(-1, NEVER_US)
+    surplus = sums.spent + needed - budget.amount
+    if surplus <= 0:
+        return Room(-1, RETRY_US)
+    for segment, atoms in sums.segments:
+        surplus -= atoms
+        if surplus <= 0:
+            return Room(-1, max(leaves_us(budget, segment, now_us, starts) - now_us, RETRY_US))
+    raise AssertionError("what is spent is the sum of its segments")
 
 
 def segment_of(budget: Budget, at_us: int, starts: Sequence[int]) -> int:

@@ -10,18 +10,24 @@ from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
+from gateway.errors import StoreUnavailable
 from gateway.limits.policy import MAX_QUOTA, SEGMENTS, Kind, check_subject, lineage
 from gateway.stores import REVOKED, Standing, Verdict
 from gateway.stores.counters import BucketCounter, PlacesCounter, WindowCounter
+from gateway.stores.ledger import SpendVerdict
 from gateway.stores.lines import MemoryLines, Noted
+from gateway.stores.memory_ledger import MemoryLedger
 from gateway.stores.usage import MemoryUsage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from gateway.budgets.budget import Budget
+    from gateway.budgets.spending import Ask
     from gateway.limits import Policy
     from gateway.stores import Plan, Waiter
     from gateway.stores.counters import Counter
+    from gateway.stores.ledger import SpendPlan
 
 _Windows: TypeAlias = "tuple[tuple[str, int, int], ...]"
 """Key, quota and segment in microseconds of each limit of a plan that has windows only."""
@@ -50,13 +56,30 @@ class _Limit(NamedTuple):
     shadow: bool
 
 
+class _Limited:
+    """Keeps what the limits say."""
+
+    __slots__ = ("verdict",)
+    verdict: Verdict
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        """See `stores.Waiter`."""
+        self.verdict = verdict
+
+    def on_store_loss(self, error: StoreUnavailable) -> None:
+        """Never: limits are counted in memory."""
+        raise error
+
+
 class _Plan:
-    """Keys and numbers of one subject's policies. No counters: a purge may drop those at any time."""
+    """Keys and numbers of one subject's policies and budgets. No counters: a purge may drop those at any time."""
 
-    __slots__ = ("leases", "limits", "lineage", "windows")
+    __slots__ = ("budgets", "leases", "limits", "lineage", "subject", "windows")
 
-    def __init__(self, subject: str, policies: Sequence[Policy]) -> None:
+    def __init__(self, subject: str, policies: Sequence[Policy], budgets: Sequence[Budget] = ()) -> None:
         check_subject(subject)
+        self.subject = subject
+        self.budgets = tuple((f"{budget.owner(subject)}:{budget.counter}", budget) for budget in budgets)
         self.lineage = lineage(subject)
         self.limits = tuple(
             _Limit(
@@ -81,11 +104,13 @@ class MemoryStore:
 
     Args:
         now_us: The clock that limits are measured with, in microseconds.
+        ledger: Keeps budgets; None: one of this process alone, on the system's clock.
     """
 
-    __slots__ = ("_counters", "_leases", "_lines", "_now_us", "_revoked", "_to_purge", "usage")
+    __slots__ = ("_counters", "_leases", "_lines", "_now_us", "_revoked", "_to_purge", "ledger", "usage")
 
-    def __init__(self, now_us: Callable[[], int] = monotonic_us) -> None:
+    def __init__(self, now_us: Callable[[], int] = monotonic_us, ledger: MemoryLedger | None = None) -> None:
+        self.ledger = ledger or MemoryLedger()
         self._now_us = now_us
         self._counters: dict[str, Counter] = {}
         self._to_purge: deque[tuple[str, int]] = deque()
@@ -123,6 +148,42 @@ class MemoryStore:
                 return
         verdict = self._charge_windows(windows, now_us) if windows else None
         waiter.on_verdict(self._decide(plan, now_us) if verdict is None else verdict)  # type: ignore[arg-type]
+
+    def spend_plan(self, subject: str, policies: Sequence[Policy], budgets: Sequence[Budget]) -> _Plan:
+        """Prepare what every reservation of this subject needs; see `SpendStore.spend_plan`.
+
+        Raises:
+            ValueError: The subject is not one that limits can be counted for (`Policy.owner`).
+        """
+        return _Plan(subject, policies, budgets)
+
+    def reserve(self, plan: SpendPlan, ask: Ask, waiter: Waiter) -> None:
+        """Charge and reserve, or neither; `waiter` is called before this returns. See `SpendStore.reserve`."""
+        own: _Plan = plan  # type: ignore[assignment]  # opaque to others, but this store's own
+        now_us = self._now_us()
+        if self._is_revoked(own.lineage, now_us):
+            waiter.on_verdict(SpendVerdict(False, REVOKED, 0, 0, now_us))
+            return
+        try:
+            offer = self.ledger.offer(own.budgets, ask)
+            if offer.granted < 0:
+                verdict = SpendVerdict(False, len(own.limits) + offer.refusing, 0, offer.frees_us, now_us)
+            else:
+                limited = _Limited()
+                self.check(plan, limited)
+                verdict = SpendVerdict(*limited.verdict)
+            if verdict.admitted:
+                verdict.granted = offer.granted
+                try:
+                    self.ledger.reserve(own.subject, ask, offer)
+                except StoreUnavailable:
+                    self.refund(plan, verdict)
+                    raise
+        except StoreUnavailable as error:
+            waiter.on_store_loss(error)
+            return
+        verdict.used = offer.used
+        waiter.on_verdict(verdict)
 
     def refund(self, plan: Plan, verdict: Verdict) -> None:
         """Give back what an admitted request was charged, where it still counts, and its places in flight."""
@@ -183,7 +244,12 @@ class MemoryStore:
         self._counter(limit).at_least(limit.unit_us, used, min(at_us, now_us), now_us)
 
     async def start(self) -> None:
-        """Do nothing: this store is always ready."""
+        """Read what the ledger's file knows, if it has one.
+
+        Raises:
+            StoreUnavailable: That cannot be done; it says why.
+        """
+        self.ledger.start()
 
     async def ping(self) -> None:
         """Do nothing: this store always answers."""
@@ -193,7 +259,8 @@ class MemoryStore:
         return candidate
 
     async def close(self) -> None:
-        """Do nothing: no check is ever in flight."""
+        """Give up the ledger's file: no check is ever in flight."""
+        self.ledger.close()
 
     def _is_revoked(self, subjects: Sequence[str], now_us: int) -> bool:
         return any(self._revoked.get(subject, 0) > now_us for subject in subjects)
