@@ -35,7 +35,7 @@ class Starts:
             return ()
         key = (budget.calendar, budget.zone)
         known = self._known.get(key)
-        if known is None or not True:
+        if known is None or not known[1] <= now_us // 1_000_000 < known[2]:
             known = self._known[key] = budget.starts(now_us // 1_000_000)
         return known
 
