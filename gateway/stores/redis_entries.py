@@ -11,8 +11,6 @@ from gateway.stores.link import expect
 from gateway.stores.redis_spend import family_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from gateway.stores.link import Command
     from gateway.stores.redis import RedisStore
 
@@ -119,7 +117,7 @@ class RedisEntries:
         families = await self._ask(SPENDERS_KEY, "ZRANGE", SPENDERS_KEY, 0, -1)
         return [family.decode() for family in families]
 
-    async def _entries_of(self, family: str, since_us: int) -> Iterable[Entry]:
+    async def _entries_of(self, family: str, since_us: int) -> list[Entry]:
         keys = family_keys(family)
         await self._expire(keys)
         since, pages = str(max(since_us, 0)), []
@@ -127,8 +125,11 @@ class RedisEntries:
             page = await self._ask(keys[4], "XRANGE", keys[4], since, "+", "COUNT", PAGE)
             pages += page
             if len(page) < PAGE:
-                return await asyncio.to_thread(_last_of_each, pages)
+                break
             since = f"({page[-1][0].decode()}"
+        # One that ended, and was renewed after all, is open again.
+        again = {request.decode() for request in await self._ask(keys[0], "HKEYS", keys[0])}
+        return await asyncio.to_thread(_last_of_each, pages, again)
 
     async def _open_of(self, family: str) -> list[Entry]:
         keys = family_keys(family)
@@ -167,13 +168,13 @@ def _read(one: Any) -> Entry:  # noqa: ANN401 - an entry of a stream, as Redis a
         raise StoreUnavailable("In Redis's ledger is an entry that is not the gateway's.") from None
 
 
-def _last_of_each(page: list[Any]) -> Iterable[Entry]:
+def _last_of_each(page: list[Any], still_open: set[str]) -> list[Entry]:
     """Read entries. A request that was assumed and settled late has two, of which the later one stands."""
     found: dict[str, Entry] = {}
     for entry in map(_read, page):
         found.pop(entry.id, None)
         found[entry.id] = entry
-    return found.values()
+    return [entry for entry in found.values() if entry.id not in still_open]
 
 
 def _is_of(token: str, whose: str | None) -> bool:

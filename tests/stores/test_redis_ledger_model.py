@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.budgets.book import NEVER_US, Book, BudgetStanding
@@ -149,11 +149,12 @@ class Model:
         self.open.pop(id_, None)
         self.assumed.discard(id_)
         self.settled[id_] = mark
-        self.update()
-        self.books = [
-            book.settled(budget, id_, cost, self.now_us, self.starts(budget))
-            for budget, book in zip(BUDGETS, self.books, strict=True)
-        ]
+        ask, granted = self.asked[id_]
+        for index, (budget, book) in enumerate(zip(BUDGETS, self.books, strict=True)):
+            if ask.amount(budget.unit, granted):
+                starts = self.starts(budget)
+                now = book if mark is Mark.RELEASED else book.at(budget, self.now_us, starts)
+                self.books[index] = now.settled(budget, id_, cost, self.now_us, starts)
 
     async def renew(self, _: int) -> None:
         live = self.store.link.live
@@ -202,8 +203,28 @@ class Model:
         assert {entry.id for entry in await self.store.ledger.open()} == set(self.open)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps)
-async def test_redis_decides_and_counts_as_the_rule_does(
-    address: RedisAddress, taken: list[tuple[str, Any]]
-) -> None: ...
+@settings(max_examples=25, deadline=None)
+@given(taken=steps)
+def test_redis_decides_and_counts_as_the_rule_does(address: RedisAddress, taken: list[tuple[str, Any]]) -> None:
+    asyncio.run(play(address, taken))
+
+
+async def play(address: RedisAddress, taken: list[tuple[str, Any]]) -> None:
+    control = connect(address)
+    control.flushall()
+    now_us: list[int] = [BEGIN_US]
+    store = RedisStore(
+        address, timeout_s=TIMEOUT_S, script=CLOCK_SCRIPT, spends=CLOCK_SPENDS, now_s=lambda: now_us[0] / 1e6
+    )
+    await store.start()
+    try:
+        model = Model(store, control)
+        model.to(BEGIN_US)
+        for step, what in taken:
+            await model.take(step, what)
+            now_us[0] = model.now_us
+            await model.compare()
+        await model.compare_ledgers()
+    finally:
+        await store.close()
+        control.close()
