@@ -156,7 +156,7 @@ class RedisStore:
         Raises:
             ValueError: The subject is not one that can be counted for.
         """
-        return RedisSpendPlan(self, subject, policies, budgets, budgeted=bool(budgets))
+        return RedisSpendPlan(self, subject, policies, budgets)
 
     def reserve(self, plan: SpendPlan, ask: Ask, waiter: Waiter) -> None:
         """Check all, and charge and reserve under all or none; see `SpendStore.reserve`."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("gateway.store")
 
 REDIRECTS: Final = 3
-"""How often one command is sent on by nodes of a cluster."""
+"""How often one command is sent on. More would be nodes that do not agree: they will, but not in time for this one."""
 _FAMILY: Final = ("open", "open:ends", "open:settled", "open:assumed", "ledger")
 _NO_STARTS: Final = (0, 0, 0, 0)
 _MOST_TOKENS: Final = MAX_ATOMS - 1
@@ -41,7 +41,6 @@ class RedisSpendPlan(RedisPlan):
         subject: Whose limits and budgets.
         policies: In the order that verdicts count.
         budgets: Likewise, behind them.
-        budgeted: Whether there are budgets in this slot or another one: then nothing passes unless Redis says so.
         tag: The family whose keys are told what is open, if not the subject's: then it has no entries in the ledger.
     """
 
@@ -54,12 +53,12 @@ class RedisSpendPlan(RedisPlan):
         policies: Sequence[Policy],
         budgets: Sequence[Budget],
         *,
-        budgeted: bool,
         tag: str | None = None,
     ) -> None:
         super().__init__(store, subject, policies, tag=tag)
         self.budgets = tuple(budgets)
-        self.budgeted = budgeted
+        self.budgeted = bool(budgets)
+        """Whether there are any, here or in another slot: then nothing passes unless Redis says so."""
         self.family = subject.partition(".")[0] if tag in {None, subject} else ""
         """Whose ledger it is entered in; "": in none."""
         self.family_keys = family_keys(self.family or str(tag))
