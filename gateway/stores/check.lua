@@ -13,6 +13,8 @@
 -- l  places           a sorted set of lease ids by their ends
 -- W, B, L             the same in shadow
 --
+-- A line that ends with an @ and a name is another one in reserve's script: see spend_scripts.py.
+--
 -- While the newest segment stays the same, a charge rewrites the head in place, which leaves the expiry alone as well.
 -- Numbers go to redis.call as text, because it formats them slowly.
 
@@ -24,8 +26,9 @@ local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 local at = now
 local limits, kinds, lease = #ARGV[1], ARGV[1], ARGV[2]
+local last = #KEYS -- @reserve_begin
 
-if call('EXISTS', KEYS[1]) == 1 or #KEYS > limits + 1 and call('EXISTS', unpack(KEYS, limits + 2)) > 0 then
+if call('EXISTS', KEYS[1]) == 1 or last > limits + 1 and call('EXISTS', unpack(KEYS, limits + 2, last)) > 0 then
   return {0, -2, 0, 0, now}
 end
 
@@ -150,6 +153,7 @@ end
 if lease == '?' then
   return {at, unpack(looks)}
 end
+-- @reserve_room
 if refusing then
   return {0, refusing - 1, 0, free_at - now, at}
 end
@@ -191,6 +195,7 @@ for i = 1, limits do
   end
 end
 if nearest == 0 then least = 0 end
+-- @reserve_hold
 if plain then
   return {1, nearest - 1, least, nearest_free_at - now, at}
 end

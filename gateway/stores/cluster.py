@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from gateway.errors import StoreUnavailable
 from gateway.stores.link import (
@@ -27,24 +27,28 @@ from gateway.stores.link import (
     why,
 )
 from gateway.stores.pipeline import dial
-from gateway.stores.redirects import Follower, SentOn
+from gateway.stores.redirects import Follower, SentOn, first_answer
 from gateway.stores.redis import RedisStore
 from gateway.stores.redis_plan import RedisPlan
+from gateway.stores.redis_spend import REDIRECTS, RedisSpendPlan
 from gateway.stores.slots import SLOTS, key_slot, probe_tag, read_redirect, read_shares
+from gateway.stores.two_spends import SpendSteps, TwoSpends, TwoSpendVerdicts, of_slot
 from gateway.stores.two_steps import TwoPlans, TwoSteps, TwoVerdicts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.budgets.budget import Budget
+    from gateway.budgets.spending import Ask
     from gateway.limits import Policy
     from gateway.stores import Plan, Standing, Verdict, Waiter
     from gateway.stores.address import ClusterAddress, RedisAddress
+    from gateway.stores.ledger import SpendPlan
     from gateway.stores.link import Command, Link
-    from gateway.stores.pipeline import Connection
+    from gateway.stores.pipeline import Connection, Recipient
     from gateway.stores.slots import Redirect, Share
 
-REDIRECTS: Final = 3
-"""How often one check is sent on. More would be nodes that do not agree: they will, but not in time for this one."""
+AnyPlan = TypeVar("AnyPlan", bound=RedisPlan)
 NEWS_S: Final = 5.0
 """How long the node that was named knows better than the others: by then they have heard, or it may be cut off."""
 
@@ -83,9 +87,11 @@ class ClusterStore(RedisStore):
         Raises:
             ValueError: The subject is not one that limits can be counted for (`Policy.owner`).
         """
-        shared = [policy for policy in policies if policy.shared]
-        own = self._placed_plan(subject, [policy for policy in policies if not policy.shared], subject)
-        return TwoPlans(own, self._placed_plan(subject, shared, _GLOBAL), policies) if shared else own
+        own, shared = (
+            self._placed(RedisPlan(self, subject, [one for one in policies if one.shared is of_all], tag=tag), tag)
+            for of_all, tag in ((False, subject), (True, _GLOBAL))
+        )
+        return TwoPlans(own, shared, policies) if shared.policies else own
 
     def check(self, plan: Plan, waiter: Waiter) -> None:
         """Check all policies and charge 1 to each, or charge none; see `Store.check`."""
@@ -99,10 +105,35 @@ class ClusterStore(RedisStore):
         self._reroute(plan)
         super().check(plan, waiter)
 
+    def spend_plan(self, subject: str, policies: Sequence[Policy], budgets: Sequence[Budget]) -> Any:  # noqa: ANN401
+        """Prepare what every reservation of this subject needs; see `SpendStore.spend_plan`.
+
+        Raises:
+            ValueError: The subject is not one that can be counted for.
+        """
+        own, shared = (
+            self._placed(RedisSpendPlan(self, subject, *of_slot(policies, budgets, shared=of_all), tag=tag), tag)
+            for of_all, tag in ((False, subject), (True, _GLOBAL))
+        )
+        own.budgeted = shared.budgeted = bool(budgets)
+        return TwoSpends(own, shared, policies, budgets) if shared.policies or shared.budgets else own
+
+    def reserve(self, plan: SpendPlan, ask: Ask, waiter: Waiter) -> None:
+        """Check all, and charge and reserve under all or none; see `SpendStore.reserve`."""
+        if isinstance(plan, TwoSpends):
+            self.reserve_one(plan.own, ask, SpendSteps(self, plan, ask, waiter))
+        else:
+            self.reserve_one(cast("RedisSpendPlan", plan), ask, waiter)
+
+    def reserve_one(self, plan: RedisSpendPlan, ask: Ask, waiter: Waiter) -> None:
+        """Check and reserve in one slot."""
+        self._reroute(plan)
+        super().reserve(plan, ask, waiter)
+
     def refund(self, plan: Plan, verdict: Verdict) -> None:
         """Give back a charge and places; see `Store.refund`."""
-        if isinstance(plan, TwoPlans):
-            assert isinstance(verdict, TwoVerdicts)  # noqa: S101 - it came of this plan
+        if isinstance(plan, TwoPlans | TwoSpends):
+            assert isinstance(verdict, TwoVerdicts | TwoSpendVerdicts)  # noqa: S101 - it came of this plan
             self.refund(plan.own, verdict.own)
             self.refund(plan.shared, verdict.shared)
         else:
@@ -111,8 +142,8 @@ class ClusterStore(RedisStore):
 
     def release(self, plan: Plan, verdict: Verdict) -> None:
         """Give back places in flight; see `Store.release`."""
-        if isinstance(plan, TwoPlans):
-            assert isinstance(verdict, TwoVerdicts)  # noqa: S101 - it came of this plan
+        if isinstance(plan, TwoPlans | TwoSpends):
+            assert isinstance(verdict, TwoVerdicts | TwoSpendVerdicts)  # noqa: S101 - it came of this plan
             self.release(plan.own, verdict.own)
             self.release(plan.shared, verdict.shared)
         else:
@@ -125,7 +156,7 @@ class ClusterStore(RedisStore):
             StoreUnavailable: A node did not answer, or the keys are on their way: then it is found out who has them.
         """
         try:
-            if not isinstance(plan, TwoPlans):
+            if not isinstance(plan, TwoPlans | TwoSpends):
                 return await super().look(plan)
             own, shared = await self.look(plan.own), await self.look(plan.shared)
         except StoreUnavailable:
@@ -200,6 +231,23 @@ class ClusterStore(RedisStore):
         else:
             super().on_error(plan, waiter, reply)
 
+    def send_on_to(self, reply: object, packed: bytes, recipient: Recipient, plan: RedisPlan | None = None) -> bool:
+        """Send a command to the node that another one named; return whether that is possible."""
+        redirect = read_redirect(str(reply))
+        if redirect is None:
+            self._refresh()
+            return False
+        link = self._link_to(redirect)
+        if redirect.for_good and plan is not None:
+            plan.link = link
+        connection = link.live
+        if connection is None or connection.congested:
+            return False
+        if not redirect.for_good:
+            connection.send(_ASKING, NOBODY)
+        connection.send(packed, recipient)
+        return True
+
     def send_on(self, plan: RedisPlan, waiter: Waiter, reply: object, left: int) -> None:
         """Send a check to the node that another one named."""
         redirect = read_redirect(str(reply))
@@ -225,23 +273,9 @@ class ClusterStore(RedisStore):
         """Send a command whose reply nobody waits for, to wherever its keys are by now."""
         connection.send(packed, self._follower, packed)
 
-    def follow(self, packed: bytes, reply: object) -> None:
-        """Send such a command to the node that another one named, once."""
-        redirect = read_redirect(str(reply))
-        if redirect is None:
-            self._refresh()
-            return
-        link = self._link_to(redirect)
-        connection = link.live
-        if connection is not None and not connection.congested:
-            if not redirect.for_good:
-                connection.send(_ASKING, NOBODY)
-            connection.send(packed, NOBODY)
-
     # Who has which slots
 
-    def _placed_plan(self, subject: str, policies: Sequence[Policy], tag: str) -> RedisPlan:
-        plan = RedisPlan(self, subject, policies, tag=tag)
+    def _placed(self, plan: AnyPlan, tag: str) -> AnyPlan:
         plan.slot = key_slot(f"{{{tag.partition('.')[0]}}}".encode())
         plan.link = self._owners[plan.slot] or plan.link
         return plan
@@ -284,6 +318,7 @@ class ClusterStore(RedisStore):
             owners[share.first : share.last + 1] = [self._links[place]] * (share.last + 1 - share.first)
         self._owners = owners
         self.leases.tell_again()
+        self.ledger.tell_again()
         for place in self._links.keys() - set(places.values()):
             left = self._links.pop(place)
             left.leave("The node is no master of the cluster any more.")
@@ -322,21 +357,7 @@ class ClusterStore(RedisStore):
 
     async def _learn(self, places: Sequence[RedisAddress], within_s: float) -> tuple[list[Share], RedisAddress]:
         """Ask all of these nodes at once who has which slots, and take the first answer."""
-        tasks = [asyncio.ensure_future(self._ask_shares(place, within_s)) for place in dict.fromkeys(places)]
-        reason = "No node was named."
-        try:
-            for answer in asyncio.as_completed(tasks, timeout=within_s):
-                try:
-                    return await answer
-                except StoreUnavailable as error:
-                    reason = error.detail
-        except TimeoutError:
-            reason = "No node answered in time."
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        raise StoreUnavailable(reason)
+        return await first_answer([self._ask_shares(place, within_s) for place in dict.fromkeys(places)], within_s)
 
     async def _ask_shares(self, place: RedisAddress, within_s: float) -> tuple[list[Share], RedisAddress]:
         (reply,) = await self._ask_at(place, within_s, ("CLUSTER", "SLOTS"))

@@ -33,6 +33,8 @@ LOSSES_TO_OPEN: Final = 3
 """Losses in a row after which checks are no longer sent. One may be chance; more would each wait for nothing."""
 BACK_OFF_S: Final = (0.0, 0.05, 0.1, 0.25)
 """Before each try for a new connection; the last one repeats, short enough to be back within a second."""
+KEY_TROUBLE: Final = frozenset({"ERR", "WRONGTYPE"})
+"""Errors that come from the value of one key. They must not stop the commands of everybody else."""
 CONNECT_S: Final = 0.5
 """The longest that a try takes while checks are being lost."""
 FOLLOW_S: Final = 1.0

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, TypeVar
 
 import hiredis
 
-from gateway.stores.link import error_code
+from gateway.errors import StoreUnavailable
+from gateway.stores.link import NOBODY, error_code
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
     from gateway.stores import Waiter
     from gateway.stores.cluster import ClusterStore
     from gateway.stores.pipeline import Connection
     from gateway.stores.redis_plan import RedisPlan
+
+
+_Answer = TypeVar("_Answer")
 
 
 class Follower:
@@ -26,7 +33,7 @@ class Follower:
     def on_reply(self, packed: bytes, reply: object) -> None:
         """Send the command to the node that this one named."""
         if isinstance(reply, hiredis.ReplyError) and error_code(reply) in {"MOVED", "ASK"}:
-            self._store.follow(packed, reply)
+            self._store.send_on_to(reply, packed, NOBODY)
 
     def on_loss(self, connection: Connection, packed: bytes, reason: str) -> None:
         """Do nothing: it ends by itself."""
@@ -59,3 +66,26 @@ class SentOn:
     def on_late_reply(self, connection: Connection, reply: object) -> None:
         """Give back what was charged."""
         self._plan.on_late_reply(connection, reply)
+
+
+async def first_answer(asked: Sequence[Coroutine[None, None, _Answer]], within_s: float) -> _Answer:
+    """Return what the first of several nodes answers.
+
+    Raises:
+        StoreUnavailable: None did in time, with a reason.
+    """
+    tasks = [asyncio.ensure_future(one) for one in asked]
+    reason = "No node was named."
+    try:
+        for answer in asyncio.as_completed(tasks, timeout=within_s):
+            try:
+                return await answer
+            except StoreUnavailable as error:
+                reason = error.detail
+    except TimeoutError:
+        reason = "No node answered in time."
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    raise StoreUnavailable(reason)

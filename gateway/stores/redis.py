@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,23 +20,30 @@ from gateway.stores import Standing
 from gateway.stores.address import SentinelAddress
 from gateway.stores.fallback import Deny
 from gateway.stores.leases import Leases
-from gateway.stores.link import NOBODY, Link, at, error_code, expect
+from gateway.stores.link import KEY_TROUBLE, NOBODY, Link, at, error_code, expect
+from gateway.stores.redis_ledger import RedisLedger
 from gateway.stores.redis_plan import RedisPlan, key_of, revocation_key
+from gateway.stores.redis_spend import RedisSpendPlan, Reservation
 from gateway.stores.register import RedisLines
 from gateway.stores.sentinel import Whereabouts
+from gateway.stores.spend_scripts import SPEND_SCRIPTS
 from gateway.stores.usage_redis import RedisUsage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from gateway.budgets.budget import Budget
+    from gateway.budgets.spending import Ask
     from gateway.limits import Policy
     from gateway.stores import Plan, Verdict, Waiter
     from gateway.stores.address import RedisAddress
     from gateway.stores.fallback import LossPolicy
     from gateway.stores.instances import Instances
+    from gateway.stores.ledger import SpendPlan
     from gateway.stores.lines import Noted
     from gateway.stores.link import Command, Locate
-    from gateway.stores.pipeline import Connection
+    from gateway.stores.pipeline import Connection, Recipient
+    from gateway.stores.spend_scripts import SpendScripts
 
 log = logging.getLogger("gateway.store")
 
@@ -47,8 +55,6 @@ SECRET_LIVES_S: Final = 400 * 86_400
 
 _SECRET_KEY: Final = "gateway:{global}:secret"  # noqa: S105 - where it is, not what it is
 _PROBE_TAG: Final = "global"
-_KEY_TROUBLE: Final = frozenset({"ERR", "WRONGTYPE"})
-"""Errors that come from the value of one key. They must not stop the checks of everybody else."""
 
 
 class RedisStore:
@@ -63,6 +69,8 @@ class RedisStore:
         script: The text of the check script. Tests pass one that reads a clock of theirs.
         renew_script: The text of the script that renews leases; likewise.
         lease_us: How long a place in flight is held without being renewed, in microseconds.
+        spends: The scripts of budgets; likewise.
+        now_s: Seconds since the epoch: which calendar windows are told to Redis, whose clock picks.
     """
 
     __slots__ = (
@@ -72,9 +80,12 @@ class RedisStore:
         "_timeout_s",
         "lease_us",
         "leases",
+        "ledger",
         "link",
+        "now_s",
         "script",
         "script_sha",
+        "spends",
         "usage",
     )
 
@@ -88,6 +99,8 @@ class RedisStore:
         script: str = CHECK_SCRIPT,
         renew_script: str = RENEW_SCRIPT,
         lease_us: int = LEASE_US,
+        spends: SpendScripts = SPEND_SCRIPTS,
+        now_s: Callable[[], float] = time.time,
     ) -> None:
         self._loss = loss or Deny()
         self._instances = instances
@@ -98,6 +111,9 @@ class RedisStore:
         self.link = self._link(str(address), locate, moves=isinstance(address, SentinelAddress))
         self.lease_us = lease_us
         self.leases = Leases(self.link_of, self.send_away, lease_us, renew_script)
+        self.spends = spends
+        self.now_s = now_s
+        self.ledger = RedisLedger(self)
         self._lines = RedisLines(self.link_of, self.send_away, self.ask_of)
         self.usage = RedisUsage(self.link_of, self.ask_of)
 
@@ -133,6 +149,28 @@ class RedisStore:
             self.leases.tell(link, connection)
             packed = plan.pack_for(self.leases.next_id())  # type: ignore[attr-defined]  # see above
             connection.send(packed, plan, waiter)  # type: ignore[arg-type]  # see above
+
+    def spend_plan(self, subject: str, policies: Sequence[Policy], budgets: Sequence[Budget]) -> SpendPlan:
+        """Prepare what every reservation of this subject needs; see `SpendStore.spend_plan`.
+
+        Raises:
+            ValueError: The subject is not one that can be counted for.
+        """
+        return RedisSpendPlan(self, subject, policies, budgets)
+
+    def reserve(self, plan: SpendPlan, ask: Ask, waiter: Waiter) -> None:
+        """Check all, and charge and reserve under all or none; see `SpendStore.reserve`."""
+        assert isinstance(plan, RedisSpendPlan)  # noqa: S101 - opaque to others, but this store's own
+        reservation, connection = Reservation(plan, ask, waiter), plan.link.live
+        if connection is None:
+            reservation.lose(plan.link.outage, sent=False)
+        elif connection.congested:
+            reservation.lose("Redis does not read what it is sent.", sent=False)
+        else:
+            if plan.places:
+                self.leases.tell(plan.link, connection)
+            self.ledger.tell(plan.link, connection)
+            connection.send(reservation.pack(), reservation)
 
     def refund(self, plan: Plan, verdict: Verdict) -> None:
         """Give back what an admitted request was charged, where it still counts, and its places in flight.
@@ -194,6 +232,10 @@ class RedisStore:
         """Send a command whose reply nobody waits for."""
         connection.send(packed, NOBODY)
 
+    def send_on_to(self, _reply: object, _packed: bytes, _recipient: Recipient, _plan: RedisPlan) -> bool:
+        """Send a command to the node that another one named; return whether that is possible."""
+        return False
+
     def link_of(self, _key: str) -> Link:
         """Return the way to whoever has a key."""
         return self.link
@@ -246,6 +288,7 @@ class RedisStore:
         if self._instances is not None:
             await self._instances.close()
         await self.leases.close()
+        await self.ledger.close()
         await self.link.close()
 
     # What plans and connections report
@@ -256,10 +299,14 @@ class RedisStore:
         if code == "NOSCRIPT" and link.live is not None:
             link.live.send(plan.pack_with_script(), plan, waiter)
             return
+        self.lose(plan, waiter, self.on_refused(link, code))
+
+    def on_refused(self, link: Link, code: str) -> str:
+        """Take an error that Redis answered to a check with; return what it means, in a sentence."""
         reason = f"Redis answered {code}."
-        if code not in _KEY_TROUBLE and link.live is not None:
+        if code not in KEY_TROUBLE and link.live is not None:
             link.on_trouble(link.live, reason)
-        self.lose(plan, waiter, reason)
+        return reason
 
     def lose(self, plan: RedisPlan, waiter: Waiter, reason: str) -> None:
         """Have the loss policy decide on a check."""
@@ -274,3 +321,4 @@ class RedisStore:
         # would not tell it.
         if link.live is not None:
             self.leases.tell(link, link.live)
+            self.ledger.on_back(link, link.live)

@@ -25,7 +25,7 @@ REFUND_SCRIPT: Final = resources.files("gateway.stores").joinpath("refund.lua").
 
 _LETTERS: Final = {Kind.WINDOW: "w", Kind.BUCKET: "b", Kind.LEASE: "l"}
 _LOOK: Final = "?"
-_LEASE: Final = b"id-of-lease-to-be-made!!"
+LEASE_TO_BE: Final = b"id-of-lease-to-be-made!!"
 """Stands for a lease's id in a prepared command, and is as long as one."""
 _verdict: Final = tuple.__new__
 """Makes a Verdict in half the time that its constructor takes."""
@@ -43,14 +43,14 @@ class RedisPlan:
 
     # fmt: off
     __slots__ = (
-        "_charged", "_keys", "_kinds", "_numbers", "_parts", "_store", "key", "link", "packed", "places", "slot",
+        "_charged", "_keys", "_kinds", "_numbers", "_parts", "key", "link", "packed", "places", "slot", "store",
         "known", "local", "policies", "subject",
     )
     # fmt: on
 
     def __init__(self, store: RedisStore, subject: str, policies: Sequence[Policy], *, tag: str | None = None) -> None:
         check_subject(subject)
-        self._store = store
+        self.store = store
         self.link = store.link
         self.slot = 0  # of a cluster's
         # For the day that Redis is lost: see `fallback.LostPlan`.
@@ -78,14 +78,14 @@ class RedisPlan:
         self.places = tuple(
             (1 << index, self._keys[index + 1]) for index, letter in enumerate(letters) if letter == "l"
         )
-        packed = self._pack("EVALSHA", store.script_sha, _LEASE)
+        packed = self._pack("EVALSHA", store.script_sha, LEASE_TO_BE)
         self.packed = b"" if self.places else packed
         """The whole command; b"" where each has a lease's id of its own: see `pack_for`."""
-        self._parts = packed.split(_LEASE)
+        self._parts = packed.split(LEASE_TO_BE)
 
     def pack_with_script(self) -> bytes:
         """Return the check as a command that brings the script along, and leaves it with Redis."""
-        return self._pack("EVAL", self._store.script, self._store.leases.next_id())
+        return self._pack("EVAL", self.store.script, self.store.leases.next_id())
 
     def pack_for(self, lease: bytes) -> bytes:
         """Return the whole command for a request that takes places in flight."""
@@ -93,7 +93,7 @@ class RedisPlan:
 
     def pack_look(self) -> tuple[str | bytes | int, ...]:
         """Return the words of a command that looks and charges nothing."""
-        return self._words("EVAL", self._store.script, _LOOK)
+        return self._words("EVAL", self.store.script, _LOOK)
 
     def give_back(self, connection: Connection, at_us: int, shadowed: int) -> None:
         """Send what takes the charges of `at_us` back, but for the limits in `shadowed`."""
@@ -101,7 +101,19 @@ class RedisPlan:
         if charged:
             keys, letters, units_us = zip(*charged, strict=True)
             packed = pack("EVAL", REFUND_SCRIPT, len(keys), *keys, at_us, "".join(letters), *units_us)
-            self._store.send_away(connection, packed)
+            self.store.send_away(connection, packed)
+
+    def give_back_late(self, connection: Connection, at_us: int, shadowed: int = 0, lease: bytes = b"") -> None:
+        """Send what takes back all that a check took that nobody waits for any more."""
+        self.give_back(connection, at_us, shadowed)
+        self.store.leases.give_back_late(connection, lease, self.places_taken(shadowed))
+
+    def note(self, verdict: Verdict) -> None:
+        """Remember what a verdict told of a limit, and hold the places that it took."""
+        if 0 <= verdict.policy < len(self.known):
+            self.known[verdict.policy] = verdict
+        if verdict.lease:
+            self.store.leases.hold(verdict.lease, self.places_taken(verdict.shadowed))
 
     def places_taken(self, shadowed: int) -> tuple[str, ...]:
         """Return the keys of the places that a lease was taken on: those not in `shadowed`."""
@@ -116,12 +128,9 @@ class RedisPlan:
                 self.known[policy] = verdict
         elif type(reply) is list and len(reply) == 7:
             verdict = Verdict(reply[0] == 1, *reply[1:])
-            if verdict.policy >= 0:
-                self.known[verdict.policy] = verdict
-            if verdict.lease:
-                self._store.leases.hold(verdict.lease, self.places_taken(verdict.shadowed))
+            self.note(verdict)
         else:
-            self._store.on_error(self, waiter, reply)
+            self.store.on_error(self, waiter, reply)
             return
         self.link.losses = 0
         try:
@@ -134,14 +143,12 @@ class RedisPlan:
     def on_loss(self, connection: Connection, waiter: Waiter, reason: str) -> None:
         """Tell the loss."""
         self.link.on_trouble(connection, reason)
-        self._store.lose(self, waiter, reason)
+        self.store.lose(self, waiter, reason)
 
     def on_late_reply(self, connection: Connection, reply: object) -> None:
         """Give back what was charged for a request that has had its answer."""
         if type(reply) is list and len(reply) in {5, 7} and reply[0] == 1:
-            shadowed, lease = reply[5:] or (0, b"")
-            self.give_back(connection, reply[4], shadowed)
-            self._store.leases.give_back_late(connection, lease, self.places_taken(shadowed))
+            self.give_back_late(connection, reply[4], *reply[5:])
 
     def _pack(self, command: str, script: str, lease: bytes) -> bytes:
         return pack(*self._words(command, script, lease if self.places else b""))

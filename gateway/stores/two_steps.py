@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gateway.stores import Waiter
     from gateway.stores.cluster import ClusterStore
     from gateway.stores.redis_plan import RedisPlan
+    from gateway.stores.two_spends import TwoSpends
 
 
 class TwoPlans:
@@ -52,11 +53,7 @@ class TwoVerdicts(Verdict):
     @classmethod
     def joined(cls, plans: TwoPlans, own: Verdict, shared: Verdict) -> Self:
         """Put two verdicts together that both admit."""
-        first, second = placed(own, plans.own_at), placed(shared, plans.shared_at)
-        limited = [one for one in (first, second) if one.policy >= 0]
-        nearest = min(limited, key=lambda one: (one.remaining, one.policy), default=first)
-        shadowed = first.shadowed | second.shadowed
-        verdict = cls(*nearest._replace(shadowed=shadowed, lease=own.lease or shared.lease))
+        verdict = cls(*nearest(plans, own, shared))
         verdict.own, verdict.shared = own, shared
         return verdict
 
@@ -105,3 +102,11 @@ def placed(verdict: Verdict, indexes: Sequence[int]) -> Verdict:
     shadowed = sum(1 << place for bit, place in enumerate(indexes) if verdict.shadowed >> bit & 1)
     policy = verdict.policy if verdict.policy < 0 else indexes[verdict.policy]
     return verdict._replace(policy=policy, shadowed=shadowed)
+
+
+def nearest(plans: TwoPlans | TwoSpends, own: Verdict, shared: Verdict) -> Verdict:
+    """Return of two verdicts that both admit the one that is nearer its end, with what both did."""
+    first, second = placed(own, plans.own_at), placed(shared, plans.shared_at)
+    limited = [one for one in (first, second) if one.policy >= 0]
+    nearer = min(limited, key=lambda one: (one.remaining, one.policy), default=first)
+    return nearer._replace(shadowed=first.shadowed | second.shadowed, lease=own.lease or shared.lease)

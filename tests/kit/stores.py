@@ -17,6 +17,7 @@ from gateway.limits.places import LEASE_US
 from gateway.stores.address import RedisAddress
 from gateway.stores.memory import MemoryStore
 from gateway.stores.redis import CHECK_SCRIPT, RENEW_SCRIPT, RedisStore
+from gateway.stores.spend_scripts import SpendScripts
 from tests.kit.redis import running_redis, valkey_server
 
 if TYPE_CHECKING:
@@ -28,13 +29,17 @@ if TYPE_CHECKING:
 TIMEOUT_S = 10.0
 """For tests that nothing should time out in, on a machine however slow."""
 
-_CLOCK_KEY = "test:clock"
+CLOCK_KEY = "test:clock"
 _TIME_CALL = re.compile(r"(redis\.)?call\('TIME'\)")
-CLOCK_SCRIPT, CLOCK_RENEW_SCRIPT = (
-    _TIME_CALL.sub(f"{{0, redis.call('GET', '{_CLOCK_KEY}') or '0'}}", script)
-    for script in (CHECK_SCRIPT, RENEW_SCRIPT)
-)
-"""The scripts, with a clock that tests set."""
+
+
+def on_test_clock(script: str) -> str:
+    """Return a script with a clock that tests set."""
+    return _TIME_CALL.sub(f"{{0, redis.call('GET', '{CLOCK_KEY}') or '0'}}", script)
+
+
+CLOCK_SCRIPT, CLOCK_RENEW_SCRIPT = map(on_test_clock, (CHECK_SCRIPT, RENEW_SCRIPT))
+CLOCK_SPENDS = SpendScripts.on_clock(on_test_clock)
 assert CLOCK_SCRIPT != CHECK_SCRIPT and CLOCK_RENEW_SCRIPT != RENEW_SCRIPT  # noqa: PT018
 
 
@@ -169,7 +174,7 @@ class RedisSubject:
 
     async def set_clock(self, now_us: int) -> None:
         assert self._control is not None
-        self._control.set(_CLOCK_KEY, now_us)
+        self._control.set(CLOCK_KEY, now_us)
 
     async def close(self) -> None:
         if self._control is not None:

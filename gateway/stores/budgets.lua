@@ -1,0 +1,150 @@
+-- The rule of gateway/budgets/book.py, inside Redis; a part of every script that knows budgets.
+--
+-- KEYS  three for each budget: a hash of its sums, atoms by segment and `held`; a sorted set of "REQUEST ATOMS" by the
+--       end of the reservation's lease; a hash of what ended unsettled, REQUEST to "ATOMS SEGMENT"
+-- ARGV  eight for each budget: its amount; its segment in microseconds, 0 for a calendar's; four starts of a calendar's
+--       windows in seconds; and two numbers of the script's
+--
+-- Numbers are doubles: exact, for no budget is as much as 2^53.
+
+local STRIDE, SPANS, SLACK_MS, UNKNOWN_MS = 8, 60, 60000, 2764800000
+local WAIT_US, NEVER, ENDED_AT_ONCE = 1000000, -1, 100
+
+local function text(number)
+  return format('%.0f', number)
+end
+
+local function segment_at(book, at_us)
+  if book.unit > 0 then return (at_us - at_us % book.unit) / book.unit end
+  local at_s, found = (at_us - at_us % 1000000) / 1000000, book.starts[1]
+  for i = 2, 4 do
+    if book.starts[i] <= at_s then found = book.starts[i] end
+  end
+  return found
+end
+
+-- When a segment leaves the window; nil, if that is behind the starts that are known.
+local function leaves_at(book, segment)
+  if book.unit > 0 then return (segment + SPANS + 1) * book.unit end
+  for i = 1, 4 do
+    if book.starts[i] > segment then return book.starts[i] * 1000000 end
+  end
+end
+
+local function newest_of(book)
+  local newest = segment_at(book, now)
+  for segment, atoms in pairs(book.spent) do
+    if atoms ~= 0 and segment > newest then newest = segment end
+  end
+  return newest
+end
+
+local function first_of(book)
+  return book.unit > 0 and newest_of(book) - SPANS or newest_of(book)
+end
+
+-- Until whatever may still be counted in it has left the window: a lease that ends is counted when it ends.
+local function keep(book, key, lease_us)
+  local newest, ends = newest_of(book), segment_at(book, now + lease_us)
+  local leaves = leaves_at(book, ends > newest and ends or newest)
+  call('PEXPIRE', key, text(leaves and (leaves - now) / 1000 + SLACK_MS or UNKNOWN_MS))
+end
+
+local function add(book, segment, atoms)
+  book.spent[segment] = (book.spent[segment] or 0) + atoms
+  call('HINCRBY', book.hash, text(segment), text(atoms))
+end
+
+local function hold(book, atoms)
+  book.held = book.held + atoms
+  call('HINCRBY', book.hash, 'held', text(atoms))
+end
+
+-- What ended is assumed: counted as spent when its lease ended. Of very many, the rest stays held until the next call.
+local function assume(book, lease_us)
+  local ended = call('ZRANGEBYSCORE', book.holds, '-inf', text(now), 'WITHSCORES', 'LIMIT', '0', text(ENDED_AT_ONCE))
+  if #ended == 0 then return end
+  for i = 1, #ended, 2 do
+    local request, atoms = string.match(ended[i], '^(%S+) (%d+)$')
+    local segment = segment_at(book, tonumber(ended[i + 1]))
+    add(book, segment, tonumber(atoms))
+    hold(book, -tonumber(atoms))
+    call('ZREM', book.holds, ended[i])
+    call('HSET', book.assumed, request, atoms .. ' ' .. text(segment))
+  end
+  local first, all = first_of(book), call('HGETALL', book.assumed)
+  for i = 1, #all, 2 do
+    if tonumber(string.match(all[i + 1], '%S+$')) < first then call('HDEL', book.assumed, all[i]) end
+  end
+  keep(book, book.hash, lease_us)
+  keep(book, book.assumed, lease_us)
+end
+
+-- Read a budget as it is now.
+local function open_book(i, numbers_at, keys_at, lease_us)
+  local at, key = numbers_at + STRIDE * (i - 1), keys_at + 3 * i - 2
+  local book = {
+    hash = KEYS[key], holds = KEYS[key + 1], assumed = KEYS[key + 2], amount = tonumber(ARGV[at]),
+    unit = tonumber(ARGV[at + 1]), held = 0, total = 0, spent = {}, first = tonumber(ARGV[at + 6]),
+    second = tonumber(ARGV[at + 7]),
+  }
+  if book.unit == 0 then
+    book.starts = {
+      tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]),
+    }
+  end
+  local fields = call('HGETALL', book.hash)
+  for n = 1, #fields, 2 do
+    if fields[n] == 'held' then
+      book.held = tonumber(fields[n + 1])
+    else
+      book.spent[tonumber(fields[n])] = tonumber(fields[n + 1])
+    end
+  end
+  if book.held > 0 then assume(book, lease_us) end
+  local first = first_of(book)
+  for segment, atoms in pairs(book.spent) do
+    if segment < first or atoms == 0 then
+      book.spent[segment] = nil
+      call('HDEL', book.hash, text(segment))
+    else
+      book.total = book.total + atoms
+    end
+  end
+  return book
+end
+
+-- The microseconds until a request that needs so many atoms could pass, which it cannot now.
+local function wait_for(book, needed)
+  if needed > book.amount then return NEVER end
+  local surplus, segments = book.total + needed - book.amount, {}
+  if surplus <= 0 then return WAIT_US end
+  for segment in pairs(book.spent) do segments[#segments + 1] = segment end
+  table.sort(segments)
+  for _, segment in ipairs(segments) do
+    surplus = surplus - book.spent[segment]
+    if surplus <= 0 then return math.max((leaves_at(book, segment) or now) - now, WAIT_US) end
+  end
+  return WAIT_US
+end
+
+-- Take back what was counted for a request that ended; whether it was, and still counts.
+local function unassume(book, request)
+  local was = call('HGET', book.assumed, request)
+  if not was then return false end
+  call('HDEL', book.assumed, request)
+  local atoms, segment = string.match(was, '^(%d+) (%d+)$')
+  atoms, segment = tonumber(atoms), tonumber(segment)
+  if segment < first_of(book) or not book.spent[segment] then return false end
+  add(book, segment, -atoms)
+  return true
+end
+
+-- How a reservation is named where all of a family are: by its request, and where how much of it is held.
+local function name_of(request, keys, atoms)
+  local words = {request}
+  for i = 1, #atoms do
+    if atoms[i] > 0 then words[#words + 1] = keys[3 * i - 2] .. ' ' .. text(atoms[i]) end
+  end
+  return table.concat(words, ' ')
+end

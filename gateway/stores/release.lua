@@ -1,0 +1,47 @@
+-- Settles a request by hand, for nothing, if it is open, or was assumed.
+--
+-- KEYS     as expire.lua's; in the names of what is open and assumed are the budgets that it is held in, in the same slot
+-- ARGV     the request
+-- returns  {the ledger's entry of what it was, when it was assumed, 0 for one that was open}; {} if it is neither
+
+local call, format = redis.call, string.format
+local clock = call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+local request = ARGV[1]
+
+-- @ledger
+
+local function named(key)
+  for _, name in ipairs(call('ZRANGE', key, '0', '-1')) do
+    if string.match(name, '^%S+') == request then return name, call('ZSCORE', key, name) end
+  end
+end
+
+local name, time, entry = named(ENDS), '0', ''
+if name then
+  entry = call('HGET', OPEN, request) or ''
+  call('HDEL', OPEN, request)
+  call('ZREM', ENDS, name)
+else
+  name, time = named(ASSUMED)
+  if not name then return {} end
+  call('ZREM', ASSUMED, name)
+  for _, one in ipairs(call('XRANGE', LEDGER, time, time)) do
+    if string.find(one[2][4], '"id":"' .. request .. '"', 1, true) then entry = one[2][4] end
+  end
+end
+for key, atoms in string.gmatch(name, ' (%S+) (%d+)') do
+  if call('ZREM', key .. ':held', request .. ' ' .. atoms) == 1 then
+    call('HINCRBY', key, 'held', '-' .. atoms)
+  else
+    local was = call('HGET', key .. ':assumed', request)
+    if was then
+      call('HDEL', key .. ':assumed', request)
+      local much, segment = string.match(was, '^(%d+) (%d+)$')
+      if call('HEXISTS', key, segment) == 1 then call('HINCRBY', key, segment, '-' .. much) end
+    end
+  end
+end
+close(request)
+if entry ~= '' then log('released', entry) end
+return {entry, time}

@@ -1,0 +1,134 @@
+"""A reservation in two slots of a cluster: one after the other, and what the first reserved is given back.
+
+Each step grants what there is room for; the smaller of the two stands. What the first has reserved above that stays
+reserved until it is settled, which is the safe side.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+from gateway.stores.ledger import SpendVerdict
+from gateway.stores.two_steps import nearest, placed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.budgets.budget import Budget
+    from gateway.budgets.spending import Ask
+    from gateway.errors import StoreUnavailable
+    from gateway.limits import Policy
+    from gateway.stores import Verdict, Waiter
+    from gateway.stores.cluster import ClusterStore
+    from gateway.stores.redis_spend import RedisSpendPlan
+
+
+class TwoSpendVerdicts(SpendVerdict):
+    """As `TwoVerdicts`, of a reservation."""
+
+    own: Verdict
+    shared: Verdict
+
+    @classmethod
+    def joined(cls, plans: TwoSpends, own: Verdict, shared: Verdict) -> Self:
+        """Put two verdicts together that both admit."""
+        verdict = cls(*nearest(plans, own, shared))
+        verdict.own, verdict.shared = own, shared
+        return verdict
+
+
+class TwoSpends:
+    """The plans of a subject whose limits and budgets are in two slots.
+
+    Args:
+        own: For those of the subject's own, and its revocation.
+        shared: For those that count for all subjects.
+        policies: All of them, in the order that verdicts count.
+        budgets: Likewise, behind them.
+    """
+
+    __slots__ = ("budgets", "own", "own_at", "own_budgets", "shared", "shared_at", "shared_budgets")
+
+    def __init__(
+        self, own: RedisSpendPlan, shared: RedisSpendPlan, policies: Sequence[Policy], budgets: Sequence[Budget]
+    ) -> None:
+        self.own = own
+        self.shared = shared
+        self.budgets = tuple(budgets)
+        self.own_budgets = [index for index, budget in enumerate(budgets) if not budget.shared]
+        self.shared_budgets = [index for index, budget in enumerate(budgets) if budget.shared]
+        first = len(policies)
+        self.own_at = [index for index, policy in enumerate(policies) if not policy.shared]
+        self.own_at += [first + index for index in self.own_budgets]
+        self.shared_at = [index for index, policy in enumerate(policies) if policy.shared]
+        self.shared_at += [first + index for index in self.shared_budgets]
+
+    def spend_parts(self) -> tuple[tuple[RedisSpendPlan, Sequence[int]], ...]:
+        """Return both plans, and which budgets are theirs."""
+        return ((self.own, self.own_budgets), (self.shared, self.shared_budgets))
+
+    def told(self, verdict: Verdict, own: Verdict | None, shared: Verdict | None) -> SpendVerdict:
+        """Return a verdict with what each step says of budgets; of a step that was not taken, nothing is known."""
+        told = verdict if isinstance(verdict, SpendVerdict) else SpendVerdict(*verdict)
+        used = [0] * len(self.budgets)
+        for step, indexes in ((own, self.own_budgets), (shared, self.shared_budgets)):
+            if isinstance(step, SpendVerdict):
+                for index, atoms in zip(indexes, step.used, strict=False):
+                    used[index] = atoms
+        told.used = tuple(used)
+        if verdict.admitted:
+            told.granted = min(step.granted for step in (own, shared) if isinstance(step, SpendVerdict))
+        return told
+
+
+class SpendSteps:
+    """One reservation on its way through both plans; the `Waiter` of either step."""
+
+    __slots__ = ("_ask", "_own", "_plans", "_store", "_waiter")
+
+    def __init__(self, store: ClusterStore, plans: TwoSpends, ask: Ask, waiter: Waiter) -> None:
+        self._store = store
+        self._plans = plans
+        self._ask = ask
+        self._waiter = waiter
+        self._own: Verdict | None = None
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        """Go on to the second step, or tell the outcome."""
+        plans, own = self._plans, self._own
+        if own is None:
+            if not verdict.admitted:
+                self._waiter.on_verdict(plans.told(placed(verdict, plans.own_at), verdict, None))
+                return
+            self._own = verdict
+            if verdict.at_us <= 0:  # Redis did not decide, so there are no budgets: it has been waited for already
+                self._store.lose(plans.shared, self, "Redis did not answer to the check before.")
+            elif plans.shared.budgets:
+                self._store.reserve_one(plans.shared, self._ask, self)
+            else:
+                self._store.check_one(plans.shared, self)
+            return
+        self._own = None  # from here on it is the waiter's, or is given back
+        if verdict.admitted:
+            self._waiter.on_verdict(plans.told(TwoSpendVerdicts.joined(plans, own, verdict), own, verdict))
+        else:
+            self._give_back(own)
+            self._waiter.on_verdict(plans.told(placed(verdict, plans.shared_at), own, verdict))
+
+    def on_store_loss(self, error: StoreUnavailable) -> None:
+        """Give back what the first step charged and reserved."""
+        own, self._own = self._own, None
+        if own is not None:
+            self._give_back(own)
+        self._waiter.on_store_loss(error)
+
+    def _give_back(self, own: Verdict) -> None:
+        self._store.refund(self._plans.own, own)
+        self._store.ledger.give_all_back(self._ask)
+
+
+def of_slot(
+    policies: Sequence[Policy], budgets: Sequence[Budget], *, shared: bool
+) -> tuple[list[Policy], list[Budget]]:
+    """Return those that count for all subjects, or the others."""
+    return [one for one in policies if one.shared is shared], [one for one in budgets if one.shared is shared]
