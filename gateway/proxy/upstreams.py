@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from gateway.config import TargetSettings
+from gateway.metering.pricing import pricing_of
 from gateway.proxy.context import Destination
 from gateway.proxy.dial import Dialer
 from gateway.proxy.keys import KeyRing
@@ -63,7 +64,7 @@ class Upstreams:
             admission: Checks the limits that do not depend on the target.
             tls_of: Returns the TLS to speak with a target; None for plain HTTP.
         """
-        targets = (TargetSettings(name="api", keyed=(settings.target,)), *settings.targets)
+        targets = (TargetSettings(name="api", keyed=(settings.target,), cost=settings.target_cost), *settings.targets)
         dialers = [Dialer(target.keyed[0], tls_of(target.keyed[0])) for target in targets]
         for pool, _ in self._ends:
             pool.retire()
@@ -79,9 +80,19 @@ class Upstreams:
             context.clock.watched.add(pool)
             self._ends.append((pool, dialer))
             limited = admission.beside(target.name, target.common_limits)
+            pricing = None
+            if target.cost is not None:
+                pricing = pricing_of(target.cost, target.keyed[0].url, clamp=settings.budget_clamp)
             destinations = [
                 Destination(
-                    context, own, context.clock, context.metrics, limited, TargetRoute(keyed, target.name), pool
+                    context,
+                    own,
+                    context.clock,
+                    context.metrics,
+                    limited,
+                    TargetRoute(keyed, target.name),
+                    pool,
+                    pricing=pricing,
                 )
                 for keyed in target.keyed
             ]
