@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-
 from gateway.config.values import duration_s, quoted
 
 
 def time_zone(text: str) -> str:
     """Read the IANA name of a time zone that is known here."""
+    if text == "UTC":
+        return text
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # only here: it takes 10 ms to load
+
     try:
         ZoneInfo(text)
     except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: it is a folder of zones

@@ -14,7 +14,6 @@ from gateway.proxy.clock import NEVER
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.hangup import HangupWatch
 from gateway.proxy.local import LocalExchange
-from gateway.proxy.metered import MeteredExchange
 from gateway.proxy.peer import host_of, peer_of
 from gateway.proxy.sockets import end_writing, reset, still_takes, untaken
 
@@ -242,10 +241,10 @@ class ClientConnection(asyncio.Protocol):
         exchange: Exchange | LocalExchange
         if to is None:
             exchange = LocalExchange(context, self, head)
-        elif to.pricing is None:
+        elif to.metered is None:
             exchange = Exchange(to, self, head)
         else:
-            exchange = MeteredExchange(to, self, head, to.pricing)
+            exchange = to.metered(to, self, head)
         self._exchange = exchange
         self._buffer = exchange.take_first(self._buffer)
         # Nor can the rest of its body, unless it is refused without a look at that.

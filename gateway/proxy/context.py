@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from gateway.config import Settings
     from gateway.http1.message import RequestHead
     from gateway.http1.parser import RequestParser
-    from gateway.metering import Pricing
     from gateway.metrics import Metrics, TargetUsage
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.clock import Clock
+    from gateway.proxy.exchange import Exchange
     from gateway.proxy.keys import KeyRing
     from gateway.proxy.peer import Peer
     from gateway.proxy.pool import UpstreamPool
@@ -78,7 +78,7 @@ class Destination:
         route: Writes request heads for this target and key.
         pool: The connections to the target, whichever the key.
         keys: Who says, when a request is sent, with which of several keys; None: with this one.
-        pricing: Says what requests may cost, and did; None: nothing.
+        metered: Makes an exchange that knows what requests cost; None: nothing.
 
     Attributes:
         usage: Counts the target's requests, whichever the key.
@@ -94,7 +94,7 @@ class Destination:
     route: TargetRoute
     pool: UpstreamPool
     keys: KeyRing | None = None
-    pricing: Pricing | None = None
+    metered: Callable[[Destination, ClientConnection, RequestHead], Exchange] | None = None
     usage: TargetUsage = field(init=False)
     log: AccessLog | None = field(init=False)
     writes_late: bool = field(init=False)
@@ -102,4 +102,4 @@ class Destination:
     def __post_init__(self) -> None:
         self.usage = self.metrics.target(self.route.name)
         self.log = self.shared.access_log
-        self.writes_late = self.keys is not None or self.pricing is not None
+        self.writes_late = self.keys is not None or self.metered is not None

@@ -53,7 +53,7 @@ class MeteredExchange(Exchange):
     )
     # fmt: on
 
-    def __init__(self, context: Destination, client: ClientConnection, head: RequestHead, pricing: Pricing) -> None:
+    def __init__(self, pricing: Pricing, context: Destination, client: ClientConnection, head: RequestHead) -> None:
         super().__init__(context, client, head)
         self._pricing = pricing
         self._collecting = self._settled = self._gone = False

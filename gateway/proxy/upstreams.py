@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from gateway.config import TargetSettings
-from gateway.metering.pricing import pricing_of
 from gateway.proxy.context import Destination
 from gateway.proxy.dial import Dialer
 from gateway.proxy.keys import KeyRing
@@ -80,9 +80,14 @@ class Upstreams:
             context.clock.watched.add(pool)
             self._ends.append((pool, dialer))
             limited = admission.beside(target.name, target.common_limits)
-            pricing = None
+            metered = None
             if target.cost is not None:
+                # Only here: whose requests cost nothing should not pay for what meters them.
+                from gateway.metering.pricing import pricing_of
+                from gateway.proxy.metered import MeteredExchange
+
                 pricing = pricing_of(target.cost, target.keyed[0].url, clamp=settings.budget_clamp)
+                metered = partial(MeteredExchange, pricing)
             destinations = [
                 Destination(
                     context,
@@ -92,7 +97,7 @@ class Upstreams:
                     limited,
                     TargetRoute(keyed, target.name),
                     pool,
-                    pricing=pricing,
+                    metered=metered,
                 )
                 for keyed in target.keyed
             ]

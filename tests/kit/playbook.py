@@ -15,6 +15,7 @@ import asyncio
 import json
 import re
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from gateway.access_log import AccessLog
@@ -27,6 +28,7 @@ from gateway.metrics import Metrics
 from gateway.proxy.client import ClientConnection
 from gateway.proxy.clock import Clock
 from gateway.proxy.context import Destination, ProxyContext
+from gateway.proxy.metered import MeteredExchange
 from gateway.proxy.pool import UpstreamPool
 from gateway.proxy.routes import Routes
 from gateway.proxy.target import TargetRoute
@@ -252,9 +254,11 @@ class Playbook:
             access_log=self._log_to(settings.access_log),
             random=lambda: self.jitter,
         )
-        pricing = None if cost is None else pricing_of(cost, settings.target.url, clamp=settings.budget_clamp)
+        metered = None
+        if cost is not None:
+            metered = partial(MeteredExchange, pricing_of(cost, settings.target.url, clamp=settings.budget_clamp))
         route = TargetRoute(settings.target)
-        to = Destination(context, settings, clock, self.metrics, self.admission, route, pool, pricing=pricing)
+        to = Destination(context, settings, clock, self.metrics, self.admission, route, pool, metered=metered)
         context.routes = Routes([to])
         clock.watched.add(pool)
         clock.start()
