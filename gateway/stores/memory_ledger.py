@@ -1,4 +1,4 @@
-"""The embedded store's ledger: budgets and what was spent, in this process, and in a file if it has one.
+"""The embedded store's ledger: budgets, and what was spent, in this process; and in a file, if it has one.
 
 A reservation lasts until it is settled or this process ends. What a process before has left open in the file is
 assumed at its full amount as soon as the file is read: nobody is left who could settle it.
@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.budgets.book import NEVER_US, BudgetStanding
-from gateway.budgets.spending import Entry, Mark, Settlement
+from gateway.budgets.spending import Mark, Settlement
+from gateway.errors import StoreUnavailable
 from gateway.stores.accounts import Account, Starts
+from gateway.stores.journal import Line, MemoryJournal, Reservation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from gateway.budgets.budget import Budget
-    from gateway.budgets.spending import Ask
+    from gateway.budgets.spending import Ask, Entry
+    from gateway.stores.journal import Journal
     from gateway.stores.ledger import SpendPlan
-
-MAX_ENTRIES: Final = 10_000
-"""About 500 bytes each. Of more, the oldest are forgotten."""
 
 
 def wall_us() -> int:
@@ -52,36 +52,6 @@ class Offer(NamedTuple):
         return tuple([account.settled + account.reserved for account in self.accounts])
 
 
-class Reservation(NamedTuple):
-    """What is held, or was assumed, for a request.
-
-    Args:
-        token: Whose.
-        about: `Ask.about`.
-        accounts: Where.
-    """
-
-    token: str
-    about: str
-    accounts: Sequence[Account]
-
-
-class Line(NamedTuple):
-    """A line of the ledger: `Entry.text`, and what a store knows of it."""
-
-    request: str
-    token: str
-    text: str
-    mark: str
-    at_us: int
-
-    def entry(self) -> Entry:
-        """Return what it tells."""
-        if not self.text:
-            return Entry(self.request, 0, self.token, "", mark=Mark(self.mark), at_us=self.at_us)
-        return Entry.read(self.text, self.mark, self.at_us)
-
-
 class MemoryLedger:
     """See `stores.ledger.Ledger`; and the budgets' part of `SpendStore.reserve`, in two steps.
 
@@ -89,33 +59,56 @@ class MemoryLedger:
 
     Args:
         now_us: The wall clock, in microseconds since the epoch.
+        journal: Keeps what has happened; None: as long as this process lives.
     """
 
-    __slots__ = ("_accounts", "_assumed", "_lines", "_made", "_now_us", "_open", "_starts", "_to_purge")
+    __slots__ = ("_accounts", "_assumed", "_journal", "_late", "_made", "_now_us", "_open", "_starts", "_to_purge")
 
-    def __init__(self, now_us: Callable[[], int] = wall_us) -> None:
+    def __init__(self, now_us: Callable[[], int] = wall_us, journal: Journal | None = None) -> None:
         self._now_us = now_us
+        self._journal = journal or MemoryJournal()
         self._starts = Starts()
         self._accounts: dict[str, Account] = {}
         self._to_purge: deque[Account] = deque()
         self._made = 0
         self._open: dict[str, Reservation] = {}
         self._assumed: dict[str, Reservation] = {}
-        self._lines: OrderedDict[str, Line] = OrderedDict()
+        self._late: deque[tuple[str, Settlement]] = deque()
 
     def start(self) -> None:
-        """Do nothing: there is no file."""
+        """Go on from where a process before has ended, if there was one.
+
+        Raises:
+            StoreUnavailable: What it left cannot be read; it says why.
+        """
+        known, now_us = self._journal.begin(), self._now_us()
+        for account in known.accounts:
+            account.advance(now_us, self._starts.of(account.budget, now_us))
+        for request, reservation in known.open.items():
+            for account in reservation.accounts:
+                account.abandon(request, now_us, self._starts.of(account.budget, now_us))
+        accounts = [one for one in known.accounts if not one.is_idle(now_us, self._starts.of(one.budget, now_us))]
+        known = known._replace(accounts=accounts, assumed={**known.assumed, **known.open})
+        lines = [Line(request, one.token, one.about, Mark.ASSUMED, now_us) for request, one in known.open.items()]
+        self._journal.assume(known, lines)
+        self._accounts = {account.key: account for account in accounts}
+        self._to_purge.extend(accounts)
+        self._assumed = dict(known.assumed)
 
     def close(self) -> None:
-        """Do nothing: there is no file."""
+        """Write nothing down any more."""
+        self._settle_late()
+        self._journal.end()
 
     def offer(self, budgets: Iterable[tuple[str, Budget]], ask: Ask) -> Offer:
-        """Say how much of an ask there is room for under all budgets, and change nothing.
+        """Say how much of an ask there is room for under all budgets, and reserve nothing.
 
         Args:
             budgets: By their keys.
             ask: What is asked for.
         """
+        if self._late:
+            self._settle_late()
         now_us, granted, accounts = self._now_us(), ask.most, []
         refusing, frees_us, longest_us = -1, 0, -1.0
         for index, (key, budget) in enumerate(budgets):
@@ -133,22 +126,33 @@ class MemoryLedger:
         return Offer(accounts, granted if refusing < 0 else -1, refusing, frees_us)
 
     def reserve(self, token: str, ask: Ask, offer: Offer) -> None:
-        """Hold what was offered."""
-        held = [(account, ask.amount(account.budget.unit, offer.granted)) for account in offer.accounts]
-        held = [(account, atoms) for account, atoms in held if atoms]
-        for account, atoms in held:
-            account.reserve(ask.id, atoms)
-        self._open[ask.id] = Reservation(token, ask.about, [account for account, _ in held])
+        """Hold what was offered.
+
+        Raises:
+            StoreUnavailable: It could not be written down, and is not held.
+        """
+        accounts, atoms = [], []
+        for account in offer.accounts:
+            if amount := ask.amount(account.budget.unit, offer.granted):
+                accounts.append(account)
+                atoms.append(amount)
+        reservation = Reservation(token, ask.about, accounts)
+        self._journal.reserve(ask.id, reservation, atoms)
+        for account, amount in zip(accounts, atoms, strict=True):
+            account.reserve(ask.id, amount)
+        self._open[ask.id] = reservation
         if self._made:
             self._purge()
 
     def settle(self, plan: SpendPlan, ask: Ask, granted: int, settlement: Settlement) -> None:
         """See `Ledger.settle`."""
         del plan, granted  # they are as when it was reserved
-        self._settle(ask.id, settlement)
+        self._late.append((ask.id, settlement))
+        self._settle_late()
 
     async def standings(self, plan: SpendPlan) -> list[BudgetStanding]:
         """See `Ledger.standings`."""
+        self._settle_late()
         budgets: Sequence[tuple[str, Budget]] = plan.budgets  # type: ignore[attr-defined]  # as the store made it
         now_us = self._now_us()
         standings = []
@@ -163,49 +167,58 @@ class MemoryLedger:
 
     async def entries(self, since_us: int, token: str | None = None) -> list[Entry]:
         """See `Ledger.entries`."""
-        lines = [line for line in self._lines.values() if line.at_us >= since_us and _is_of(line.token, token)]
-        return await asyncio.to_thread(lambda: [line.entry() for line in lines])
+        self._settle_late()
+        read = self._journal.reader(since_us, token)
+        return await asyncio.to_thread(lambda: [line.entry() for line in read()])
 
     async def open(self) -> list[Entry]:
         """See `Ledger.open`."""
-        return [_as_open(request, one) for request, one in self._open.items()]
+        self._settle_late()
+        return [_as_open(request, one).entry() for request, one in self._open.items()]
 
     async def find(self, token: str, request: str) -> Entry | None:
         """See `Ledger.find`."""
-        if (reservation := self._open.get(request)) is not None:
-            return _as_open(request, reservation) if _is_of(reservation.token, token) else None
-        line = self._lines.get(request)
-        return line.entry() if line is not None and _is_of(line.token, token) else None
+        reservation = self._open.get(request)
+        line = self._journal.line(request) if reservation is None else _as_open(request, reservation)
+        return line.entry() if line is not None and line.is_of(token) else None
 
     async def release(self, request: str) -> Entry | None:
         """See `Ledger.release`."""
-        if (reservation := self._open.get(request)) is not None:
-            was = _as_open(request, reservation)
-        elif (reservation := self._assumed.get(request)) is not None:
-            was = self._lines[request].entry()
-        else:
+        reservation = self._open.get(request) or self._assumed.get(request)
+        if reservation is None:
             return None
+        was = self._journal.line(request) or _as_open(request, reservation)
         self._settle(request, Settlement({}, Mark.RELEASED, reservation.about))
-        return was
+        return was.entry()
+
+    def _settle_late(self) -> None:
+        """Settle what is to be settled, as far as it can be written down."""
+        while self._late:
+            try:
+                self._settle(*self._late[0])
+            except StoreUnavailable:
+                return  # it is held until it can: whatever is asked for next comes here first
+            self._late.popleft()
 
     def _settle(self, request: str, settlement: Settlement) -> None:
         reservation = self._open.get(request) or self._assumed.get(request)
         if reservation is None:
             return
-        now_us = self._now_us()
+        now_us, changed = self._now_us(), []
         for account in reservation.accounts:
             starts = self._starts.of(account.budget, now_us)
             account.advance(now_us, starts)
             sums = account.settling(request, settlement.cost.get(account.budget.unit, 0), now_us, starts)
             if sums is not None:
-                account.settle(request, sums)
+                changed.append((account, sums))
+        line = None
+        if settlement.cost or settlement.entry:
+            line = Line(request, reservation.token, settlement.entry, settlement.mark, now_us)
+        self._journal.settle(request, changed, line)
+        for account, sums in changed:
+            account.settle(request, sums)
         self._open.pop(request, None)
         self._assumed.pop(request, None)
-        self._lines.pop(request, None)
-        if settlement.cost or settlement.entry:
-            self._lines[request] = Line(request, reservation.token, settlement.entry, settlement.mark, now_us)
-            if len(self._lines) > MAX_ENTRIES:
-                self._lines.popitem(last=False)
 
     def _make(self, key: str, budget: Budget) -> Account:
         account = self._accounts[key] = Account(key, budget)
@@ -220,15 +233,11 @@ class MemoryLedger:
             account = to_purge.popleft()
             if account.is_idle(now_us, self._starts.of(account.budget, now_us)):
                 del self._accounts[account.key]
+                self._journal.forget(account)
             else:
                 to_purge.append(account)
         self._made = 0
 
 
-def _is_of(token: str, whose: str | None) -> bool:
-    """Return whether a token is this one, or made from it."""
-    return whose is None or token == whose or token.startswith(f"{whose}.")
-
-
-def _as_open(request: str, reservation: Reservation) -> Entry:
-    return Line(request, reservation.token, reservation.about, Mark.ASSUMED, 0).entry()
+def _as_open(request: str, reservation: Reservation) -> Line:
+    return Line(request, reservation.token, reservation.about, Mark.ASSUMED, 0)

@@ -6,13 +6,17 @@ A kind of store joins in with a `SpendSubject` and a line in `spend_subject`.
 from __future__ import annotations
 
 import contextlib
+import shutil
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from gateway.budgets.book import NEVER_US, Book, BudgetStanding
 from gateway.budgets.spending import Ask, Entry, Mark, Settlement
 from gateway.stores.memory import MemoryStore
 from gateway.stores.memory_ledger import MemoryLedger
+from gateway.stores.state_file import StateFile
 from tests.kit.stores import Waiting
 
 if TYPE_CHECKING:
@@ -102,14 +106,60 @@ class MemorySpending:
         pass
 
 
-SPEND_KINDS = ("memory",)
+class FileSpending(MemorySpending):
+    """The same with a `STATE_FILE`."""
+
+    reopens = True
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self._directory = directory
+        self._count = 0
+        self._store: MemoryStore | None = None
+
+    async def fresh(self) -> Spending:
+        await self.close()
+        self._count += 1
+        return await self._opened()
+
+    async def reopen(self) -> Spending:
+        # A process that is killed closes its descriptors, and does nothing else.
+        assert self._store is not None
+        copies = self._directory / f"{self._count}-killed"
+        copies.mkdir()
+        for file in self._directory.glob(f"{self._count}.db*"):
+            shutil.copy(file, copies / file.name)
+        await self.close()
+        for file in copies.iterdir():
+            shutil.copy(file, self._directory / file.name)
+        shutil.rmtree(copies)
+        return await self._opened()
+
+    async def close(self) -> None:
+        if self._store is not None:
+            await self._store.close()
+            self._store = None
+
+    async def _opened(self) -> MemoryStore:
+        journal = StateFile(str(self._directory / f"{self._count}.db"))
+        self._store = store = MemoryStore(lambda: self._now_us, MemoryLedger(lambda: self._now_us, journal))
+        await store.start()
+        return store
+
+
+SPEND_KINDS = ("memory", "file")
 
 
 @contextlib.contextmanager
 def spend_subject(kind: str) -> Iterator[SpendSubject]:
     """Yield a store of a kind."""
-    assert kind == "memory"
-    yield MemorySpending()
+    if kind == "memory":
+        yield MemorySpending()
+    else:
+        # In memory: what a disk takes to write it down for good is of no interest here.
+        shared = Path("/dev/shm")
+        with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as directory:
+            yield FileSpending(Path(directory))
 
 
 async def reserve(store: SpendStore, plan: SpendPlan, ask: Ask) -> SpendVerdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -323,7 +324,11 @@ def _steps(*kinds: st.SearchStrategy[tuple[str, object]]) -> st.SearchStrategy[l
     return st.lists(st.one_of(*kinds), min_size=20, max_size=60)
 
 
-SETTINGS = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(
+    deadline=None,
+    max_examples=int(os.environ.get("MACHINE_EXAMPLES", "40")),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 
 @SETTINGS

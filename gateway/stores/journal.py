@@ -1,0 +1,136 @@
+"""What a ledger writes down: here, in this process, as long as it lives. `state_file` has the same in a file."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from gateway.budgets.spending import Entry, Mark
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from gateway.stores.accounts import Account, Segments
+
+MAX_LINES: Final = 10_000
+"""About 500 bytes each. Of more, the oldest are forgotten."""
+
+
+class Reservation(NamedTuple):
+    """What is held, or was assumed, for a request.
+
+    Args:
+        token: Whose.
+        about: `Ask.about`.
+        accounts: Where.
+    """
+
+    token: str
+    about: str
+    accounts: Sequence[Account]
+
+
+class Line(NamedTuple):
+    """A line of the ledger: `Entry.text`, and what a store knows of it."""
+
+    request: str
+    token: str
+    text: str
+    mark: str
+    at_us: int
+
+    def is_of(self, token: str | None) -> bool:
+        """Return whether it is of this token, or of one made from it; None: of any."""
+        return token is None or self.token == token or self.token.startswith(f"{token}.")
+
+    def entry(self) -> Entry:
+        """Return what it tells."""
+        if not self.text:
+            return Entry(self.request, 0, self.token, "", mark=Mark(self.mark), at_us=self.at_us)
+        return Entry.read(self.text, self.mark, self.at_us)
+
+
+class Known(NamedTuple):
+    """What was written down by a process before: accounts as it left them, and its reservations by request."""
+
+    accounts: Sequence[Account]
+    open: Mapping[str, Reservation]
+    assumed: Mapping[str, Reservation]
+
+
+class Journal(Protocol):
+    """Keeps what has happened. What raises StoreUnavailable has written nothing down."""
+
+    def begin(self) -> Known:
+        """Return what is known from before. Raises StoreUnavailable, with the reason."""
+        ...
+
+    def assume(self, known: Known, lines: Iterable[Line]) -> None:
+        """Write down accounts as they are now, with nothing open. Raises StoreUnavailable."""
+        ...
+
+    def reserve(self, request: str, reservation: Reservation, atoms: Sequence[int]) -> None:
+        """Write a reservation down, with what is held in which of its accounts. Raises StoreUnavailable."""
+        ...
+
+    def settle(self, request: str, sums: Sequence[tuple[Account, Segments]], line: Line | None) -> None:
+        """Write down that one is settled, with what accounts will have spent by then. Raises StoreUnavailable."""
+        ...
+
+    def forget(self, account: Account) -> None:
+        """Take note that an account counts nothing any more."""
+        ...
+
+    def line(self, request: str) -> Line | None:
+        """Return what is known of a request that was settled. Raises StoreUnavailable."""
+        ...
+
+    def reader(self, since_us: int, token: str | None) -> Callable[[], list[Line]]:
+        """Return what reads lines in any thread, oldest first; see `Ledger.entries`. That raises StoreUnavailable."""
+        ...
+
+    def end(self) -> None:
+        """Write nothing down any more."""
+        ...
+
+
+class MemoryJournal:
+    """Remembers the last lines, and has no need to write down anything else."""
+
+    __slots__ = ("_lines",)
+
+    def __init__(self) -> None:
+        self._lines: OrderedDict[str, Line] = OrderedDict()
+
+    def begin(self) -> Known:
+        """See `Journal`."""
+        return Known((), {}, {})
+
+    def assume(self, known: Known, lines: Iterable[Line]) -> None:
+        """See `Journal`."""
+
+    def reserve(self, request: str, reservation: Reservation, atoms: Sequence[int]) -> None:
+        """See `Journal`."""
+
+    def settle(self, request: str, sums: Sequence[tuple[Account, Segments]], line: Line | None) -> None:
+        """See `Journal`."""
+        self._lines.pop(request, None)
+        if line is not None:
+            self._lines[request] = line
+            if len(self._lines) > MAX_LINES:
+                self._lines.popitem(last=False)
+
+    def forget(self, account: Account) -> None:
+        """See `Journal`."""
+
+    def line(self, request: str) -> Line | None:
+        """See `Journal`."""
+        return self._lines.get(request)
+
+    def reader(self, since_us: int, token: str | None) -> Callable[[], list[Line]]:
+        """See `Journal`."""
+        lines = [line for line in self._lines.values() if line.at_us >= since_us and line.is_of(token)]
+        return lambda: lines
+
+    def end(self) -> None:
+        """See `Journal`."""
