@@ -22,3 +22,10 @@ local function close(request)
   call('ZADD', SETTLED, format('%.0f', now), request)
   call('PEXPIRE', SETTLED, SETTLED_MS)
 end
+
+-- The entry that assumed a request, and its id.
+local function assumed_at(time, request)
+  for _, one in ipairs(call('XRANGE', LEDGER, time, time)) do
+    if string.find(one[2][4], '"id":"' .. request .. '"', 1, true) then return one[2][4], one[1] end
+  end
+end

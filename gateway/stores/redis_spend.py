@@ -242,8 +242,8 @@ class Reservation:
         except Exception:
             # A defect in one request must not take along the replies to all the others that are under way.
             log.exception("a request failed when its budgets were known")
-            self.plan.store.ledger.let_end(self)
             waiter.on_store_loss(StoreUnavailable("Something went wrong in the gateway."))
+            self.plan.store.ledger.let_end(self)
 
 
 class Lost:

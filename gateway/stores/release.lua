@@ -26,9 +26,7 @@ else
   name, time = named(ASSUMED)
   if not name then return {} end
   call('ZREM', ASSUMED, name)
-  for _, one in ipairs(call('XRANGE', LEDGER, time, time)) do
-    if string.find(one[2][4], '"id":"' .. request .. '"', 1, true) then entry = one[2][4] end
-  end
+  entry = assumed_at(time, request) or ''
 end
 for key, atoms in string.gmatch(name, ' (%S+) (%d+)') do
   if call('ZREM', key .. ':held', request .. ' ' .. atoms) == 1 then
