@@ -59,7 +59,11 @@ async def page(ledger: Ledger, query: str) -> dict[str, Any]:
     entries = await ledger.entries(since_us, token, PAGE)
     follows = None
     if len(entries) >= PAGE:
-        asked = {"since": spelled_us(entries[-1].at_us + 1), **({} if token is None else {"token": token}), "open": "no"}
+        asked = {
+            "since": spelled_us(entries[-1].at_us + 1),
+            **({} if token is None else {"token": token}),
+            "open": "no",
+        }
         follows = f"{PATH}?{urlencode(asked)}"
     return {"open": [told(entry) for entry in opened], "entries": [told(entry) for entry in entries], "next": follows}
 
