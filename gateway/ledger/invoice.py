@@ -14,12 +14,26 @@ if TYPE_CHECKING:
 
     from gateway.budgets.spending import Entry
 
-ID_NAMES: Final = ("upstream_request_id", "upstream_request", "request_id", "x_request_id", "requestid", "id")
-COST_NAMES: Final = ("cost_usd", "cost", "amount_usd", "amount", "total_cost", "usd")
-"""Names of columns, the likeliest first, as `_plain` has them."""
-
 _SEPARATORS: Final = (",", ";", "\t")
 _NUMBER: Final = re.compile(r"(-?)\$?([0-9]{1,15}(?:\.[0-9]{0,30})?|\.[0-9]{1,30})(?:[eE]([+-]?[0-9]{1,2}))?")
+
+
+class _Column(NamedTuple):
+    """What a column has, the names that it may have, the likeliest first, as `_plain` has them, and its option."""
+
+    what: str
+    names: tuple[str, ...]
+    option: str
+
+
+_ID: Final = _Column(
+    "the request ids",
+    ("upstream_request_id", "upstream_request", "request_id", "x_request_id", "requestid", "id"),
+    "--column-id",
+)
+_COST: Final = _Column(
+    "the costs in USD", ("cost_usd", "cost", "amount_usd", "amount", "total_cost", "usd"), "--column-cost"
+)
 
 
 class InvoiceError(ValueError):
@@ -79,7 +93,8 @@ def read_invoice(lines: Iterable[str], id_column: str | None = None, cost_column
 
     Args:
         lines: Its lines, line ends included; a byte order mark is passed over.
-        id_column, cost_column: Names of columns; None: the likeliest in the head.
+        id_column: The name of the column with the provider's request ids; None: the likeliest in the head.
+        cost_column: Likewise of that with the costs in USD.
 
     Returns:
         What was billed, by request, in the order in which they come first; amounts of several lines added up.
@@ -93,8 +108,7 @@ def read_invoice(lines: Iterable[str], id_column: str | None = None, cost_column
     except StopIteration:
         raise InvoiceError("it is empty: not even a head") from None
     plain = [_plain(name) for name in head]
-    id_at = _column(plain, id_column, ID_NAMES, head_line, "the request ids", "--column-id")
-    cost_at = _column(plain, cost_column, COST_NAMES, head_line, "the costs in USD", "--column-cost")
+    id_at, cost_at = _index(_ID, id_column, plain, head_line), _index(_COST, cost_column, plain, head_line)
     found: dict[str, Billed] = {}
     for line, cells in reader:
         if not any(cell.strip() for cell in cells):
@@ -178,16 +192,17 @@ def _plain(name: str) -> str:
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
-def _column(plain: Sequence[str], wanted: str | None, guesses: Sequence[str], line: int, what: str, option: str) -> int:
-    names = guesses if wanted is None else (_plain(wanted),)
+def _index(column: _Column, wanted: str | None, head: Sequence[str], line: int) -> int:
+    names = column.names if wanted is None else (_plain(wanted),)
     for name in names:
-        if plain.count(name) > 1:
+        if head.count(name) > 1:
             raise InvoiceError(f"line {line}: two columns are named {name!r}")
-        if name in plain:
-            return plain.index(name)
+        if name in head:
+            return head.index(name)
     if wanted is not None:
         raise InvoiceError(f"line {line}: no column is named {wanted!r}")
-    raise InvoiceError(f"line {line}: no column seems to have {what} ({', '.join(names)}); say which with {option}")
+    known = ", ".join(names)
+    raise InvoiceError(f"line {line}: no column seems to have {column.what} ({known}); say which with {column.option}")
 
 
 def _usd(text: str, line: int, column: str) -> Fraction:

@@ -1,4 +1,4 @@
-"""`gateway simulate`: who would have been refused under other limits and budgets, when, and what that would have saved."""
+"""`gateway simulate`: who would have been refused under other limits and budgets, and what that saves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.budgets.budget import Budget
-    from gateway.budgets.spending import Entry
     from gateway.config import Settings
     from gateway.limits import Policy
 
@@ -111,7 +110,7 @@ def as_text(replayed: Replayed, rules: Rules, since_us: int, until_us: int) -> s
             f"{total.refused} would have been refused, the first at {seconds(total.first_us)}: "
             f"saved {amounts(total.saved)}, left {amounts(_left(total))}"
         )
-        rows = [("token", "requests", "refused", "first", "by", "saved", "of")]
+        rows: list[tuple[str, ...]] = [("token", "requests", "refused", "first", "by", "saved", "of")]
         rows += [_row(token, fate) for token, fate in replayed.tokens.items() if fate.refused]
         lines += ["", *aligned(rows), ""]
     else:

@@ -36,7 +36,7 @@ MAX_CELL: Final = 60
 
 def as_text(found: Found) -> str:
     """Return a table, reservations that are open behind what was settled, and below it what they are in all."""
-    rows = [("settled", "request", "token", "target", "model", "cost", "mark", "status", "what")]
+    rows: list[tuple[str, ...]] = [("settled", "request", "token", "target", "model", "cost", "mark", "status", "what")]
     rows += [_row(entry) for entry in (*found.entries, *found.open)]
     lines = aligned(rows) if len(rows) > 1 else []
     return "\n".join([*lines, summary(found), ""])
