@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from fractions import Fraction
+from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gateway.budgets.budget import NANO
@@ -111,8 +112,6 @@ def read_invoice(lines: Iterable[str], id_column: str | None = None, cost_column
     id_at, cost_at = _index(_ID, id_column, plain, head_line), _index(_COST, cost_column, plain, head_line)
     found: dict[str, Billed] = {}
     for line, cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
         if len(cells) != len(head):
             raise InvoiceError(f"line {line}: {len(cells)} columns, not the {len(head)} of the head")
         upstream_id, usd = cells[id_at].strip(), _usd(cells[cost_at], line, head[cost_at])
@@ -168,22 +167,18 @@ def usd_of(entry: Entry) -> int:
 
 
 def _rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Cut lines into cells, at what the head has most of; with each the line that it begins at."""
-    whole = iter(lines)
+    """Cut lines into cells, at what the head has most of; with each the line that it begins at. Empty ones are none."""
+    whole, before = iter(lines), 1
     head = next(whole, "").removeprefix("\ufeff")
-    separator = max(_SEPARATORS, key=head.count)
-
-    def all_lines() -> Iterator[str]:
-        yield head
-        yield from whole
-
-    reader = csv.reader(all_lines(), delimiter=separator, strict=True)
-    line = 1
+    while head and not head.strip():
+        head, before = next(whole, ""), before + 1
+    reader = csv.reader(chain([head], whole), delimiter=max(_SEPARATORS, key=head.count), strict=True)
+    line = before
     try:
         for cells in reader:
-            if cells or line > 1:
+            if any(cell.strip() for cell in cells):
                 yield line, cells
-            line = reader.line_num + 1
+            line = before + reader.line_num
     except csv.Error as error:
         raise InvoiceError(f"line {line}: {error}") from None
 
