@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.budgets.book import NEVER_US, Book
+from gateway.budgets.book import NEVER_US, Book, segment_of
 from gateway.budgets.spending import Ask
 from gateway.limits.rule import decide, unused
 
@@ -149,17 +149,22 @@ class _Owner:
 class _Account:
     """One budget and its book."""
 
-    __slots__ = ("book", "budget", "starts")
+    __slots__ = ("_segment", "book", "budget", "starts")
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self.book = Book()
         self.starts: tuple[int, ...] = ()
+        self._segment = -1
 
     def at(self, now_us: int) -> Book:
+        """Return the book as it is at a time, which never steps back."""
         now_s = now_us / 1_000_000
         # Boundaries are asked for once a window: a time zone's are slow to tell.
         if self.budget.calendar is not None and not (self.starts and self.starts[1] <= now_s < self.starts[2]):
             self.starts = self.budget.starts(now_s)
-        self.book = self.book.at(self.budget, now_us, self.starts)
+        # Within a segment nothing leaves the window, and no reservation ends here before it is settled.
+        segment = segment_of(self.budget, now_us, self.starts)
+        if segment != self._segment:
+            self._segment, self.book = segment, self.book.at(self.budget, now_us, self.starts)
         return self.book

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from gateway.config import Settings
     from gateway.limits import Policy
 
-NOTE: Final = (
-    "Limits and budgets begin empty. What a refused client would have done next is not known: it may have given up, or "
-    "have come again. Requests that cost nothing are not in the ledger, nor those that were refused."
+NOTES: Final = (
+    "Limits and budgets begin empty.",
+    "What a refused client would have done next is not known: it may have given up, or have come again.",
+    "Requests that cost nothing are not in the ledger, nor are those that were refused.",
 )
 
 
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace, settings: Settings, local_url: str) -> int:
     which = wanted(options, now_us)
     found = ask(options.url, settings, local_url, lambda source: source.read(which))
     replayed = replay(found.entries, rules.policies, rules.budgets)
-    until_us = min(which.until_us, now_us)
+    until_us = now_us if options.until is None else which.until_us
     if options.json:
         print_whole(json.dumps(as_members(replayed, rules, which.since_us, until_us), indent=2) + "\n")
     else:
@@ -115,7 +116,7 @@ def as_text(replayed: Replayed, rules: Rules, since_us: int, until_us: int) -> s
         lines += ["", *aligned(rows), ""]
     else:
         lines.append("none would have been refused")
-    return "\n".join([*lines, NOTE, ""])
+    return "\n".join([*lines, *NOTES, ""])
 
 
 def as_members(replayed: Replayed, rules: Rules, since_us: int, until_us: int) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def as_members(replayed: Replayed, rules: Rules, since_us: int, until_us: int) -
         "timezone": rules.zone,
         **_members(replayed.total),
         "tokens": [{"token": token, **_members(fate)} for token, fate in replayed.tokens.items()],
-        "note": NOTE,
+        "notes": list(NOTES),
     }
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from gateway import Gateway
 from gateway.budgets.spending import Entry, Mark
+from gateway.budgets.told import read_us
 from gateway.config import Config
 from gateway.stores.memory import MemoryStore
 from tests.kit.upstream import TIMEOUT_S
@@ -48,6 +49,26 @@ def reserved(id_: str, began_us: int = HOUR_US, **others: Any) -> Entry:
     """Return an entry as a store has it of a reservation that is open."""
     one = entry(id_, 0, began_us=began_us, status=0, upstream_id="", units={}, mark=Mark.ASSUMED, **others)
     return one._replace(cost=one.reserved)
+
+
+def morning() -> FakeLedger:
+    """Return the ledger of a morning in which a client hung up and a process died: what the README shows."""
+    start_us = read_us("2026-11-26T09:00:00Z")
+    dollars = {"cost": {"USD": 12_300_000}, "reserved": {"USD": 20_000_000}, "model": "gpt-5-mini"}
+    mine, yours = {**dollars, "token": "VYKvw7Qm2l0"}, {**dollars, "token": "k3Jd81mPq_w"}
+
+    def at(number: int, second: int, **others: Any) -> Entry:
+        name = f"5f0c3a9e12d4-{number}"
+        known = {"upstream_id": f"req_7d{number}", **others}
+        return entry(name, start_us + second * 1_000_000, **known)
+
+    settled = [
+        at(1, 2, **mine),
+        at(2, 4, **{**mine, "cost": {"USD": 4_000_000}, "mark": Mark.ESTIMATED}),
+        at(3, 9, **{**yours, "cost": {"USD": 500_000}, "path": "/embeddings", "model": "text-embedding-3-small"}),
+        at(4, 41, **{**mine, "cost": {"USD": 20_000_000}, "mark": Mark.ASSUMED, "status": 0, "upstream_id": ""}),
+    ]
+    return FakeLedger(settled, [reserved("5f0c3a9e12d4-5", start_us + 45_000_000, token="VYKvw7Qm2l0")])
 
 
 class FakeLedger:
