@@ -196,6 +196,12 @@ def test_a_cost_that_was_mended_later_counts_once(served: Served) -> None:
     assert served.run("ledger").splitlines()[-1] == "1 settled: 0.01 USD"
 
 
+def test_what_was_settled_between_two_looks_counts_once(served: Served) -> None:
+    served.ledger.settled, served.ledger.reserved = [recent("a")], [under_way("a"), under_way("b")]
+    told_of = json.loads(served.run("ledger", "--json"))
+    assert [[one["request"] for one in told_of[kind]] for kind in ("entries", "open")] == [["a"], ["b"]]
+
+
 def test_csv_has_a_fixed_head_and_nothing_that_a_spreadsheet_would_run(served: Served) -> None:
     served.ledger.settled = [
         recent("a-1", model='=HYPERLINK("http://h";"x")', path="/x,\r\n\x1b[2J", token="-t", target="@SUM(1)"),

@@ -103,6 +103,11 @@ def test_days_are_the_zones() -> None:
     assert refused(tried(month, "1 USD/month")) == ["too late"]
 
 
+def test_every_day_begins_anew() -> None:
+    week = [asked(f"{day}-{hour}", day * 86_400 + hour * 3600) for day in range(7) for hour in (0, 2)]
+    assert refused(tried(week, "1 USD/day")) == [f"{day}-2" for day in range(7)]
+
+
 def test_only_its_unit_counts() -> None:
     both = {"USD": NANO, "tokens": 50}
     requests = [asked(number, number, cost=both, reserved=both) for number in range(3)]
@@ -115,7 +120,8 @@ def test_one_that_could_never_pass() -> None:
 
 
 def test_what_took_no_time_at_all_is_charged() -> None:
-    assert refused(tried([asked(number, 0, took_s=0) for number in range(3)], "2 USD/hour")) == ["2"]
+    requests = [asked(number, 0, took_s=0, reserved={"USD": 2 * NANO}) for number in range(3)]
+    assert refused(tried(requests, "3 USD/hour")) == ["2"]
 
 
 def test_what_was_released_saves_nothing_but_was_reserved() -> None:

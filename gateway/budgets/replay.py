@@ -85,7 +85,6 @@ def replay(entries: Iterable[Entry], policies: Sequence[Policy], budgets: Sequen
     real = [replace(policy, shadow=False) for policy in policies]
     owners: dict[str, _Owner] = {}
     total, tokens, refused = Fate(), dict[str, Fate](), set[str]()
-    admitted = set[int]()
     for now_us, is_ask, index in steps:
         entry = known[index]
         owner_name = entry.token.partition(".")[0]
@@ -98,11 +97,9 @@ def replay(entries: Iterable[Entry], policies: Sequence[Policy], budgets: Sequen
             tokens.setdefault(entry.token, Fate()).add(entry, refused_by)
             if refused_by:
                 refused.add(entry.id)
-            elif entry.at_us > now_us:
-                admitted.add(index)
-            else:  # it took no time at all, and its settling came before it was asked for
+            elif entry.at_us == now_us:  # it took no time at all, and its settling came before it was asked for
                 owner.settle(entry)
-        elif index in admitted:
+        else:
             owner.settle(entry)
     ranked = sorted(tokens.items(), key=lambda item: (-item[1].refused, item[0]))
     return Replayed(total, dict(ranked), frozenset(refused))
@@ -141,6 +138,7 @@ class _Owner:
         return ""
 
     def settle(self, entry: Entry) -> None:
+        """Settle what was reserved; one that was refused is not known."""
         for account in self._books:
             book, cost = account.at(entry.at_us), entry.cost.get(account.budget.unit, 0)
             account.book = book.settled(account.budget, entry.id, cost, entry.at_us, account.starts)
