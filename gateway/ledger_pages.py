@@ -50,7 +50,8 @@ async def page(ledger: Ledger, query: str) -> dict[str, Any]:
         query: The request-target's. `open=only`: no entries; `open=no`: no reservations.
 
     Returns:
-        `entries`, `open` and, in `next`, the request-target of what follows, null where nothing does.
+        `entries`, `open` and, in `next`, the request-target of what follows: now, or once it has been settled. It is
+        null where there are no entries, and nothing follows yet.
 
     Raises:
         BadRequest: The query is none of these.
@@ -61,7 +62,7 @@ async def page(ledger: Ledger, query: str) -> dict[str, Any]:
     opened = [] if which == "no" else await open_of(ledger, token)
     entries = [] if which == "only" else await ledger.entries(since_us, token, PAGE)
     follows = None
-    if len(entries) >= PAGE:
+    if entries:
         asked = {"since": spelled_us(entries[-1].at_us + 1), "open": "no"}
         follows = f"{PATH}?{urlencode(asked if token is None else {**asked, 'token': token})}"
     return {"open": await _told(opened), "entries": await _told(entries), "next": follows}

@@ -210,7 +210,7 @@ class _Redis:
         while not wanted.open_only:
             page = await ledger.entries(since_us, wanted.token, PAGE)
             entries += page
-            if len(page) < PAGE or page[-1].at_us >= wanted.until_us:
+            if not page or page[-1].at_us >= wanted.until_us:
                 break
             since_us = page[-1].at_us + 1
         return _found(entries, opened, wanted)

@@ -71,8 +71,9 @@ class Ledger(Protocol):
         Args:
             since_us: In microseconds since the epoch; of then, too.
             token: Of this one and those made from it; None: of all.
-            limit: So many, the oldest, and beyond them what was settled in the same microsecond as the last: whoever
-                asks on, from the microsecond behind it, misses none. None: all.
+            limit: About so many, the oldest, with all of the same microsecond as the last of them: whoever asks on from
+                the microsecond behind it misses none. Fewer where that is quicker; none only if there are none. None:
+                all.
 
         Raises:
             StoreUnavailable: The store does not answer.
