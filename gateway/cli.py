@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from gateway.config import SETTINGS, UnixAddress, describe, listen_address, load
 from gateway.errors import ConfigError, GatewayError
+from gateway.ledger.options import add_ledger, add_reconcile, add_simulate
 from gateway.token_options import add_actions
 from gateway.verify.options import EPILOG, add_options
 
@@ -26,7 +27,6 @@ FINE, FAILURE, USAGE = 0, 1, 2
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it; `serve` handles the signal itself and ends with 0."""
 
-_LATER = frozenset({"ledger", "reconcile", "simulate"})
 _ANY_TARGET = "http://target.invalid"
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (where a check connects, not a listener)
 
@@ -77,13 +77,6 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    if words[0] in _LATER:
-        raise ConfigError(
-            words[0],
-            "this command is not available yet",
-            "serve, run, check-config, token, usage, healthcheck, demo or verify",
-            "gateway demo",
-        )
     parser = _parser()
     words, ran = _split(words)
     options, unknown = parser.parse_known_args(words)
@@ -134,6 +127,9 @@ def _parser() -> _Parser:
     usage.add_argument("--json", action="store_true", help="as JSON, as GET /admin/usage has it")
     usage.add_argument("--url", help="ask the gateway there (default: from GATEWAY_LISTEN; if none answers, Redis)")
     _add_file(usage)
+    add_ledger(command("ledger", _ledger, "print what requests did cost, and release what is reserved", _SECRETS_HELP))
+    add_reconcile(command("reconcile", _reconcile, "compare a provider's invoice with the ledger", _SECRETS_HELP))
+    add_simulate(command("simulate", _simulate, "replay the ledger against other limits and budgets", _SECRETS_HELP))
     command("demo", _demo, "send 8 requests through a gateway with RATE_LIMIT=5 to a mock API; needs nothing")
     proof = command(
         "verify", _verify, "send all that a running deployment takes, and prove that its limits hold", EPILOG
@@ -247,6 +243,27 @@ def _token(options: argparse.Namespace) -> int:
 
 def _usage(options: argparse.Namespace) -> int:
     from gateway.usage_command import run  # loads a store
+
+    config = load(arguments={"target_api_url": _ANY_TARGET}, environ=os.environ, file=_file(options))
+    return run(options, config.settings, _local_url(options))
+
+
+def _ledger(options: argparse.Namespace) -> int:
+    from gateway.ledger.command import run  # loads a store, as the two below
+
+    config = load(arguments={"target_api_url": _ANY_TARGET}, environ=os.environ, file=_file(options))
+    return run(options, config.settings, _local_url(options))
+
+
+def _reconcile(options: argparse.Namespace) -> int:
+    from gateway.ledger.reconcile import run
+
+    config = load(arguments={"target_api_url": _ANY_TARGET}, environ=os.environ, file=_file(options))
+    return run(options, config.settings, _local_url(options))
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from gateway.ledger.simulate import run
 
     config = load(arguments={"target_api_url": _ANY_TARGET}, environ=os.environ, file=_file(options))
     return run(options, config.settings, _local_url(options))

@@ -9,9 +9,11 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from gateway import ledger_pages
 from gateway.config.values import lifetime_s
 from gateway.errors import BadRequest, Draining, MethodNotAllowed, NotAllowed, NotFound
 from gateway.http1.message import CRLF
+from gateway.ledger_pages import ledger_of
 from gateway.prometheus import scraped
 from gateway.scope import Scope
 from gateway.shared_counts import SharedCounts
@@ -34,6 +36,7 @@ Answer = tuple[int, list[tuple[str, str]], bytes]
 _JSON: Final = ("Content-Type", "application/json")
 _NO_STORE: Final = ("Cache-Control", "no-store")
 _TOKENS: Final = b"/admin/tokens/"
+_LEDGER: Final = b"/admin/ledger/"
 _THIS_MACHINE: Final = re.compile(rb"https?://(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?/")
 _SCOPE: Final = ("targets", "methods", "paths")
 _LISTS: Final = ("limits", "budgets", *_SCOPE)
@@ -103,6 +106,16 @@ class Endpoints:
                 _need(head, b"GET", b"HEAD")
                 self._need_right(head, "This endpoint", peer)
                 return await _once_or_streamed(head, self._view.all, is_admins=True)
+            case b"/admin/ledger":
+                _need(head, b"GET", b"HEAD")
+                self._need_right(head, "This endpoint", peer)
+                query = head.target.partition(b"?")[2].decode("latin-1")
+                return _json(200, await ledger_pages.page(ledger_of(self._store), query))
+            case path if path.startswith(_LEDGER):
+                _need(head, b"DELETE")
+                self._need_right(head, "This endpoint", peer)
+                request = path[len(_LEDGER) :].decode("latin-1")
+                return _json(200, await ledger_pages.release(ledger_of(self._store), request))
             case b"/usage":
                 _need(head, b"GET", b"HEAD")
                 return await self._usage(head)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
-from urllib.parse import urlsplit
 
+from gateway.admin_client import AdminClient, NoAnswer
 from gateway.admission import Admission
-from gateway.config.values import quoted
-from gateway.errors import ConfigError, GatewayError, StoreUnavailable
-from gateway.healthcheck import UnixConnection
+from gateway.errors import GatewayError, StoreUnavailable
 from gateway.metrics import Metrics
 from gateway.stores.choice import make_store
 from gateway.tokens import SECRET_MIN_BYTES, TokenSigner
@@ -26,9 +23,7 @@ if TYPE_CHECKING:
 
     from gateway.config import Settings
 
-ASK_TIMEOUT_S: Final = 10.0
 EVERY_S: Final = 1.0
-_KEY_HINT: Final = "set ADMIN_KEY as the gateway has it"
 
 
 class Source(Protocol):
@@ -83,7 +78,7 @@ def _source(url: str | None, settings: Settings, local_url: str) -> Source:
         return gateway
     try:
         gateway.read()
-    except _NoAnswer:
+    except NoAnswer:
         gateway.close()
         return _Redis(settings)
     return gateway
@@ -107,10 +102,6 @@ def _watch(source: Source, *, as_json: bool) -> None:
             live.update(as_table(before, now), refresh=True)
 
 
-class _NoAnswer(GatewayError):
-    """Nobody is there."""
-
-
 class _Gateway:
     """A running gateway.
 
@@ -120,42 +111,18 @@ class _Gateway:
     """
 
     def __init__(self, url: str, key: bytes | None) -> None:
-        self._connection, self._name = _connection(url)
-        self._fields = {} if key is None else {"Authorization": f"Bearer {key.decode()}"}
+        self._client = AdminClient(url, key)
 
     def read(self) -> dict[str, Any]:
         """See `Source`."""
-        was_open = self._connection.sock is not None
-        try:
-            try:
-                status, content = self._ask()
-            except ConnectionError:
-                # The worker that had it may have ended, and another one be there.
-                self._connection.close()
-                if not was_open:
-                    raise
-                status, content = self._ask()
-        except (OSError, http.client.HTTPException) as error:
-            self._connection.close()
-            raise _NoAnswer(f"no gateway answers at {self._name}: {error or type(error).__name__}") from None
-        try:
-            told: dict[str, Any] = json.loads(content)
-        except ValueError:
-            raise GatewayError(f"what answers at {self._name} is no gateway") from None
-        if status == 403:
-            raise GatewayError(f"{self._name}: {told.get('detail')} ({_KEY_HINT})")
+        status, told = self._client.ask("GET", "/admin/usage")
         if status != 200 or "totals" not in told:
-            raise GatewayError(f"{self._name} answered {status}: {told.get('detail', 'it is no gateway')}")
+            raise GatewayError(f"{self._client.name} answered {status}: {told.get('detail', 'it is no gateway')}")
         return told
-
-    def _ask(self) -> tuple[int, bytes]:
-        self._connection.request("GET", "/admin/usage", headers=self._fields)
-        response = self._connection.getresponse()
-        return response.status, response.read()
 
     def close(self) -> None:
         """See `Source`."""
-        self._connection.close()
+        self._client.close()
 
 
 class _Redis:
@@ -195,18 +162,3 @@ class _Redis:
         """See `Source`."""
         self._runner.run(self._store.close())
         self._runner.close()
-
-
-def _connection(url: str) -> tuple[http.client.HTTPConnection, str]:
-    if url.startswith("unix:/"):
-        return UnixConnection(url.removeprefix("unix:").partition(";")[0], ASK_TIMEOUT_S), url
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if not host or parts.scheme not in {"http", "https"}:
-        takes = "a gateway's address: http://, https:// or unix:/path"
-        raise ConfigError("--url", f"{quoted(url)} is no URL", takes, "--url http://127.0.0.1:3000")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    return kind(host, port, timeout=ASK_TIMEOUT_S), parts.netloc

@@ -29,12 +29,15 @@ import pytest
 
 from gateway import errors
 from gateway.access_lines import JsonLines, Record
+from gateway.budgets.spending import Mark
+from gateway.budgets.told import OPEN
 from gateway.config import SETTINGS, Config, load
 from gateway.config.costs import KEYS as COST_KEYS
 from gateway.config.loading import DEFAULT_LISTEN
 from gateway.config.targets import KEYS
 from gateway.http1 import writer
 from gateway.running import environment as environment_of
+from tests.kit.ledger import morning, serving_ledger
 from tests.kit.printed import printed as record
 from tests.kit.redis import running_redis
 
@@ -74,6 +77,10 @@ HEALTHCHECK = "./tools/run healthcheck"
 VERIFY = "./tools/run verify"
 PROOF = "$ python -m perf.proof"
 SOAK = "$ python tools/soak.py"
+LEDGER = "$ ./tools/run ledger --since"
+RELEASE = "./tools/run ledger release $REQUEST"
+RECONCILE = "$ ./tools/run reconcile invoice.csv"
+SIMULATE = "$ ./tools/run simulate --budget"
 RUN_COMMAND = "TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… ./tools/run run -- "
 RUN = (
     DEMO,
@@ -95,6 +102,10 @@ RUN = (
     PROOF,
     SOAK,
     RUN_COMMAND,
+    LEDGER,
+    RELEASE,
+    RECONCILE,
+    SIMULATE,
 )
 
 PIP = "pip install ."
@@ -518,6 +529,47 @@ def test_the_soak() -> None:
     assert labels(printed) == labels(shown)
     for lines in (printed, shown):
         assert lines[-1] == "violations: none"
+
+
+def transcript(start: str, code: int, cwd: Path, url: str) -> tuple[str, str]:
+    """Run a command of the README, which ends with this code; return what it printed, and what the README shows."""
+    command, _, shown = block(start).partition("\n")
+    script = runnable(command.removeprefix("$ "))
+    environ = environment(GATEWAY_LISTEN=urlsplit(url).netloc)
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=cwd, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    assert (done.returncode, done.stderr) == (code, "")
+    return done.stdout, shown
+
+
+def test_the_ledger(tmp_path: Path) -> None:
+    ledger = morning()
+    with serving_ledger(ledger) as url:
+        printed, shown = transcript(LEDGER, 0, tmp_path, url)
+        assert printed == shown
+        here = {"GATEWAY_LISTEN": urlsplit(url).netloc, "REQUEST": ledger.reserved[0].id}
+        printed = run_sh(runnable(block(RELEASE)), cwd=tmp_path, **here)
+    assert printed.startswith(f"released {here['REQUEST']}: ")
+    assert not ledger.reserved
+    head = (tmp_path / "ledger.csv").read_text(encoding="utf-8").splitlines()[0]
+    assert f"`{head}`" in README.replace("\n", "")
+    marks = [name for row in rows("The ledger") for name in names(row[0])]
+    assert marks == [*Mark, OPEN]
+
+
+def test_an_invoice(tmp_path: Path) -> None:
+    lines = ["request_id,cost_usd", "req_7d1,0.0123", "req_7d2,0.0031", "req_7d3,0.0005"]
+    (tmp_path / "invoice.csv").write_text("\n".join(lines), encoding="utf-8")
+    with serving_ledger(morning()) as url:
+        printed, shown = transcript(RECONCILE, 1, tmp_path, url)
+    assert printed == shown
+
+
+def test_a_simulation(tmp_path: Path) -> None:
+    with serving_ledger(morning()) as url:
+        printed, shown = transcript(SIMULATE, 0, tmp_path, url)
+    assert printed == shown
 
 
 def test_the_library(tmp_path: Path) -> None:

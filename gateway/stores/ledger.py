@@ -65,8 +65,15 @@ class Ledger(Protocol):
         """
         ...
 
-    async def entries(self, since_us: int, token: str | None = None) -> list[Entry]:
-        """Return what was settled since then, oldest first; of one token and those made from it, or of all.
+    async def entries(self, since_us: int, token: str | None = None, limit: int | None = None) -> list[Entry]:
+        """Return what was settled since then, oldest first.
+
+        Args:
+            since_us: In microseconds since the epoch; of then, too.
+            token: Of this one and those made from it; None: of all.
+            limit: About so many, the oldest, with all of the same microsecond as the last of them: whoever asks on from
+                the microsecond behind it misses none. Fewer where that is quicker; none only if there are none. None:
+                all.
 
         Raises:
             StoreUnavailable: The store does not answer.
