@@ -7,7 +7,7 @@ reservation; one whose process died is settled at its full amount when its lease
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from gateway.stores import Plan, Verdict
 
@@ -129,3 +129,24 @@ class SpendStore(Protocol):
         calls `Store.refund` and settles for nothing.
         """
         ...
+
+
+class Settled(Protocol):
+    """Something that was settled."""
+
+    @property
+    def at_us(self) -> int:
+        """When."""
+        ...
+
+
+_T = TypeVar("_T", bound=Settled)
+
+
+def page_of(found: list[_T], limit: int | None) -> list[_T]:
+    """Return the first of what was found, oldest first, as `Ledger.entries` limits them."""
+    if limit is None or len(found) <= limit:
+        return found
+    last_us = found[limit - 1].at_us
+    end = next((index for index in range(limit, len(found)) if found[index].at_us != last_us), len(found))
+    return found[:end]

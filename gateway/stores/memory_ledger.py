@@ -16,6 +16,7 @@ from gateway.budgets.spending import Mark, Settlement
 from gateway.errors import StoreUnavailable
 from gateway.stores.accounts import Account, Starts
 from gateway.stores.journal import Line, MemoryJournal, Reservation
+from gateway.stores.ledger import page_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -165,11 +166,11 @@ class MemoryLedger:
                 standings.append(account.standing(now_us, starts))
         return standings
 
-    async def entries(self, since_us: int, token: str | None = None) -> list[Entry]:
+    async def entries(self, since_us: int, token: str | None = None, limit: int | None = None) -> list[Entry]:
         """See `Ledger.entries`."""
         self._settle_late()
         read = self._journal.reader(since_us, token)
-        return await asyncio.to_thread(lambda: [line.entry() for line in read()])
+        return await asyncio.to_thread(lambda: [line.entry() for line in page_of(read(), limit)])
 
     async def open(self) -> list[Entry]:
         """See `Ledger.open`."""

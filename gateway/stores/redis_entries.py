@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gateway.budgets.spending import Entry, Mark
 from gateway.errors import StoreUnavailable
+from gateway.stores.ledger import page_of
 from gateway.stores.link import expect
 from gateway.stores.redis_spend import family_keys
 
@@ -38,7 +39,7 @@ class RedisEntries:
     def __init__(self, store: RedisStore) -> None:
         self._store = store
 
-    async def entries(self, since_us: int, token: str | None = None) -> list[Entry]:
+    async def entries(self, since_us: int, token: str | None = None, limit: int | None = None) -> list[Entry]:
         """Return what was settled since then, oldest first; see `Ledger.entries`.
 
         Raises:
@@ -50,7 +51,7 @@ class RedisEntries:
             one_by_one = (self._entries_of(family, since_us) for family in families[at : at + _AT_ONCE])
             for some in await asyncio.gather(*one_by_one):
                 found += (entry for entry in some if _is_of(entry.token, token))
-        return sorted(found, key=lambda entry: entry.at_us)
+        return page_of(sorted(found, key=lambda entry: entry.at_us), limit)
 
     async def open(self) -> list[Entry]:
         """Return what is not settled; see `Ledger.open`.

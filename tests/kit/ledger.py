@@ -85,6 +85,12 @@ class FakeLedger:
         self.reserved = list(reserved)
         self.asked = 0
 
+    def start(self) -> None:
+        """There is nothing to read."""
+
+    def close(self) -> None:
+        """There is nothing to write."""
+
     def settle(self, plan: SpendPlan, ask: Ask, granted: int, settlement: Settlement) -> None:
         raise NotImplementedError
 
@@ -123,7 +129,7 @@ class LedgerStore(MemoryStore):
 
     def __init__(self, ledger: FakeLedger) -> None:
         super().__init__()
-        self.ledger = ledger
+        self.ledger = ledger  # type: ignore[assignment]  # as good as that store's own
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.budgets.book import NEVER_US, Book, BudgetStanding
+from gateway.budgets.book import NEVER_US, Book
 from gateway.budgets.budget import Budget
 from gateway.budgets.spending import LEASE_US, Ask, Entry, Mark, Settlement
 from gateway.stores.redis import RedisStore
@@ -94,8 +94,7 @@ class Model:
     def update(self) -> None:
         """Bring all books up to now."""
         self.books = [
-            book.at(budget, self.now_us, self.starts(budget))
-            for budget, book in zip(BUDGETS, self.books, strict=True)
+            book.at(budget, self.now_us, self.starts(budget)) for budget, book in zip(BUDGETS, self.books, strict=True)
         ]
 
     def expire(self) -> None:
