@@ -38,7 +38,8 @@ class Ask(NamedTuple):
         each: Atoms of one output token by unit; empty where nothing can be kept short: then `most` is 0.
         most: Output tokens, 0 or more.
         least: Output tokens, 0 to `most`. As many as `most` where the request must not be changed.
-        about: What the ledger remembers should nobody settle it: `Entry.open`'s text.
+        about: What the ledger remembers should nobody settle it: an `Entry`'s text, with `each` and without `granted`,
+            which the store adds. "": what the store knows.
     """
 
     id: str
@@ -84,6 +85,7 @@ class Entry(NamedTuple):
         status: The answer's; 0: there was none.
         upstream_id: The upstream's name for the request; "" if it has none.
         at_us: When it was settled, by the store's clock; 0: it has not been.
+        each, granted: Of one that is not settled, beside what `reserved` has: atoms of an output token, and how many.
     """
 
     id: str
@@ -100,6 +102,8 @@ class Entry(NamedTuple):
     status: int = 0
     upstream_id: str = ""
     at_us: int = 0
+    each: Mapping[str, int] = {}
+    granted: int = 0
 
     def text(self) -> str:
         """Return it as JSON on one line, without what a store adds: `mark` and `at_us`."""
@@ -113,5 +117,13 @@ class Entry(NamedTuple):
         Raises:
             ValueError, TypeError: It did not.
         """
-        entry = cls(**json.loads(text))._replace(mark=Mark(mark), at_us=at_us)
+        entry = cls(**json.loads(text))
+        reserved = {unit: entry.reserved.get(unit, 0) + atoms * entry.granted for unit, atoms in entry.each.items()}
+        reserved = {**entry.reserved, **reserved}
+        entry = entry._replace(reserved=reserved, each={}, granted=0, mark=Mark(mark), at_us=at_us)
         return entry._replace(cost=entry.reserved) if entry.mark is Mark.ASSUMED else entry
+
+
+def with_granted(about: str, granted: int) -> str:
+    """Return `Ask.about` as a store keeps it: with the output tokens that were granted."""
+    return f'{about[:-1]},"granted":{granted}}}' if about and granted else about

@@ -115,6 +115,7 @@ class MeteredExchange(Exchange):
             head.method.decode("latin-1"),
             path.partition(b"?")[0][:MAX_PATH].decode("latin-1"),
             reserved=quote.fixed,
+            each=quote.each,
         )
         self._quote = quote
         self._reservation = ask = Ask(id_, quote.fixed, quote.each, quote.most, quote.least, entry.text())
@@ -319,6 +320,7 @@ class MeteredExchange(Exchange):
             entry = entry._replace(
                 model=cost.model or entry.model,
                 reserved=reserved,
+                each={},
                 cost=cost.cost,
                 units=cost.units,
                 status=self.status,

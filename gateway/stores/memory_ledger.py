@@ -12,7 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.budgets.book import NEVER_US, BudgetStanding
-from gateway.budgets.spending import Mark, Settlement
+from gateway.budgets.spending import Mark, Settlement, with_granted
 from gateway.errors import StoreUnavailable
 from gateway.stores.accounts import Account, Starts
 from gateway.stores.journal import Line, MemoryJournal, Reservation
@@ -137,7 +137,7 @@ class MemoryLedger:
             if amount := ask.amount(account.budget.unit, offer.granted):
                 accounts.append(account)
                 atoms.append(amount)
-        reservation = Reservation(token, ask.about, accounts)
+        reservation = Reservation(token, with_granted(ask.about, offer.granted), accounts)
         self._journal.reserve(ask.id, reservation, atoms)
         for account, amount in zip(accounts, atoms, strict=True):
             account.reserve(ask.id, amount)

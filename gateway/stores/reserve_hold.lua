@@ -10,7 +10,11 @@ for i = 1, budgets do
     keep(book, book.holds, lease_us)
   end
 end
-call('HSET', KEYS[#KEYS - 2], request, ARGV[asked + 5])
+local about = ARGV[asked + 5]
+if about ~= '' and granted > 0 then
+  about = sub(about, 1, -2) .. ',"granted":' .. text(granted) .. '}'
+end
+call('HSET', KEYS[#KEYS - 2], request, about)
 call('ZADD', KEYS[#KEYS - 1], ends, name_of(request, {unpack(KEYS, last + 1)}, atoms))
 call('PEXPIRE', KEYS[#KEYS - 2], '3024000000')
 call('PEXPIRE', KEYS[#KEYS - 1], '3024000000')

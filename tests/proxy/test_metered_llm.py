@@ -74,7 +74,7 @@ def test_an_answer_costs_what_its_usage_says(play: Playbook) -> None:
     request = ask(play, body)
     assert request.body == body
     (held,) = still_open(play)
-    assert held.reserved["USD"] >= len(body) * INPUT
+    assert held.reserved == {"USD": len(body) * INPUT + 50 * OUTPUT, "tokens": len(body) + 50}
     answer = json.dumps({"id": "x", "model": "m", "choices": [], "usage": usage(9, 5)}).encode()
     play.upstream.answers(answer, b"200 OK", b"Content-Type: application/json")
     assert play.client.answer().body == answer
