@@ -30,8 +30,8 @@ import pytest
 from gateway import errors
 from gateway.access_lines import JsonLines, Record
 from gateway.config import SETTINGS, Config, load
-from gateway.config.loading import DEFAULT_LISTEN
 from gateway.config.costs import KEYS as COST_KEYS
+from gateway.config.loading import DEFAULT_LISTEN
 from gateway.config.targets import KEYS
 from gateway.http1 import writer
 from gateway.running import environment as environment_of
