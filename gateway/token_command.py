@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from gateway.config import Settings
-    from gateway.stores import Store
+    from gateway.stores.ledger import SpendStore
     from gateway.tokens import Claims
 
 ASK_TIMEOUT_S: Final = 10.0
@@ -86,7 +86,7 @@ async def _issue(options: argparse.Namespace, settings: Settings, local_url: str
         return token
 
 
-async def _issue_here(parent: bytes | None, wishes: dict[str, Any], settings: Settings, store: Store) -> str:
+async def _issue_here(parent: bytes | None, wishes: dict[str, Any], settings: Settings, store: SpendStore) -> str:
     signer, now_s = await _signer(store, settings), time.time()
     # Who signs without a gateway need not have its state: whether it has, the gateway tells when it sees the token.
     budgets = settings.budgets._replace(forgets=False)
@@ -208,7 +208,7 @@ async def _revoke(text: str, options: argparse.Namespace, settings: Settings, lo
 
 
 @contextlib.asynccontextmanager
-async def _store(settings: Settings, *, offline: bool = False) -> AsyncIterator[Store]:
+async def _store(settings: Settings, *, offline: bool = False) -> AsyncIterator[SpendStore]:
     store = MemoryStore() if offline else make_store(settings)
     try:
         await store.start()
@@ -217,7 +217,7 @@ async def _store(settings: Settings, *, offline: bool = False) -> AsyncIterator[
         await store.close()
 
 
-async def _signer(store: Store, settings: Settings) -> TokenSigner:
+async def _signer(store: SpendStore, settings: Settings) -> TokenSigner:
     return TokenSigner(settings.token_secrets or [await store.agree_secret(os.urandom(2 * SECRET_MIN_BYTES))])
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from gateway.budgets.budget import Budget
     from gateway.limits import Policy
-    from gateway.stores import Store, Verdict, Waiter
-    from gateway.stores.ledger import Ledger, SpendPlan
+    from gateway.stores import Verdict, Waiter
+    from gateway.stores.ledger import Ledger, SpendPlan, SpendStore
 
 LIMITS = parse_limits("5/minute")
 AT_MAPS = parse_limits("7/hour")
@@ -81,7 +81,7 @@ def refused(policy: int, reset_us: int, *used: int) -> SpendVerdict:
 def made(budgets: GatewayBudgets = BUDGETS) -> tuple[Admission, Spends]:
     store = Spends()
     signer = TokenSigner([b"s" * 32])
-    return Admission(cast("Store", store), signer, LIMITS, (), None, budgets=budgets), store
+    return Admission(cast("SpendStore", store), signer, LIMITS, (), None, budgets=budgets), store
 
 
 def test_a_request_is_reserved_under_limits_and_budgets_by_a_plan_that_is_made_when_it_is_needed() -> None:
