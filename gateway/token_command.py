@@ -150,7 +150,7 @@ async def _inspect(text: str, settings: Settings) -> int:
         print(f"{name:<10}{value}")
     verdict, is_good = "not checked: the signing secret is not known here (TOKEN_SECRET, REDIS_URL)", True
     if settings.token_secrets or settings.redis:
-        async with _store(settings) as store:
+        async with _store(settings, offline=settings.redis is None) as store:
             try:
                 (await _signer(store, settings)).verify(text.encode(), now_s=time.time())
                 verdict = "good: signed here, and not expired"
