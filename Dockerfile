@@ -2,9 +2,11 @@ FROM python:3.13-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY gateway gateway
-# Without pip inside: the image holds the program and what it imports.
+# Without pip inside: the image holds the program and what it imports, the prices of language models included. What is
+# installed is this directory, whose version is its own.
+# hadolint ignore=DL3013
 RUN python -m venv --without-pip /opt/gateway \
-    && pip --python /opt/gateway/bin/python install --no-cache-dir .
+    && pip --python /opt/gateway/bin/python install --no-cache-dir '.[llm]'
 
 FROM python:3.13-slim
 COPY --from=build /opt/gateway /opt/gateway

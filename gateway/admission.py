@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any, Final, Unpack, cast
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
-from gateway.budgets.family import GatewayBudgets
+from gateway.budgets.family import Forgotten, GatewayBudgets
 from gateway.errors import TokenExpired, TokenInvalid, TokenMissing, TokenRevoked
 from gateway.limits import parse_limits
 from gateway.limits.policy import check_subject, lineage
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gateway.budgets.spending import Ask, Settlement
     from gateway.errors import BudgetExceeded, RateLimited
     from gateway.limits import Policy
-    from gateway.stores import Plan, Standing, Store, Verdict, Waiter
+    from gateway.stores import Plan, Standing, Verdict, Waiter
     from gateway.stores.ledger import SpendPlan, SpendStore
     from gateway.tokens import TokenSigner
     from gateway.wishes import Wishes
@@ -64,7 +64,7 @@ class Admission:
 
     def __init__(
         self,
-        store: Store,
+        store: SpendStore,
         signer: TokenSigner,
         limits: Sequence[Policy],
         common_limits: Sequence[Policy],
@@ -170,24 +170,20 @@ class Admission:
 
         Whoever is told that it was admitted calls `settle`, once, and what `check` says as well.
         """
-        self._spends.reserve(self._spend_plan(subject), ask, waiter)
+        self._store.reserve(self._spend_plan(subject), ask, waiter)
 
     def reserve_more(self, subject: Subject, ask: Ask, waiter: Waiter) -> None:
         """Ask for more of what a request under way may cost, under another id: its limits are not charged again."""
-        self._spends.reserve(self._spends.spend_plan(subject.id, (), subject.budgets), ask, waiter)
+        self._store.reserve(self._store.spend_plan(subject.id, (), subject.budgets), ask, waiter)
 
     def settle(self, subject: Subject, ask: Ask, granted: int, settlement: Settlement) -> None:
         """Say what a request that was admitted did cost; see `Ledger.settle`."""
-        self._spends.ledger.settle(self._spend_plan(subject), ask, granted, settlement)
-
-    @property
-    def _spends(self) -> SpendStore:
-        return cast("SpendStore", self._store)
+        self._store.ledger.settle(self._spend_plan(subject), ask, granted, settlement)
 
     def _spend_plan(self, subject: Subject) -> SpendPlan:
         plan = subject.spend_plan
         if plan is None:
-            plan = self._spends.spend_plan(subject.id, subject.policies, subject.budgets)
+            plan = self._store.spend_plan(subject.id, subject.policies, subject.budgets)
             subject.spend_plan = plan
         return plan
 
@@ -368,6 +364,8 @@ class Admission:
     def _remember(self, token: bytes, claims: Claims) -> Subject:
         try:
             subject = self.subject_of(claims)
+        except Forgotten as error:
+            raise TokenInvalid(f"The token has {error}.") from None
         except ValueError:
             problem = "The token has limits or budgets that this version of the gateway cannot read."
             raise TokenInvalid(problem) from None

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from gateway.access_log import AccessLog, LineWriter
     from gateway.config import Config, Settings
     from gateway.stamps import Stamp
-    from gateway.stores import Store
+    from gateway.stores.ledger import SpendStore
 
 NOTICE_SHARE: Final = 0.25
 """How much of `DRAIN_TIMEOUT` may go by before listening ends: what comes last needs the rest."""
@@ -90,7 +90,7 @@ class Gateway:
         self.metrics = Metrics()
         self._shared = SharedCounts(self.metrics, shared_dir)
         self._listener: Listener | None = None
-        self._store: Store | None = None
+        self._store: SpendStore | None = None
         self._context: ProxyContext | None = None
         self._upstreams = Upstreams(AnswerParser())
         self._tls: SpokenTls | None = None

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from gateway.config import Settings
-    from gateway.stores import Store
+    from gateway.stores.ledger import SpendStore
     from gateway.tokens import Claims
 
 ASK_TIMEOUT_S: Final = 10.0
@@ -86,11 +86,11 @@ async def _issue(options: argparse.Namespace, settings: Settings, local_url: str
         return token
 
 
-async def _issue_here(parent: bytes | None, wishes: dict[str, Any], settings: Settings, store: Store) -> str:
+async def _issue_here(parent: bytes | None, wishes: dict[str, Any], settings: Settings, store: SpendStore) -> str:
     signer, now_s = await _signer(store, settings), time.time()
-    admission = Admission(
-        store, signer, settings.limits, settings.common_limits, settings.token_ttl_s, budgets=settings.budgets
-    )
+    # Who signs without a gateway need not have its state: whether it has, the gateway tells when it sees the token.
+    budgets = settings.budgets._replace(forgets=False)
+    admission = Admission(store, signer, settings.limits, settings.common_limits, settings.token_ttl_s, budgets=budgets)
     for target in settings.targets:  # of no use here but to tell which token would be under too many limits
         admission.beside(target.name, target.common_limits)
     issue = admission.issue
@@ -150,7 +150,7 @@ async def _inspect(text: str, settings: Settings) -> int:
         print(f"{name:<10}{value}")
     verdict, is_good = "not checked: the signing secret is not known here (TOKEN_SECRET, REDIS_URL)", True
     if settings.token_secrets or settings.redis:
-        async with _store(settings) as store:
+        async with _store(settings, offline=settings.redis is None) as store:
             try:
                 (await _signer(store, settings)).verify(text.encode(), now_s=time.time())
                 verdict = "good: signed here, and not expired"
@@ -208,7 +208,7 @@ async def _revoke(text: str, options: argparse.Namespace, settings: Settings, lo
 
 
 @contextlib.asynccontextmanager
-async def _store(settings: Settings, *, offline: bool = False) -> AsyncIterator[Store]:
+async def _store(settings: Settings, *, offline: bool = False) -> AsyncIterator[SpendStore]:
     store = MemoryStore() if offline else make_store(settings)
     try:
         await store.start()
@@ -217,7 +217,7 @@ async def _store(settings: Settings, *, offline: bool = False) -> AsyncIterator[
         await store.close()
 
 
-async def _signer(store: Store, settings: Settings) -> TokenSigner:
+async def _signer(store: SpendStore, settings: Settings) -> TokenSigner:
     return TokenSigner(settings.token_secrets or [await store.agree_secret(os.urandom(2 * SECRET_MIN_BYTES))])
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from gateway.budgets.budget import Budget
     from gateway.limits import Policy
-    from gateway.stores import Store, Verdict, Waiter
-    from gateway.stores.ledger import Ledger, SpendPlan
+    from gateway.stores import Verdict, Waiter
+    from gateway.stores.ledger import Ledger, SpendPlan, SpendStore
 
 LIMITS = parse_limits("5/minute")
 AT_MAPS = parse_limits("7/hour")
@@ -81,7 +81,7 @@ def refused(policy: int, reset_us: int, *used: int) -> SpendVerdict:
 def made(budgets: GatewayBudgets = BUDGETS) -> tuple[Admission, Spends]:
     store = Spends()
     signer = TokenSigner([b"s" * 32])
-    return Admission(cast("Store", store), signer, LIMITS, (), None, budgets=budgets), store
+    return Admission(cast("SpendStore", store), signer, LIMITS, (), None, budgets=budgets), store
 
 
 def test_a_request_is_reserved_under_limits_and_budgets_by_a_plan_that_is_made_when_it_is_needed() -> None:
@@ -162,6 +162,15 @@ def test_a_token_with_a_budget_of_another_version_is_refused_and_not_free_of_it(
     token = TokenSigner([b"s" * 32]).issue(Claims(id="a", issued_at_s=0, budgets=("5 USD/century",)))
     with pytest.raises(TokenInvalid, match="limits or budgets that this version"):
         made()[0].authenticate(token.encode(), 0.0)
+
+
+def test_a_token_with_a_budget_that_would_be_forgotten_is_not_issued_and_not_taken() -> None:
+    forgetful, _ = made(GatewayBudgets(forgets=True))
+    with pytest.raises(ValueError, match="a budget of a day or longer"):
+        forgetful.issue(0.0, budgets=["5 USD/day"])
+    token, _ = made()[0].issue(0.0, budgets=["5 USD/day"])
+    with pytest.raises(TokenInvalid, match=r"^The token has a budget of a day or longer, .* to outlive a restart\.$"):
+        forgetful.authenticate(token.encode(), 0.0)
 
 
 def test_a_refusal_names_the_budget_and_a_limits_the_limit() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.budgets.budget import NANO
+from gateway.budgets.family import GatewayBudgets
 from gateway.budgets.grammar import all_written
 from gateway.config import describe, load
 from tests.test_config import config, from_file, refusal
@@ -19,7 +20,7 @@ REDIS = "redis://127.0.0.1"
 
 def test_none_unless_asked_for() -> None:
     settings = config().settings
-    assert settings.budgets == ((), (), "UTC")
+    assert settings.budgets == GatewayBudgets()
     assert (settings.budget_clamp, settings.budget_cut, settings.disconnect_drain_s) == (False, False, 0)
 
 

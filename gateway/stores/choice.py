@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.config import Settings
-    from gateway.stores import Store
     from gateway.stores.fallback import LossPolicy
+    from gateway.stores.ledger import SpendStore
 
 
-def make_store(settings: Settings, current: Callable[[], Settings] | None = None) -> Store:
+def make_store(settings: Settings, current: Callable[[], Settings] | None = None) -> SpendStore:
     """Make the store, not started: in Redis where `REDIS_URL` is set, else in this process.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from gateway.stores import Plan, Verdict
+from gateway.stores import Plan, Store, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,8 +105,8 @@ class Ledger(Protocol):
         ...
 
 
-class SpendStore(Protocol):
-    """What a store has for requests that cost something."""
+class SpendStore(Store, Protocol):
+    """A store, with what it has for requests that cost something."""
 
     @property
     def ledger(self) -> Ledger:

@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 
     from gateway.budgets.budget import Budget
     from gateway.limits import Policy
-    from gateway.stores import Store
     from gateway.stores.ledger import SpendPlan, SpendStore, SpendVerdict
 
-    class Spending(Store, SpendStore, Protocol):
+    class Spending(SpendStore, Protocol):
         """A store with budgets."""
 
 
