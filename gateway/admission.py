@@ -10,7 +10,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any, Final, Unpack, cast
 
-from gateway.budgets.family import GatewayBudgets
+from gateway.budgets.family import Forgotten, GatewayBudgets
 from gateway.errors import TokenExpired, TokenInvalid, TokenMissing, TokenRevoked
 from gateway.limits import parse_limits
 from gateway.limits.policy import check_subject, lineage
@@ -368,6 +368,8 @@ class Admission:
     def _remember(self, token: bytes, claims: Claims) -> Subject:
         try:
             subject = self.subject_of(claims)
+        except Forgotten as error:
+            raise TokenInvalid(f"The token has {error}.") from None
         except ValueError:
             problem = "The token has limits or budgets that this version of the gateway cannot read."
             raise TokenInvalid(problem) from None

@@ -88,9 +88,9 @@ async def _issue(options: argparse.Namespace, settings: Settings, local_url: str
 
 async def _issue_here(parent: bytes | None, wishes: dict[str, Any], settings: Settings, store: Store) -> str:
     signer, now_s = await _signer(store, settings), time.time()
-    admission = Admission(
-        store, signer, settings.limits, settings.common_limits, settings.token_ttl_s, budgets=settings.budgets
-    )
+    # Who signs without a gateway need not have its state: whether it has, the gateway tells when it sees the token.
+    budgets = settings.budgets._replace(forgets=False)
+    admission = Admission(store, signer, settings.limits, settings.common_limits, settings.token_ttl_s, budgets=budgets)
     for target in settings.targets:  # of no use here but to tell which token would be under too many limits
         admission.beside(target.name, target.common_limits)
     issue = admission.issue

@@ -164,6 +164,15 @@ def test_a_token_with_a_budget_of_another_version_is_refused_and_not_free_of_it(
         made()[0].authenticate(token.encode(), 0.0)
 
 
+def test_a_token_with_a_budget_that_would_be_forgotten_is_not_issued_and_not_taken() -> None:
+    forgetful, _ = made(GatewayBudgets(forgets=True))
+    with pytest.raises(ValueError, match="a budget of a day or longer"):
+        forgetful.issue(0.0, budgets=["5 USD/day"])
+    token, _ = made()[0].issue(0.0, budgets=["5 USD/day"])
+    with pytest.raises(TokenInvalid, match=r"^The token has a budget of a day or longer, .* to outlive a restart\.$"):
+        forgetful.authenticate(token.encode(), 0.0)
+
+
 def test_a_refusal_names_the_budget_and_a_limits_the_limit() -> None:
     admission, _ = made()
     subject = admission.authenticate(admission.issue(0.0)[0].encode(), 0.0)

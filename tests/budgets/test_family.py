@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.budgets.family import GatewayBudgets
+from gateway.budgets.family import Forgotten, GatewayBudgets
 from gateway.budgets.grammar import parse_budgets, written
 
 GATEWAYS = GatewayBudgets(
@@ -48,6 +48,15 @@ def test_whose_they_are_and_in_which_zone() -> None:
     own, parents, shared = GATEWAYS.of((("1 USD/day",), None))
     assert [budget.owner("a.b") for budget in (own, parents, shared)] == ["a.b", "a", "global"]
     assert {budget.zone for budget in (own, parents, shared)} == {"Europe/Berlin"}
+
+
+def test_where_budgets_are_forgotten_at_a_restart_none_is_for_a_day() -> None:
+    gateways = GatewayBudgets(forgets=True)
+    assert len(gateways.of((("1 USD/23h", "9 tokens/minute"),))) == 2
+    for text in ("1 USD/day", "1 USD/24h", "1 USD/week", "1 USD/month"):
+        with pytest.raises(Forgotten, match=r"^a budget of a day or longer, which takes a STATE_FILE or REDIS_URL"):
+            gateways.of((None, (text,)))
+        assert len(GATEWAYS.of(((text,),))) == 2
 
 
 def test_a_text_that_is_no_budget_is_told_of() -> None:
