@@ -25,14 +25,14 @@ def state_file(text: str) -> str:
     """Read the path of a file that can be written, or made."""
     path = Path(text)
     if not text or "\0" in text or path.is_dir():
-        raise ValueError(f"{quoted(text)} is no path of a file")
+        raise ValueError(f"{text!r} is no path of a file")
     if not path.parent.is_dir():
-        raise ValueError(f"there is no directory {quoted(str(path.parent))}")
+        raise ValueError(f"there is no directory {str(path.parent)!r}")
     # SQLite keeps two more files beside it.
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ValueError(f"the directory {quoted(str(path.parent))} cannot be written to")
+        raise ValueError(f"the directory {str(path.parent)!r} cannot be written to")
     if path.exists() and not (path.is_file() and os.access(path, os.R_OK | os.W_OK)):
-        raise ValueError(f"{quoted(text)} is not a file that can be read and written")
+        raise ValueError(f"{text!r} is not a file that can be read and written")
     return text
 
 
