@@ -110,7 +110,7 @@ class Admission:
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        store = make_store(self._settings)
+        store = make_store(replace(self._settings, state_file=None))
         try:
             await store.start()
         except BaseException:

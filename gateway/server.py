@@ -51,6 +51,7 @@ _FIXED: Final = {
     "listen": "GATEWAY_LISTEN",
     "workers": "GATEWAY_WORKERS",
     "tls": "GATEWAY_TLS_CERT",
+    "state_file": "STATE_FILE",
     "redis": "REDIS_URL",
     "on_store_loss": "ON_STORE_LOSS",
     "store_timeout_s": "STORE_TIMEOUT",

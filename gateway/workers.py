@@ -234,6 +234,9 @@ class _Life:
         if self.ending.is_set() or (self._starting is not None and not self._starting.done()):
             _log.warning("SIGUSR2: the gateway is being replaced already, or stopping")
             return
+        if self._settings.state_file is not None:
+            _log.error("SIGUSR2: not replaced: STATE_FILE has one writer at a time. Stop this program, then start it.")
+            return
         _log.info("SIGUSR2: starting the new program beside the old one")
         self._starting = asyncio.get_running_loop().create_task(self._succeed())
 

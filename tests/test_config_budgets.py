@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 
 from gateway.budgets.budget import NANO
-from gateway.budgets.family import GatewayBudgets
 from gateway.budgets.grammar import all_written
 from gateway.config import describe, load
 from tests.test_config import config, from_file, refusal
@@ -20,7 +20,7 @@ REDIS = "redis://127.0.0.1"
 
 def test_none_unless_asked_for() -> None:
     settings = config().settings
-    assert settings.budgets == GatewayBudgets()
+    assert settings.budgets[:3] == ((), (), "UTC")
     assert (settings.budget_clamp, settings.budget_cut, settings.disconnect_drain_s) == (False, False, 0)
 
 
@@ -85,3 +85,28 @@ def test_they_are_shown() -> None:
     assert shown["GLOBAL_BUDGET"] == "no budget"
     assert shown["BUDGET_TIMEZONE"] == "UTC"
     assert (shown["BUDGET_CLAMP"], shown["BUDGET_CUT"], shown["ON_DISCONNECT"]) == ("off", "off", "read on for 2.0 s")
+
+
+@pytest.mark.parametrize("name", ["budget", "global_budget"])
+@pytest.mark.parametrize("budget", ["5 USD/day", "1 USD/minute,5 USD/week", "5 USD/month", "5 USD/24h"])
+def test_a_budget_that_a_restart_would_forget_is_refused(name: str, budget: str, tmp_path: Path) -> None:
+    told = refusal(**{name: budget})
+    assert told.startswith(f"{name}: a day or longer is forgotten at a restart, unless there is a STATE_FILE or REDIS")
+    assert told.endswith("with STATE_FILE=/var/lib/gateway/state.db")
+    for lasting in ({"state_file": str(tmp_path / "state.db")}, {"redis_url": REDIS}):
+        assert not config(**{name: budget}, **lasting).settings.budgets.forgets
+    assert config(**{name: "5 USD/23h"}).settings.budgets.forgets
+
+
+def test_the_file_of_state_is_one_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert config(state_file="state.db").settings.state_file == "state.db"
+    assert not any(tmp_path.iterdir())
+    told = dict(describe(config(state_file="state.db")))["STATE_FILE"]
+    assert told == "state.db"
+    assert dict(describe(config()))["STATE_FILE"] == "not set: budgets end with the process"
+    assert refusal(state_file=str(tmp_path)).startswith(f"state_file: {str(tmp_path)!r} is no path of a file; it takes")
+    assert "there is no directory" in refusal(state_file="missing/state.db")
+    assert "is set and REDIS_URL as well" in refusal(state_file="state.db", redis_url=REDIS)
+    os.mkfifo("pipe")
+    assert "is not a file that can be read and written" in refusal(state_file="pipe")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from gateway.config.values import duration_s, quoted
 
 
@@ -15,6 +18,21 @@ def time_zone(text: str) -> str:
         ZoneInfo(text)
     except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: it is a folder of zones
         raise ValueError(f"{quoted(text)} is no time zone that is known here") from None
+    return text
+
+
+def state_file(text: str) -> str:
+    """Read the path of a file that can be written, or made."""
+    path = Path(text)
+    if not text or "\0" in text or path.is_dir():
+        raise ValueError(f"{text!r} is no path of a file")
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no directory {str(path.parent)!r}")
+    # SQLite keeps two more files beside it.
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"the directory {str(path.parent)!r} cannot be written to")
+    if path.exists() and not (path.is_file() and os.access(path, os.R_OK | os.W_OK)):
+        raise ValueError(f"{text!r} is not a file that can be read and written")
     return text
 
 

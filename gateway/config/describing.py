@@ -79,6 +79,7 @@ def _resolved(config: Config) -> dict[str, str]:
         "budget": all_written(settings.budgets.each) or "no budget",
         "global_budget": all_written(settings.budgets.together) or "no budget",
         "on_disconnect": f"read on for {drain_s} s" if (drain_s := settings.disconnect_drain_s) else "cancel",
+        "state_file": _state_file(config),
         "redis_url": _redis(settings.redis),
         "gateway_listen": ", ".join(map(str, settings.listen)),
         "gateway_workers": str(settings.workers),
@@ -103,6 +104,12 @@ def _key_file(pair: KeyPair | None) -> str:
 
     path = pair.key_file
     return f"{path} (too open: chmod 600 {path})" if is_open_to_others(path) else path
+
+
+def _state_file(config: Config) -> str:
+    if config.state_file is not None:
+        return config.state_file
+    return "not set: " + ("Redis has it" if config.settings.redis is not None else "budgets end with the process")
 
 
 def _redis(address: StoreAddress | None) -> str:

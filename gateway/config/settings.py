@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gateway.budgets.family import GatewayBudgets
+from gateway.budgets.family import GatewayBudgets, is_long
 from gateway.budgets.grammar import parse_budgets
 from gateway.config import budgets, values
 from gateway.config.costs import cost_of, parse_cost, read_prices
@@ -51,6 +51,7 @@ class Settings:
         budget_clamp: Requests ask for no more output tokens than there is money for.
         budget_cut: A stream that costs more than was reserved, and can reserve no more, is ended.
         disconnect_drain_s: How long an answer is still read whose client has left, for what it did cost; 0: not at all.
+        state_file: Where the embedded store keeps budgets; None: in memory.
         redis: Where the shared store is; None for the embedded one.
         on_store_loss: Who decides when the shared store cannot: `deny`, `local` or `allow`.
         store_timeout_s: The longest a request waits for the shared store.
@@ -85,6 +86,7 @@ class Settings:
     budget_clamp: bool
     budget_cut: bool
     disconnect_drain_s: float
+    state_file: str | None
     redis: StoreAddress | None = field(repr=False)
     on_store_loss: str
     store_timeout_s: float
@@ -154,6 +156,7 @@ class Config:
     budget_clamp: str = "off"
     budget_cut: str = "off"
     on_disconnect: str = "cancel"
+    state_file: str | None = None
     redis_url: str | None = field(default=None, repr=False)
     on_store_loss: str = "deny"
     store_timeout: str | float = "100ms"
@@ -208,6 +211,7 @@ class Config:
 def _compile(read: Reader) -> Settings:
     listen = read("gateway_listen", values.addresses)
     redis = read.optional("redis_url", _redis)
+    state_file = _state_file(read, has_redis=redis is not None)
     prices = read_prices(read.given("prices"), read.where("prices"))
     return Settings(
         target=_target(read, listen),
@@ -222,10 +226,11 @@ def _compile(read: Reader) -> Settings:
             "global_concurrency_limit", lambda text: parse_concurrency(text, shared=True)
         ),
         shadow=read("rate_limit_mode", values.limit_mode) == "shadow",
-        budgets=_budgets(read),
+        budgets=_budgets(read, forgets=redis is None and state_file is None),
         budget_clamp=read("budget_clamp", values.one_of("on", "off")) == "on",
         budget_cut=read("budget_cut", values.one_of("on", "off")) == "on",
         disconnect_drain_s=read("on_disconnect", budgets.drain_s),
+        state_file=state_file,
         redis=redis,
         on_store_loss=read("on_store_loss", values.one_of("deny", "local", "allow")),
         store_timeout_s=read("store_timeout", values.duration_s),
@@ -249,11 +254,23 @@ def _compile(read: Reader) -> Settings:
     )
 
 
-def _budgets(read: Reader) -> GatewayBudgets:
+def _state_file(read: Reader, *, has_redis: bool) -> str | None:
+    path = read.optional("state_file", budgets.state_file)
+    if path is not None and has_redis:
+        problem = "is set and REDIS_URL as well, where budgets are kept already"
+        raise read.error("state_file", problem, "without one of the two")
+    return path
+
+
+def _budgets(read: Reader, *, forgets: bool) -> GatewayBudgets:
     zone = read("budget_timezone", budgets.time_zone)
     each = read.optional("budget", lambda text: parse_budgets(text, zone=zone))
     together = read.optional("global_budget", lambda text: parse_budgets(text, shared=True, zone=zone))
-    return GatewayBudgets(each or (), together or (), zone)
+    for name, found in (("budget", each), ("global_budget", together)):
+        if forgets and any(map(is_long, found or ())):
+            problem = "a day or longer is forgotten at a restart, unless there is a STATE_FILE or REDIS_URL"
+            raise read.error(name, problem, f"with STATE_FILE={SETTINGS['state_file'].example}")
+    return GatewayBudgets(each or (), together or (), zone, forgets)
 
 
 def _workers(read: Reader, *, has_redis: bool) -> int:

@@ -95,6 +95,12 @@ SETTINGS: dict[str, Setting] = {
             "when the client of an answer that costs leaves: end it, or read on for its cost (default: cancel)",
         ),
         Setting(
+            "state_file",
+            "the path of a file, in a directory that can be written to",
+            "/var/lib/gateway/state.db",
+            "keeps budgets over a restart, without REDIS_URL (default: none)",
+        ),
+        Setting(
             "redis_url",
             "redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://",
             "redis://127.0.0.1:6379/0",

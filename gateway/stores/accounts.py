@@ -14,34 +14,15 @@ from gateway.limits.policy import SEGMENTS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.budgets.budget import Budget, Calendar
+    from gateway.budgets.budget import Budget
     from gateway.budgets.spending import Ask
 
 Segments: TypeAlias = "dict[int, int]"
 """Atoms by segment."""
 
 
-class Starts:
-    """When calendar windows begin, worked out once for each window."""
-
-    __slots__ = ("_known",)
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[Calendar | None, str], tuple[int, ...]] = {}
-
-    def of(self, budget: Budget, now_us: int) -> tuple[int, ...]:
-        """Return `Budget.starts` of a time in microseconds."""
-        if budget.calendar is None:
-            return ()
-        key = (budget.calendar, budget.zone)
-        known = self._known.get(key)
-        if known is None or not known[1] <= now_us // 1_000_000 < known[2]:
-            known = self._known[key] = budget.starts(now_us // 1_000_000)
-        return known
-
-
 class Account:
-    """The state of one budget.
+    """The state of one budget. Before it is asked anything, it is to `advance` to now.
 
     Args:
         key: Whose, and what is counted.
@@ -49,6 +30,8 @@ class Account:
 
     Attributes:
         row: Its number in a file; 0: it is in none.
+        unit: The budget's.
+        segment: The one that is spent in now.
         spent: What counts, oldest first.
         settled: The sum of that.
         held: What is reserved, by request.
@@ -56,39 +39,50 @@ class Account:
         assumed: See `Book`.
     """
 
-    __slots__ = ("assumed", "budget", "held", "key", "reserved", "row", "settled", "spent")
+    __slots__ = (
+        "_from_us",
+        "_starts",
+        "_until_us",
+        "assumed",
+        "budget",
+        "held",
+        "key",
+        "reserved",
+        "row",
+        "segment",
+        "settled",
+        "spent",
+        "unit",
+    )
 
     def __init__(self, key: str, budget: Budget) -> None:
         self.key = key
         self.budget = budget
+        self.unit = budget.unit
         self.row = 0
+        self.segment = 0
+        self._from_us = self._until_us = 0
+        self._starts: Sequence[int] = ()
         self.spent: Segments = {}
         self.settled = 0
         self.held: dict[str, int] = {}
         self.reserved = 0
         self.assumed: dict[str, Assumed] = {}
 
-    def advance(self, now_us: int, starts: Sequence[int]) -> int:
-        """Forget what has left the window; return the segment that is spent in now."""
-        segment, spent = segment_of(self.budget, now_us, starts), self.spent
-        if not spent:
-            return segment
-        segment = max(segment, next(reversed(spent)))
-        first = segment if self.budget.calendar is not None else segment - SEGMENTS
-        while spent and (oldest := next(iter(spent))) < first:
-            self.settled -= spent.pop(oldest)
-        if self.assumed:
-            self.assumed = {id_: one for id_, one in self.assumed.items() if one.segment >= first}
-        return segment
+    def advance(self, now_us: int) -> None:
+        """Make it that time, and forget what has left the window."""
+        # Nothing leaves within a segment.
+        if not self._from_us <= now_us < self._until_us:
+            self._move(now_us)
 
-    def room(self, budget: Budget, ask: Ask, now_us: int, starts: Sequence[int]) -> Room:
-        """Say how many output tokens of an ask there is room for. To be asked when it has advanced to this time."""
-        return room_in(budget, Sums(self.settled, self.reserved, self.spent.items()), ask, now_us, starts)
+    def room(self, budget: Budget, ask: Ask, now_us: int) -> Room:
+        """Say how many output tokens of an ask there is room for."""
+        return room_in(budget, Sums(self.settled, self.reserved, self.spent.items()), ask, now_us, self._starts)
 
-    def standing(self, now_us: int, starts: Sequence[int]) -> BudgetStanding:
-        """Say how it stands. To be asked when it has advanced to this time."""
+    def standing(self, now_us: int) -> BudgetStanding:
+        """Say how it stands."""
         oldest = next(iter(self.spent), None)
-        reset_us = 0 if oldest is None else leaves_us(self.budget, oldest, now_us, starts) - now_us
+        reset_us = 0 if oldest is None else leaves_us(self.budget, oldest, now_us, self._starts) - now_us
         return BudgetStanding(self.settled, self.reserved, reset_us)
 
     def reserve(self, id_: str, atoms: int) -> None:
@@ -96,41 +90,61 @@ class Account:
         self.reserved += atoms - self.held.get(id_, 0)
         self.held[id_] = atoms
 
-    def settling(self, id_: str, cost: int, now_us: int, starts: Sequence[int]) -> Segments | None:
+    def settling(self, id_: str, cost: int, now_us: int) -> Segments | None:
         """Say which sums a settlement will change, and to what; None if there is nothing to settle."""
+        if id_ in self.held:
+            return {self.segment: self.spent.get(self.segment, 0) + cost}
         was = self.assumed.get(id_)
-        if was is None and id_ not in self.held:
-            return None
-        segment, spent = segment_of(self.budget, now_us, starts), self.spent
         if was is None:
-            segment = max(segment, next(reversed(spent), segment))
-            return {segment: spent.get(segment, 0) + cost}
-        spent = {**spent, was.segment: spent[was.segment] - was.atoms}
-        segment = max(segment, *(one for one, atoms in spent.items() if atoms), segment)
+            return None
+        spent = {**self.spent, was.segment: self.spent[was.segment] - was.atoms}
+        now = segment_of(self.budget, now_us, self._starts)
+        segment = max([now, *(one for one, atoms in spent.items() if atoms)])
         return {was.segment: spent[was.segment], segment: spent.get(segment, 0) + cost}
 
-    def settle(self, id_: str, sums: Segments) -> None:
+    def settle(self, id_: str, segments: Segments) -> None:
         """Settle a request as `settling` said."""
         self.reserved -= self.held.pop(id_, 0)
-        self.assumed.pop(id_, None)
-        for segment, atoms in sums.items():
-            self.settled += atoms - self.spent.pop(segment, 0)
+        spent = self.spent
+        for segment, atoms in segments.items():
+            self.settled += atoms - spent.get(segment, 0)
             if atoms:
-                self.spent[segment] = atoms
-        if len(sums) > 1:
-            self.spent = dict(sorted(self.spent.items()))
+                spent[segment] = atoms
+            else:
+                spent.pop(segment, None)
+        if self.assumed.pop(id_, None) is not None:
+            self.spent = dict(sorted(spent.items()))
+            self._until_us = 0  # what is the newest may be older now
 
-    def abandon(self, id_: str, now_us: int, starts: Sequence[int]) -> None:
+    def abandon(self, id_: str) -> None:
         """Assume what is held for a request; see `Book.abandoned`."""
-        atoms, segment = self.held.pop(id_), self.advance(now_us, starts)
+        atoms = self.held.pop(id_)
         self.reserved -= atoms
-        self.assumed[id_] = Assumed(atoms, segment)
-        self.spent[segment] = self.spent.get(segment, 0) + atoms
+        self.assumed[id_] = Assumed(atoms, self.segment)
+        self.spent[self.segment] = self.spent.get(self.segment, 0) + atoms
         self.settled += atoms
 
-    def is_idle(self, now_us: int, starts: Sequence[int]) -> bool:
+    def is_idle(self, now_us: int) -> bool:
         """Return whether it may be forgotten: nothing is held, and nothing counts any more."""
         if self.held:
             return False
-        self.advance(now_us, starts)
+        self.advance(now_us)
         return not self.spent
+
+    def _move(self, now_us: int) -> None:
+        budget, spent = self.budget, self.spent
+        if budget.calendar is None:
+            segment, lasts_us = now_us // budget.segment_us, budget.segment_us
+            self._from_us = segment * lasts_us
+            self._until_us = self._from_us + lasts_us
+        else:
+            if not self._starts or not self._starts[1] <= now_us // 1_000_000 < self._starts[2]:
+                self._starts = budget.starts(now_us // 1_000_000)
+            segment = segment_of(budget, now_us, self._starts)
+            self._from_us, self._until_us = segment * 1_000_000, leaves_us(budget, segment, now_us, self._starts)
+        self.segment = segment = max(segment, next(reversed(spent), segment))
+        first = segment if budget.calendar is not None else segment - SEGMENTS
+        while spent and (oldest := next(iter(spent))) < first:
+            self.settled -= spent.pop(oldest)
+        if self.assumed:
+            self.assumed = {id_: one for id_, one in self.assumed.items() if one.segment >= first}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.stores.memory import MemoryStore
+from gateway.stores.memory_ledger import MemoryLedger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,14 +16,18 @@ if TYPE_CHECKING:
 
 
 def make_store(settings: Settings, current: Callable[[], Settings] | None = None) -> SpendStore:
-    """Make the store, not started: in Redis where `REDIS_URL` is set, else in this process.
+    """Make the store, not started: in Redis where `REDIS_URL` is set, else in this process and its `STATE_FILE`.
 
     Args:
         settings: Where it is, and what becomes of requests while it is lost.
         current: Returns the settings as they are after a reload, for what is said about limits; None: they stay.
     """
     if settings.redis is None:
-        return MemoryStore()
+        if settings.state_file is None:
+            return MemoryStore()
+        from gateway.stores.state_file import StateFile  # sqlite3 is a megabyte that few need
+
+        return MemoryStore(ledger=MemoryLedger(journal=StateFile(settings.state_file)))
     # hiredis is loaded only where it is used: the embedded store should not pay for it.
     from gateway.stores.address import ClusterAddress
     from gateway.stores.cluster import ClusterStore

@@ -107,7 +107,7 @@ class MemoryStore:
         ledger: Keeps budgets; None: one of this process alone, on the system's clock.
     """
 
-    __slots__ = ("_counters", "_leases", "_lines", "_now_us", "_revoked", "_to_purge", "ledger", "usage")
+    __slots__ = ("_counters", "_leases", "_limited", "_lines", "_now_us", "_revoked", "_to_purge", "ledger", "usage")
 
     def __init__(self, now_us: Callable[[], int] = monotonic_us, ledger: MemoryLedger | None = None) -> None:
         self.ledger = ledger or MemoryLedger()
@@ -116,6 +116,7 @@ class MemoryStore:
         self._to_purge: deque[tuple[str, int]] = deque()
         self._leases = count(1)
         self._lines = MemoryLines()
+        self._limited = _Limited()
         self.usage = MemoryUsage()
         self._revoked: dict[str, int] = {}  # until when, in microseconds
 
@@ -169,9 +170,8 @@ class MemoryStore:
             if offer.granted < 0:
                 verdict = SpendVerdict(False, len(own.limits) + offer.refusing, 0, offer.frees_us, now_us)
             else:
-                limited = _Limited()
-                self.check(plan, limited)
-                verdict = SpendVerdict(*limited.verdict)
+                self.check(plan, self._limited)
+                verdict = _verdict(SpendVerdict, self._limited.verdict)
             if verdict.admitted:
                 verdict.granted = offer.granted
                 try:

@@ -100,12 +100,15 @@ class StateFile:
             self._take_lock()
             if not Path(self._path).exists():
                 self._make()
-            self._db = _connected(self._path)
-            self._check()
+            self._db = db = sqlite3.connect(self._path, isolation_level=None, timeout=BUSY_S)
+            _check(db)  # before anything is changed: it may be somebody else's
+            _use_wal(db)
             return self._read()
-        except (OSError, sqlite3.Error, ValueError, KeyError, TypeError) as error:
+        except (OSError, sqlite3.Error, ValueError, LookupError, TypeError) as error:
             self.end()
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            if isinstance(error, LookupError):
+                reason = f"it is damaged, or a time zone is not known here: {error}"
             raise StoreUnavailable(f"STATE_FILE: {self._path!r} cannot be used: {reason}") from None
 
     def assume(self, known: Known, lines: Iterable[Line]) -> None:
@@ -208,18 +211,10 @@ class StateFile:
             Path(f"{self._path}{stale}").unlink(missing_ok=True)
         made = Path(f"{self._path}.new")
         os.close(os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        with contextlib.closing(_connected(str(made))) as db:
+        with contextlib.closing(sqlite3.connect(made, isolation_level=None)) as db:
+            _use_wal(db)
             db.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
         made.rename(self._path)
-
-    def _check(self) -> None:
-        db = self._open_db()
-        ((mark,),) = db.execute("PRAGMA application_id")
-        ((version,),) = db.execute("PRAGMA user_version")
-        if mark != _MARK:
-            raise ValueError("it is not a gateway's state file; name another one, or move it away")
-        if version != _VERSION:
-            raise ValueError(f"it is of version {version}, and this gateway knows version {_VERSION}")
 
     def _read(self) -> Known:
         db = self._open_db()
@@ -295,16 +290,19 @@ class StateFile:
         return self._db
 
 
-def _connected(path: str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, isolation_level=None, timeout=BUSY_S)
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = NORMAL")
-        db.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
-    except BaseException:
-        db.close()
-        raise
-    return db
+def _check(db: sqlite3.Connection) -> None:
+    ((mark,),) = db.execute("PRAGMA application_id")
+    ((version,),) = db.execute("PRAGMA user_version")
+    if mark != _MARK:
+        raise ValueError("it is not a gateway's state file; name another one, or move it away")
+    if version != _VERSION:
+        raise ValueError(f"it is of version {version}, and this gateway knows version {_VERSION}")
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
 
 
 def _reservation(accounts: dict[int, Account], request: str, token: str, about: str, atoms: str) -> Reservation:
