@@ -41,6 +41,14 @@ def _exchanges(name: str) -> Callable[[], Bench]:
     return set_up
 
 
+def _metered(name: str) -> Callable[[], Bench]:
+    def set_up() -> Bench:
+        bench: Bench = getattr(import_module("perf.metered"), name)()
+        return bench
+
+    return set_up
+
+
 CASES: Final = (
     Case("parse-request", "parse a request head, 14 lines of an SDK's", parts.parse_request, ROUND),
     Case("parse-request-again", "the same, the next one on its connection", parts.parse_request_again, ROUND),
@@ -62,6 +70,13 @@ CASES: Final = (
     Case("limit-3", "decide three limits, embedded store", parts.limit_3, ROUND),
     Case("log-line", "make a line of the access log, both ids in the head", parts.log_line, ROUND),
     Case("counts-gathered", "gather the counts of a request, once a second", parts.counts_gathered, ROUND),
+    Case(
+        "meter-json",
+        "quote a request of a language model, meter its answer, 1.1 kB",
+        _metered("meter_json"),
+        SLOW_ROUND,
+    ),
+    Case("meter-event", "meter an event of a stream, 0.3 kB", _metered("meter_event"), ROUND),
     Case("redis-check-1", "send a check, read its reply; 1 in flight", _exchanges("redis_check_1"), EXCHANGES),
     Case("redis-check-64", "the same, 64 in flight", _exchanges("redis_check_64"), EXCHANGES),
     Case("exchange-memory", "a whole exchange, embedded store", _exchanges("memory"), EXCHANGES),

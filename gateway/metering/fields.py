@@ -1,15 +1,13 @@
-"""What field lines say: one field's value, and how the upstream calls the request."""
+"""What field lines say: values of fields, and how the upstream calls the request."""
 
 from __future__ import annotations
 
-import re
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_IDS: Final = (
+IDS: Final = (
     b"x-request-id",
     b"request-id",
     b"apim-request-id",
@@ -20,40 +18,44 @@ _IDS: Final = (
     b"cf-ray",
 )
 """What an upstream's invoice and support know a request by; what is a proxy's comes behind what is the API's."""
-_ID: Final = re.compile(rb"(?i)\r\n(%b):[ \t]*([!-~]{1,128})[ \t]*(?=\r\n)" % b"|".join(_IDS))
+MAX_ID_CHARACTERS: Final = 128
 
 
-def block_of(lines: Sequence[bytes]) -> bytes:
-    """Return field lines as one, each with CRLF before and behind it; an element may hold several."""
-    return b"\r\n%b\r\n" % b"\r\n".join(lines)
-
-
-def field(block: bytes, name: bytes) -> bytes:
-    """Return the value of the first field of a name, without space around it; b"" if there is none.
+class Fields:
+    """Field lines, to be asked for a few names.
 
     Args:
-        block: As of `block_of`.
-        name: In lower case.
+        lines: An element may hold several, joined.
     """
-    found = _pattern(name).search(block)
-    return b"" if found is None else found[1].strip(b" \t")
 
+    __slots__ = ("_lines", "_lowered")
 
-@lru_cache(maxsize=64)
-def _pattern(name: bytes) -> re.Pattern[bytes]:
-    return re.compile(rb"(?i)\r\n%b:([^\r]*)" % re.escape(name))
+    def __init__(self, lines: Sequence[bytes]) -> None:
+        self._lines = b"\r\n%b\r\n" % b"\r\n".join(lines)
+        self._lowered = self._lines.lower()
+
+    def get(self, name: bytes) -> bytes:
+        """Return the value of the first field of a name, without space around it; b"" if there is none.
+
+        Args:
+            name: In lower case.
+        """
+        at = self._lowered.find(b"\r\n%b:" % name)
+        if at < 0:
+            return b""
+        start = at + len(name) + 3
+        return self._lines[start : self._lines.index(b"\r\n", start)].strip(b" \t")
+
+    @property
+    def upstream_id(self) -> str:
+        """The upstream's id of a request, from its answer's fields; "" if none names one."""
+        for name in IDS:
+            value = self.get(name) if name in self._lowered else b""
+            if value and len(value) <= MAX_ID_CHARACTERS and value.isascii() and b" " not in value:
+                return value.decode() if value.decode().isprintable() else ""
+        return ""
 
 
 def upstream_id(lines: Sequence[bytes]) -> str:
-    """Return the upstream's id of a request from its answer's field lines; "" if none names one.
-
-    Args:
-        lines: Field lines; an element may hold several, joined.
-    """
-    return upstream_id_of(block_of(lines))
-
-
-def upstream_id_of(block: bytes) -> str:
-    """Return the same from a `block_of` them."""
-    found = {name.lower(): value for name, value in reversed(_ID.findall(block))}
-    return next((found[name].decode() for name in _IDS if name in found), "") if found else ""
+    """Return the upstream's id of a request from its answer's field lines; "" if none names one."""
+    return Fields(lines).upstream_id

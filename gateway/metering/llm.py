@@ -7,6 +7,7 @@ than the tokens of its input: as far as all of that is in the body. What is not 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gateway.budgets.spending import Mark
@@ -14,7 +15,7 @@ from gateway.metering import Cost
 from gateway.metering.answers import JsonReader
 from gateway.metering.decoding import Gzip
 from gateway.metering.events import EventReader
-from gateway.metering.fields import block_of, field, upstream_id, upstream_id_of
+from gateway.metering.fields import Fields, upstream_id
 from gateway.metering.fixed import FixedMeter
 from gateway.metering.readers import Said
 from gateway.metering.requests import LEAST_OUTPUT, Changes, rewritten
@@ -169,12 +170,12 @@ class LlmMeter:
     __slots__ = ("_granted", "_gzip", "_id", "_reader", "_terms", "edits")
 
     def __init__(self, terms: Terms, granted: int, lines: Sequence[bytes]) -> None:
-        block = block_of(lines)
-        coding = field(block, b"content-encoding").lower()
-        is_stream = field(block, b"content-type")[:17].lower() == b"text/event-stream"
+        fields = Fields(lines)
+        coding = fields.get(b"content-encoding").lower()
+        is_stream = fields.get(b"content-type")[:17].lower() == b"text/event-stream"
         self._terms = terms
         self._granted = granted
-        self._id = upstream_id_of(block)
+        self._id = fields.upstream_id
         self._gzip = Gzip() if coding in {b"gzip", b"x-gzip"} else None
         self.edits = is_stream and terms.strips and not coding
         self._reader: Reader
@@ -261,6 +262,7 @@ def usual_is_none(tier: str) -> str:
     return "" if tier in {"default", "standard", "auto", "on_demand"} else tier
 
 
+@lru_cache(maxsize=1024)
 def may_think_unseen(model: str) -> bool:
     """Whether a model of this name may make output that does not show."""
     return _THINKING.search(model) is not None

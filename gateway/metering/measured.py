@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.budgets.spending import Mark
 from gateway.metering import Cost
 from gateway.metering.decoding import Gzip
-from gateway.metering.fields import block_of, field, upstream_id_of
+from gateway.metering.fields import Fields
 from gateway.metering.fixed import FixedMeter
 
 if TYPE_CHECKING:
@@ -53,11 +53,10 @@ class MeasuredQuote:
     def meter(self, granted: int, status: int, lines: Sequence[bytes]) -> MeasuredMeter | FixedMeter:
         """See `Quote`."""
         del granted
-        block = block_of(lines)
-        id_ = upstream_id_of(block)
+        fields = Fields(lines)
         if status >= 400:
-            return FixedMeter(Cost({}, Mark.EXACT, upstream_id=id_))
-        return MeasuredMeter(self._measured, self.fixed, block, id_)
+            return FixedMeter(Cost({}, Mark.EXACT, upstream_id=fields.upstream_id))
+        return MeasuredMeter(self._measured, self.fixed, fields)
 
     def unanswered(self, granted: int, elapsed_ms: int) -> Cost:
         """See `Quote`."""
@@ -71,19 +70,17 @@ class MeasuredMeter:
     Args:
         measured: What is measured, and its price.
         reserved: What the request is held to have cost where that cannot be.
-        block: The answer's field lines.
-        id_: The upstream's id of the request.
+        fields: The answer's.
     """
 
-    __slots__ = ("_block", "_bytes", "_gzip", "_id", "_kept", "_kept_bytes", "_measured", "_reserved", "edits")
+    __slots__ = ("_bytes", "_fields", "_gzip", "_kept", "_kept_bytes", "_measured", "_reserved", "edits")
 
-    def __init__(self, measured: Measured, reserved: Mapping[str, int], block: bytes, id_: str) -> None:
+    def __init__(self, measured: Measured, reserved: Mapping[str, int], fields: Fields) -> None:
         self.edits = False
         self._measured = measured
         self._reserved = reserved
-        self._block = block
-        self._id = id_
-        self._gzip = Gzip() if field(block, b"content-encoding").lower() in {b"gzip", b"x-gzip"} else None
+        self._fields = fields
+        self._gzip = Gzip() if fields.get(b"content-encoding").lower() in {b"gzip", b"x-gzip"} else None
         self._kept: list[bytes] = []
         self._kept_bytes = self._bytes = 0
 
@@ -113,10 +110,10 @@ class MeasuredMeter:
         kind = self._measured.kind
         counted = self._said() if kind == "json" and whole else self._counted(elapsed_ms)
         if counted is None:
-            return Cost(self._reserved, Mark.ESTIMATED, upstream_id=self._id)
+            return Cost(self._reserved, Mark.ESTIMATED, upstream_id=self._fields.upstream_id)
         units = {"bytes": self._bytes} if kind == "bytes" else {"ms": elapsed_ms} if kind == "seconds" else {}
         mark = Mark.EXACT if whole or kind == "header" else Mark.ESTIMATED
-        return Cost(priced(self._measured.price, counted), mark, units, upstream_id=self._id)
+        return Cost(priced(self._measured.price, counted), mark, units, upstream_id=self._fields.upstream_id)
 
     def cut_event(self) -> bytes:
         """See `Meter`."""
@@ -129,7 +126,7 @@ class MeasuredMeter:
             case "seconds":
                 return Decimal(max(elapsed_ms, 0)) / 1000
             case "header":
-                return number(field(self._block, self._measured.place.encode()).decode("latin-1"))
+                return number(self._fields.get(self._measured.place.encode()).decode("latin-1"))
         return None
 
     def _said(self) -> Decimal | None:

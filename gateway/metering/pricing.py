@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.errors import PriceUnknown
 from gateway.metering.catalogue import Catalogue
-from gateway.metering.fields import block_of, field
+from gateway.metering.fields import Fields
 from gateway.metering.fixed import FixedQuote
 from gateway.metering.llm import LlmQuote, Terms, may_think_unseen, usual_is_none
 from gateway.metering.measured import MeasuredQuote
@@ -96,7 +96,7 @@ class LlmPricing:
         def find(model: str, tier: str, speed: str) -> Tariff | None:
             return self._find(model, tier, speed, now_s)
 
-        if body is None or field(block_of(lines), b"content-encoding").lower() not in {b"", b"identity"}:
+        if body is None or Fields(lines).get(b"content-encoding").lower() not in {b"", b"identity"}:
             return self._unread(shape, named, body, find)
         wanted = read(shape, body)
         if wanted is None:

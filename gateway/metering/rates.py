@@ -119,19 +119,19 @@ class Rates(NamedTuple):
             written_1h: Whether that may be for an hour.
             media: Whether it may be one of sound or of a picture.
         """
-        rates = [self.input, self.cached]
+        most = max(self.input, self.cached or 0)
         if written:
-            rates.append(self.cache_write)
+            most = max(most, self.cache_write or 0)
         if written_1h:
-            rates.append(self.cache_write_1h)
+            most = max(most, self.cache_write_1h or 0)
         if media:
-            rates += [self.input_audio, self.cached_audio, self.input_image]
-        return max(rate for rate in rates if rate is not None)
+            most = max(most, self.input_audio or 0, self.cached_audio or 0, self.input_image or 0)
+        return most
 
     @property
     def dearest_output(self) -> int:
         """The most that a token of an answer can cost."""
-        return max(rate for rate in (self.output, self.output_audio, self.output_image) if rate is not None)
+        return max(self.output, self.output_audio or 0, self.output_image or 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,7 +100,7 @@ def read(shape: Shape, body: bytes) -> Wanted | None:
             return None
         members: dict[str, Any] = dict(pairs)
         ambiguous = len(members) != len(pairs)
-        if ambiguous or _HIDDEN_LETTER.search(body) is not None:
+        if ambiguous or (b"\\u00" in body and _HIDDEN_LETTER.search(body) is not None):
             members = json.loads(body)
             body = json.dumps(members).encode()
         return _wanted(shape, members, body, ambiguous=ambiguous)
@@ -114,34 +114,41 @@ _decode: Final = json.JSONDecoder(object_pairs_hook=tuple).decode
 def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bool) -> Wanted:
     get = members.get
     model, tier, speed = get("model"), get("service_tier"), get("speed")
-    config = _object(get("generationConfig", get("generation_config"))) if shape is Shape.GEMINI else members
-    limits = [number for name in LIMITS.get(shape, ()) if (number := _number(config.get(name))) is not None]
     if shape is Shape.GEMINI:
-        is_open = _OPEN_OF_GEMINI.search(body) is not None
-        snake = _number(config.get("max_output_tokens"))
-        limits += [] if snake is None else [snake]
-        choices = max(_number(config.get("candidateCount")) or 1, _number(config.get("candidate_count")) or 1)
+        limit, choices, is_open, pictures = _of_gemini(members, body)
     else:
-        is_open = not _OPEN_KEYS.get(shape, _NO_KEYS).isdisjoint(members) or _OPEN_TYPE.search(body) is not None
-        choices = max(_number(get("n")) or 1, _number(get("best_of")) or 1)
+        limit = max([_number(members[name]) or 0 for name in LIMITS.get(shape, ()) if name in members], default=0)
+        choices = max(_number(get("n", 1)) or 1, _number(get("best_of", 1)) or 1)
         if shape is Shape.COMPLETIONS and isinstance(prompts := get("prompt"), list):
             choices *= sum(not isinstance(prompt, int) for prompt in prompts) or 1
-    reasoning, thinking = get("reasoning"), _object(get("thinking"))
+        is_open, pictures = not _OPEN_KEYS.get(shape, _NO_KEYS).isdisjoint(members), 0
+        if b'"type"' in body:
+            is_open = is_open or _OPEN_TYPE.search(body) is not None
+            pictures = len(_PICTURE.findall(body))
+    thinking = get("thinking")
     return Wanted(
-        members=members,
-        model=model if isinstance(model, str) else "",
-        limit=min(max(limits), MAX_OUTPUTS) if limits else None,
-        choices=min(choices, MAX_CHOICES),
-        streams=get("stream") is True,
-        open=is_open,
-        pictures=len(_PICTURE.findall(body)),
-        tools="tools" in members or "functions" in members,
-        thinks=bool(reasoning or thinking or get("reasoning_effort")),
-        thinking_tokens=_number(thinking.get("budget_tokens")) or 0,
-        tier=tier if isinstance(tier, str) and tier != "auto" else "",
-        speed=speed if isinstance(speed, str) else "",
-        ambiguous=ambiguous,
+        members,
+        model if isinstance(model, str) else "",
+        min(limit, MAX_OUTPUTS) or None,
+        min(choices, MAX_CHOICES),
+        get("stream") is True,
+        is_open,
+        pictures,
+        "tools" in members or "functions" in members,
+        bool(thinking or get("reasoning") or get("reasoning_effort")),
+        0 if thinking is None else _number(_object(thinking).get("budget_tokens")) or 0,
+        tier if isinstance(tier, str) and tier != "auto" else "",
+        speed if isinstance(speed, str) else "",
+        ambiguous,
     )
+
+
+def _of_gemini(members: dict[str, Any], body: bytes) -> tuple[int, int, bool, int]:
+    """Return the limit (0: none), choices, whether it is open, and pictures."""
+    config = _object(members.get("generationConfig", members.get("generation_config"))).get
+    limit = max(_number(config("maxOutputTokens")) or 0, _number(config("max_output_tokens")) or 0)
+    choices = max(_number(config("candidateCount")) or 1, _number(config("candidate_count")) or 1)
+    return limit, choices, _OPEN_OF_GEMINI.search(body) is not None, 0
 
 
 _NO_KEYS: Final = frozenset[str]()

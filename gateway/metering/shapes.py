@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
@@ -56,6 +57,7 @@ _READING: Final = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS"))
 _ODD_FIELD: Final = re.compile(rb"(?i)\r\n(?:upgrade|x-http-method-override):")
 
 
+@lru_cache(maxsize=1024)
 def shape_of(method: bytes, path: bytes) -> tuple[Shape, str] | None:
     """Return how a request looks, and the model that its path names ("" if none); None if it is none of these.
 
