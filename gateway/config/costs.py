@@ -157,6 +157,19 @@ def cost_of(name: str, where: str, value: object, prices: Mapping[str, Rates] | 
     return replace(table, prices=prices)
 
 
+def units_of(table: CostTable) -> set[str]:
+    """Return the units that a target's costs may be in."""
+    amounts = [one.price for one in table.fixed]
+    if table.default is not None:
+        amounts.append(table.default)
+    units = {unit for amount in amounts for unit in amount}
+    if table.llm:
+        units |= {"USD", "tokens"}
+    if table.measured is not None:
+        units.add(table.measured.price.unit)
+    return units
+
+
 class _CostReader:
     """Reads one cost table, and turns what is wrong with it into a ConfigError that names the place.
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.budgets.budget import amount_of
-from gateway.budgets.grammar import all_written
+from gateway.budgets.grammar import written
 from gateway.config.table import SETTINGS
 from gateway.limits import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from gateway.budgets.budget import Budget
     from gateway.config.settings import Config
     from gateway.config.target import KeyPair, Target
     from gateway.config.targets import TargetSettings
@@ -76,8 +77,8 @@ def _resolved(config: Config) -> dict[str, str]:
         "global_rate_limit": _limits(settings.global_limits),
         "concurrency_limit": _limits(filter(None, [settings.concurrency_limit])) or "no limit",
         "global_concurrency_limit": _limits(filter(None, [settings.global_concurrency_limit])) or "no limit",
-        "budget": all_written(settings.budgets.each) or "no budget",
-        "global_budget": all_written(settings.budgets.together) or "no budget",
+        "budget": _budgets(settings.budgets.each, settings.idle_budgets),
+        "global_budget": _budgets(settings.budgets.together, settings.idle_budgets),
         "on_disconnect": f"read on for {drain_s} s" if (drain_s := settings.disconnect_drain_s) else "cancel",
         "state_file": _state_file(config),
         "redis_url": _redis(settings.redis),
@@ -144,6 +145,12 @@ def _limit(policy: Policy) -> str:
     else:
         words = f"{policy.quota} in {policy.window_s} s"
     return f"{words} (shadow: never refuses)" if policy.shadow else words
+
+
+def _budgets(budgets: Sequence[Budget], idle: Sequence[Budget]) -> str:
+    note = " (holds nothing: no target's requests have a cost in {})"
+    words = [written(one) + (note.format(one.unit) if one in idle else "") for one in budgets]
+    return ", ".join(words) or "no budget"
 
 
 def _cost(table: CostTable | None) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from gateway.budgets.family import GatewayBudgets, is_long
 from gateway.budgets.grammar import parse_budgets
 from gateway.config import budgets, values
-from gateway.config.costs import cost_of, parse_cost, read_prices
+from gateway.config.costs import cost_of, parse_cost, read_prices, units_of
 from gateway.config.itself import leads_to
 from gateway.config.reading import Reader
 from gateway.config.table import SETTINGS
@@ -25,6 +25,7 @@ from gateway.stamps import stamp
 from gateway.stores.address import parse_redis_url
 
 if TYPE_CHECKING:
+    from gateway.budgets.budget import Budget
     from gateway.config.reading import Spelling
     from gateway.config.values import UnixAddress
     from gateway.limits import Policy
@@ -113,6 +114,13 @@ class Settings:
         """What every token is under, whatever limits it has of its own."""
         own, shared = self.concurrency_limit, self.global_concurrency_limit
         return (*((own,) if own else ()), *self.global_limits, *((shared,) if shared else ()))
+
+    @property
+    def idle_budgets(self) -> tuple[Budget, ...]:
+        """Those budgets of the gateway's that hold nothing: no target's requests have a cost in their unit."""
+        tables = filter(None, (self.target_cost, *(target.cost for target in self.targets)))
+        units = {unit for table in tables for unit in units_of(table)}
+        return tuple(one for one in (*self.budgets.each, *self.budgets.together) if one.unit not in units)
 
     @property
     def all_limits(self) -> tuple[Policy, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from gateway.budgets.grammar import written
 from gateway.config import TargetSettings
 from gateway.proxy.context import Destination
 from gateway.proxy.dial import Dialer
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from gateway.http1.parser import AnswerParser
     from gateway.proxy.context import ProxyContext
     from gateway.proxy.keys import KeyRest
+
+_log = logging.getLogger("gateway")
 
 TIMEOUTS = ("connect_timeout_s", "response_timeout_s", "idle_timeout_s")
 
@@ -64,6 +68,8 @@ class Upstreams:
             admission: Checks the limits that do not depend on the target.
             tls_of: Returns the TLS to speak with a target; None for plain HTTP.
         """
+        for budget in settings.idle_budgets:
+            _log.warning("the budget %s holds nothing: no target has a cost in %s", written(budget), budget.unit)
         targets = (TargetSettings(name="api", keyed=(settings.target,), cost=settings.target_cost), *settings.targets)
         dialers = [Dialer(target.keyed[0], tls_of(target.keyed[0])) for target in targets]
         for pool, _ in self._ends:
