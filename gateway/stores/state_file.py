@@ -56,11 +56,12 @@ CREATE TABLE assumed (request TEXT PRIMARY KEY, token TEXT, about TEXT, atoms TE
 CREATE TABLE ledger (
     id INTEGER PRIMARY KEY, request TEXT UNIQUE, token TEXT, entry TEXT, mark TEXT NOT NULL, at_us INTEGER NOT NULL
 );
+CREATE INDEX ledger_at ON ledger (at_us);
 """
 _FIND: Final = "SELECT request, token, entry, mark, at_us FROM ledger WHERE request = ?"
 _SINCE: Final = """
 SELECT request, token, entry, mark, at_us FROM ledger
-WHERE at_us >= ?1 AND (?2 IS NULL OR token = ?2 OR token GLOB ?2 || '.*') ORDER BY id
+WHERE at_us >= ?1 AND (?2 IS NULL OR token = ?2 OR token GLOB ?2 || '.*') ORDER BY at_us, id
 """
 _TRIM: Final = """
 DELETE FROM ledger WHERE id IN (
@@ -172,14 +173,19 @@ class StateFile:
             raise self._loss(error) from None
         return None if found is None else Line(*found)
 
-    def reader(self, since_us: int, token: str | None) -> Callable[[], list[Line]]:
+    def reader(self, since_us: int, token: str | None, limit: int | None) -> Callable[[], list[Line]]:
         """See `Journal`. With a connection of its own: it may take a second, in which others write."""
 
         def read() -> list[Line]:
             try:
                 with contextlib.closing(sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, timeout=BUSY_S)) as db:
-                    found = db.execute(_SINCE, (since_us, token))
-                    return [Line(*one) for one in found]
+                    lines: list[Line] = []
+                    for found in db.execute(_SINCE, (since_us, token)):
+                        line = Line(*found)
+                        if limit is not None and len(lines) >= limit and line.at_us != lines[-1].at_us:
+                            break
+                        lines.append(line)
+                    return lines
             except sqlite3.Error as error:
                 raise self._loss(error) from None
 

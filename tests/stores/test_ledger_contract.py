@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.budgets.budget import Budget
-from gateway.budgets.spending import Ask, Mark, Settlement
+from gateway.budgets.spending import Ask, Entry, Mark, Settlement
 from gateway.limits.rule import decide, refund, unused
 from tests.kit.rule import policies_of
 from tests.kit.spending import SPEND_KINDS, Books, SpendSubject, entry_of, reserve, spend_subject
@@ -257,6 +257,13 @@ class Model:
         entries = await ledger.entries(0)
         assert {one.id: one._replace(at_us=0) for one in entries} == self.books.entries
         assert len(entries) == len(self.books.entries)
+        times = [one.at_us for one in entries]
+        assert times == sorted(times)
+        paged, since_us = list[Entry](), 0
+        while page := await ledger.entries(since_us, limit=2):
+            paged += page
+            since_us = page[-1].at_us + 1
+        assert paged == entries
         of_e = [one for one in self.books.entries.values() if one.token.startswith("e")]
         assert {one.id for one in await ledger.entries(0, "e")} == {one.id for one in of_e}
         for entry in list(self.books.entries.values())[-2:]:

@@ -1,0 +1,96 @@
+"""Budgets that outlive the process, without Redis: the program with `STATE_FILE`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.config import Config
+from gateway.errors import StoreUnavailable
+from gateway.server import Gateway
+from tests.e2e import connected, fetch, request
+from tests.e2e.test_workers import token_of, until
+from tests.kit.process import gateway_process, start
+from tests.kit.upstream import Upstream, answering, events
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SECRET = "0123456789abcdef" * 2
+
+
+def settings_of(upstream: Upstream, tmp_path: Path) -> dict[str, str]:
+    return {
+        "TARGET_API_URL": upstream.url,
+        "TARGET_COST": "1 USD",
+        "BUDGET": "4 USD/month",
+        "STATE_FILE": str(tmp_path / "state.db"),
+        "TOKEN_SECRET": SECRET,
+    }
+
+
+async def test_a_killed_program_has_spent_what_it_spent_and_what_it_had_sent(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    queue: asyncio.Queue[bytes] = asyncio.Queue()
+    upstream.default = answering(b"ok")
+    upstream.paths = {b"/v1/stream": events(queue)}
+    settings = settings_of(upstream, tmp_path)
+    async with gateway_process(**settings) as program:
+        token = await token_of(program.url)
+        for _ in range(2):
+            assert (await fetch(program.url, request("/api/x", token))).status == 200
+        async with connected(program.url) as stream:
+            stream.write(request("/api/stream", token))
+            queue.put_nowait(b"begun")
+            assert (await stream.final_head()).status == 200
+            program.signal(signal.SIGKILL)
+            await program.ended()
+    queue.put_nowait(b"")
+    async with gateway_process(**settings) as program:
+        entries = json.loads((await fetch(program.url, request("/admin/ledger?since=1h"))).content)["entries"]
+        assert [one["mark"] for one in entries] == ["exact", "exact", "assumed"]
+        statuses = [(await fetch(program.url, request("/api/x", token))).status for _ in range(2)]
+        assert statuses == [200, 429]
+        program.signal(signal.SIGTERM)
+        assert await program.ended() == 0
+    assert len(upstream.requests) == 4
+
+
+async def test_a_second_program_on_the_same_file_is_refused(upstream: Upstream, tmp_path: Path) -> None:
+    settings = settings_of(upstream, tmp_path)
+    async with gateway_process(**settings) as program:
+        second = await start(**settings)
+        try:
+            assert await second.ended() == 1
+        finally:
+            await second.kill()
+        assert "another gateway uses it" in second.printed
+        assert "Traceback" not in second.printed
+        program.signal(signal.SIGUSR2)
+        await until(lambda: "SIGUSR2: not replaced: STATE_FILE has one writer at a time" in program.printed)
+        assert (await fetch(program.url, request("/healthz"))).status == 200
+
+
+async def test_inside_another_program(upstream: Upstream, tmp_path: Path) -> None:
+    upstream.default = answering(b"ok")
+    config = Config(
+        target_api_url=upstream.url,
+        target_cost="1 USD",
+        budget="2 USD/day",
+        state_file=str(tmp_path / "state.db"),
+        token_secret=SECRET,
+    )
+    async with Gateway(config) as gateway:
+        token = gateway.issue_token()
+        assert (await fetch(gateway.url, request("/api/x", token))).status == 200
+        with pytest.raises(StoreUnavailable, match="another gateway uses it"):
+            async with Gateway(config):
+                pass
+    async with Gateway(config) as gateway:
+        statuses = [(await fetch(gateway.url, request("/api/x", token))).status for _ in range(2)]
+        assert statuses == [200, 429]
