@@ -6,6 +6,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from gateway.budgets.spending import Entry, Mark
+from gateway.stores.ledger import page_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -85,7 +86,7 @@ class Journal(Protocol):
         """Return what is known of a request that was settled. Raises StoreUnavailable."""
         ...
 
-    def reader(self, since_us: int, token: str | None) -> Callable[[], list[Line]]:
+    def reader(self, since_us: int, token: str | None, limit: int | None) -> Callable[[], list[Line]]:
         """Return what reads lines in any thread, oldest first; see `Ledger.entries`. That raises StoreUnavailable."""
         ...
 
@@ -127,10 +128,11 @@ class MemoryJournal:
         """See `Journal`."""
         return self._lines.get(request)
 
-    def reader(self, since_us: int, token: str | None) -> Callable[[], list[Line]]:
+    def reader(self, since_us: int, token: str | None, limit: int | None) -> Callable[[], list[Line]]:
         """See `Journal`."""
         lines = [line for line in self._lines.values() if line.at_us >= since_us and line.is_of(token)]
-        return lambda: lines
+        lines.sort(key=lambda line: line.at_us)  # the clock may have stepped back
+        return lambda: page_of(lines, limit)
 
     def end(self) -> None:
         """See `Journal`."""

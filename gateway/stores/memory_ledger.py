@@ -16,7 +16,6 @@ from gateway.budgets.spending import Mark, Settlement, with_granted
 from gateway.errors import StoreUnavailable
 from gateway.stores.accounts import Account
 from gateway.stores.journal import Line, MemoryJournal, Reservation
-from gateway.stores.ledger import page_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -175,8 +174,8 @@ class MemoryLedger:
     async def entries(self, since_us: int, token: str | None = None, limit: int | None = None) -> list[Entry]:
         """See `Ledger.entries`."""
         self._settle_late()
-        read = self._journal.reader(since_us, token)
-        return await asyncio.to_thread(lambda: [line.entry() for line in page_of(read(), limit)])
+        read = self._journal.reader(since_us, token, limit)
+        return await asyncio.to_thread(lambda: [line.entry() for line in read()])
 
     async def open(self) -> list[Entry]:
         """See `Ledger.open`."""

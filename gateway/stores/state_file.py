@@ -58,10 +58,15 @@ CREATE TABLE ledger (
 );
 """
 _FIND: Final = "SELECT request, token, entry, mark, at_us FROM ledger WHERE request = ?"
-_SINCE: Final = """
+_WANTED: Final = "at_us >= ?1 AND (?2 IS NULL OR token = ?2 OR token GLOB ?2 || '.*')"
+_SINCE: Final = f"""
 SELECT request, token, entry, mark, at_us FROM ledger
-WHERE at_us >= ?1 AND (?2 IS NULL OR token = ?2 OR token GLOB ?2 || '.*') ORDER BY id
+WHERE {_WANTED} AND at_us <= ifnull((SELECT at_us FROM ledger WHERE {_WANTED} ORDER BY at_us LIMIT 1 OFFSET ?3), at_us)
+ORDER BY at_us, id
 """
+"""The clock may have stepped back: what was settled later is not always what has a later time."""
+_ALL: Final = 1 << 62
+"""More lines than there are."""
 _TRIM: Final = """
 DELETE FROM ledger WHERE id IN (
     SELECT id FROM (SELECT id, at_us FROM ledger ORDER BY id LIMIT ?)
@@ -172,13 +177,13 @@ class StateFile:
             raise self._loss(error) from None
         return None if found is None else Line(*found)
 
-    def reader(self, since_us: int, token: str | None) -> Callable[[], list[Line]]:
+    def reader(self, since_us: int, token: str | None, limit: int | None) -> Callable[[], list[Line]]:
         """See `Journal`. With a connection of its own: it may take a second, in which others write."""
 
         def read() -> list[Line]:
             try:
                 with contextlib.closing(sqlite3.connect(f"file:{quoted}?mode=ro", uri=True, timeout=BUSY_S)) as db:
-                    found = db.execute(_SINCE, (since_us, token))
+                    found = db.execute(_SINCE, (since_us, token, _ALL if limit is None else limit - 1))
                     return [Line(*one) for one in found]
             except sqlite3.Error as error:
                 raise self._loss(error) from None
