@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BEGIN_US = 1_772_300_000_000_000
 FAMILIES = 9
 
-Stored = tuple[MemoryStore | RedisStore, "Callable[[int], None]"]
+Stored = tuple[MemoryStore | RedisStore, "Callable[[int], object]"]
 
 
 @pytest.fixture(scope="module")
