@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from itertools import count
 from typing import TYPE_CHECKING
 
 from tests.e2e import connected, fetch, request
@@ -41,8 +42,10 @@ async def printed(*arguments: str, **settings: str) -> tuple[int, str, str]:
 async def spend(program: Program, upstream: Upstream, times: int) -> str:
     """Have a token send requests whose answers are named; return its id."""
 
+    numbers = count(1)
+
     async def answer(call: Call) -> None:
-        await call.send(head("200 OK", f"x-request-id: req_{len(upstream.calls)}", "Content-Length: 0"))
+        await call.send(head("200 OK", f"x-request-id: req_{next(numbers)}", "Content-Length: 0"))
 
     upstream.default = answer
     told = json.loads((await fetch(program.url, request("/register", method="POST"))).content)
