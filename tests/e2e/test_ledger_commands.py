@@ -41,7 +41,6 @@ async def printed(*arguments: str, **settings: str) -> tuple[int, str, str]:
 
 async def spend(program: Program, upstream: Upstream, times: int) -> str:
     """Have a token send requests whose answers are named; return its id."""
-
     numbers = count(1)
 
     async def answer(call: Call) -> None:
