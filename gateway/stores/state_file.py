@@ -63,7 +63,7 @@ _SINCE: Final = f"""
 SELECT request, token, entry, mark, at_us FROM ledger
 WHERE {_WANTED} AND at_us <= ifnull((SELECT at_us FROM ledger WHERE {_WANTED} ORDER BY at_us LIMIT 1 OFFSET ?3), at_us)
 ORDER BY at_us, id
-"""
+"""  # noqa: S608 - of constants
 """The clock may have stepped back: what was settled later is not always what has a later time."""
 _ALL: Final = 1 << 62
 """More lines than there are."""

@@ -11,12 +11,14 @@ from gateway.budgets.spending import Ask, Entry, Mark, Settlement
 from gateway.stores.memory import MemoryStore
 from gateway.stores.memory_ledger import MemoryLedger
 from gateway.stores.redis import RedisStore
+from gateway.stores.state_file import StateFile
 from tests.kit.redis import running_redis
 from tests.kit.spending import reserve
 from tests.kit.stores import CLOCK_KEY, CLOCK_SCRIPT, CLOCK_SPENDS, TIMEOUT_S, connect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from pathlib import Path
 
     from gateway.stores.address import RedisAddress
 
@@ -32,12 +34,16 @@ def address() -> Iterator[RedisAddress]:
         yield server.address
 
 
-@pytest.fixture(params=["memory", "redis"])
-async def stored(request: pytest.FixtureRequest, address: RedisAddress) -> AsyncIterator[Stored]:
+@pytest.fixture(params=["memory", "file", "redis"])
+async def stored(request: pytest.FixtureRequest, address: RedisAddress, tmp_path: Path) -> AsyncIterator[Stored]:
     """Yield a store, and what sets its clock."""
     times = [BEGIN_US]
-    if request.param == "memory":
-        yield MemoryStore(lambda: times[0], MemoryLedger(lambda: times[0])), lambda now_us: times.__setitem__(0, now_us)
+    if request.param != "redis":
+        journal = StateFile(str(tmp_path / "state.db")) if request.param == "file" else None
+        embedded = MemoryStore(lambda: times[0], MemoryLedger(lambda: times[0], journal))
+        await embedded.start()
+        yield embedded, lambda now_us: times.__setitem__(0, now_us)
+        await embedded.close()
         return
     with contextlib.closing(connect(address)) as control:
         control.flushall()
