@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import parse_qsl, urlencode
 
 from gateway.budgets.told import spelled_us, told
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from gateway.budgets.spending import Entry
     from gateway.stores import Store
-    from gateway.stores.ledger import Ledger
+    from gateway.stores.ledger import Ledger, SpendStore
 
 PATH: Final = "/admin/ledger"
 PAGE: Final = 500
@@ -31,15 +31,8 @@ _REQUEST: Final = re.compile("[A-Za-z0-9-]{1,100}")
 
 
 def ledger_of(store: Store) -> Ledger:
-    """Return the ledger of a store.
-
-    Raises:
-        NotFound: It keeps none.
-    """
-    ledger: Ledger | None = getattr(store, "ledger", None)
-    if ledger is None:
-        raise NotFound("This store keeps no ledger.")
-    return ledger
+    """Return the ledger of a store."""
+    return cast("SpendStore", store).ledger
 
 
 async def page(ledger: Ledger, query: str) -> dict[str, Any]:

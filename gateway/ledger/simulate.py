@@ -61,7 +61,7 @@ def run(options: argparse.Namespace, settings: Settings, local_url: str) -> int:
         ConfigError: An option that nothing can be done with.
         GatewayError, OSError: There is nobody to ask, or no right to.
     """
-    rules = read_rules(options.budget or [], options.limit or [], options.timezone or "UTC")
+    rules = read_rules(options.budget or [], options.limit or [], options.timezone or settings.budgets.zone)
     now_us = time.time_ns() // 1000
     which = wanted(options, now_us)
     found = ask(options.url, settings, local_url, lambda source: source.read(which))

@@ -240,5 +240,6 @@ def _found(entries: list[Entry], opened: list[Entry], wanted: Wanted) -> Found:
     settled = {entry.id for entry in last}
     return Found(
         [entry for entry in last if entry.at_us < wanted.until_us],
-        [entry for entry in opened if entry.id not in settled],
+        # One that needed more while it was under way has several reservations.
+        [entry for entry in latest(opened) if entry.id not in settled],
     )
