@@ -136,3 +136,8 @@ def test_amounts_are_spelled_exactly_and_shortly(atoms: int, unit: str, text: st
 
 def test_several_amounts() -> None:
     assert amount_of({"USD": 12_300_000, "tokens": 456}) == "0.0123 USD, 456 tokens"
+
+
+def test_a_month_that_begins_twice_begins_with_the_first() -> None:
+    for now in ("2026-11-01T04:30:00Z", "2026-11-01T05:30:00Z", "2026-11-30T23:00:00Z"):
+        assert of("month", "America/Havana").starts(second(now))[1] == second("2026-11-01T00:00:00-04:00")
