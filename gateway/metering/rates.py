@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def rates_of(prices: Mapping[str, object]) -> Rates:
 
 def pico_of(per_million: Decimal) -> int:
     """Return a price in USD per million tokens as picodollars each, rounded up."""
-    return -int(-(per_million * _PICO) // 1)
+    return int((per_million * _PICO).to_integral_value(ROUND_CEILING))
 
 
 def _pico_of(name: str, price: object) -> int:
