@@ -19,12 +19,14 @@ class JsonReader:
 
     Args:
         shape: How the answer looks.
+        named: Whether the answer's model and id are known already: its beginning need not be read for them.
     """
 
-    __slots__ = ("_kept", "_kept_bytes", "_said", "_scanner", "_shape")
+    __slots__ = ("_kept", "_kept_bytes", "_named", "_said", "_scanner", "_shape")
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, *, named: bool = False) -> None:
         self._shape = shape
+        self._named = named
         self._kept: list[bytes] = []
         self._kept_bytes = 0
         self._scanner: Scanner | None = None
@@ -40,7 +42,7 @@ class JsonReader:
         if self._kept_bytes > KEPT_BYTES:
             whole = b"".join(self._kept)
             self._kept.clear()
-            names = _NAMES if self._shape.of_openai or self._shape is Shape.MESSAGES else _GEMINI_NAMES
+            names = _GEMINI_NAMES if self._shape.of_gemini else _NAMES
             self._scanner = Scanner(names, 2 if whole.lstrip()[:1] == b"[" else 1)
             self._scanner.feed(whole)
         return content
@@ -59,11 +61,26 @@ class JsonReader:
             members = {name.decode(): parsed(text) for name, text in self._scanner.found.items()}
             return said_of(self._shape, members)
         if self._said is None or self._kept:
-            whole = parsed(b"".join(self._kept))
+            text = b"".join(self._kept)
+            whole = _end_of(text, self._shape) if self._named else None
+            if whole is None:
+                whole = parsed(text)
             if isinstance(whole, list):
                 whole = next((one for one in reversed(whole) if isinstance(one, dict) and "usageMetadata" in one), None)
             self._said = said_of(self._shape, whole)
         return self._said
+
+
+def _end_of(text: bytes, shape: Shape) -> object:
+    """Read an answer from its last usage on, as nearly all that is of use is behind it; None if that is not enough.
+
+    Inside of a string there is no quote without a backslash. Were it not the whole's own usage, more would be closed
+    behind it than is opened here, and that is no JSON.
+    """
+    at = text.rfind(b'"usageMetadata"' if shape.of_gemini else b'"usage"')
+    if at < 1 or text[at - 1] not in b"{, \n\r\t" or text.find(b'"service_tier"', 0, at) >= 0:
+        return None
+    return parsed(b"{" + text[at:])
 
 
 def said_of(shape: Shape, answer: object) -> Said:
@@ -71,17 +88,11 @@ def said_of(shape: Shape, answer: object) -> Said:
     if not isinstance(answer, dict):
         return Said()
     get = answer.get
-    if shape in {Shape.GEMINI, Shape.GEMINI_EMBEDDINGS}:
+    if shape.of_gemini:
         usage, model, id_ = get("usageMetadata"), get("modelVersion"), get("responseId")
     else:
         usage, model, id_ = get("usage"), get("model"), get("id")
     if not isinstance(usage, dict):
         return Said(model=name_of(model), id=name_of(id_))
-    return Said(
-        counts_of(shape, usage),
-        final=True,
-        model=name_of(model),
-        tier=name_of(get("service_tier")),
-        speed=name_of(usage.get("speed")),
-        id=name_of(id_),
-    )
+    counts, tier, speed = counts_of(shape, usage), get("service_tier"), usage.get("speed")
+    return Said(counts, True, 0, False, *map(name_of, (model, tier, speed, id_)))

@@ -184,7 +184,7 @@ class LlmMeter:
         elif is_stream:
             self._reader = EventReader(terms.shape, strips=terms.strips and self._gzip is None)
         else:
-            self._reader = JsonReader(terms.shape)
+            self._reader = JsonReader(terms.shape, named=bool(terms.model and self._id))
 
     def feed(self, content: bytes) -> bytes:
         """See `Meter`."""

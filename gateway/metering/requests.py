@@ -117,8 +117,12 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
     if shape is Shape.GEMINI:
         limit, choices, is_open, pictures = _of_gemini(members, body)
     else:
-        limit = max([_number(members[name]) or 0 for name in LIMITS.get(shape, ()) if name in members], default=0)
-        choices = max(_number(get("n", 1)) or 1, _number(get("best_of", 1)) or 1)
+        limit, choices = 0, 1
+        for name in LIMITS.get(shape, ()):
+            if name in members:
+                limit = max(limit, _number(members[name]) or 0)
+        if "n" in members or "best_of" in members:
+            choices = max(_number(get("n")) or 1, _number(get("best_of")) or 1)
         if shape is Shape.COMPLETIONS and isinstance(prompts := get("prompt"), list):
             choices *= sum(not isinstance(prompt, int) for prompt in prompts) or 1
         is_open, pictures = not _OPEN_KEYS.get(shape, _NO_KEYS).isdisjoint(members), 0
@@ -170,12 +174,12 @@ def _object(value: object) -> Mapping[str, Any]:
 
 def _number(value: object) -> int | None:
     """Read a number as leniently as any server may: 16, 16.0, "16"; None for what is none, or not above 0."""
-    if isinstance(value, str | float):
+    if type(value) is not int:
         try:
-            value = int(float(value))
+            value = int(float(value)) if isinstance(value, str | float) else 0
         except (ValueError, OverflowError):
             return None
-    return value if isinstance(value, int) and value > 0 else None
+    return value if value > 0 else None
 
 
 class Changes(NamedTuple):

@@ -28,10 +28,12 @@ class Shape(Enum):
     GEMINI = "Gemini"
     GEMINI_EMBEDDINGS = "Gemini embeddings"
 
-    @property
-    def of_openai(self) -> bool:
-        """Whether its usage is spelled as OpenAI does."""
-        return self not in {Shape.MESSAGES, Shape.GEMINI, Shape.GEMINI_EMBEDDINGS}
+    def __init__(self, title: str) -> None:
+        self.of_gemini = title.startswith("Gemini")
+        self.of_anthropic = title.startswith("Anthropic")
+
+    # There is one of each; `Enum`'s own would hash its name, in Python.
+    __hash__ = object.__hash__
 
 
 _ENDS: Final = {
@@ -90,21 +92,16 @@ def counts_of(shape: Shape, usage: Mapping[str, Any]) -> Counts | None:
         usage: Its `usage`, or Gemini's `usageMetadata`.
     """
     try:
-        if shape is Shape.MESSAGES:
-            counts = _of_anthropic(usage)
-        elif shape.of_openai:
-            counts = _of_openai(usage)
-        else:
+        if shape.of_gemini:
             counts = _of_gemini(usage)
+        elif shape.of_anthropic:
+            counts = _of_anthropic(usage)
+        else:
+            counts = _of_openai(usage)
     except (TypeError, ValueError, AttributeError):
         return None
-    parts = counts.cached + counts.cache_write
-    if (
-        min(counts) < 0
-        or max(counts) > MAX_TOKENS
-        or parts > counts.input
-        or counts.cache_write_1h > counts.cache_write
-    ):
+    asked, _, cached, written, hour, *_ = counts
+    if min(counts) < 0 or max(counts) > MAX_TOKENS or cached + written > asked or hour > written:
         return None
     return counts
 
@@ -115,11 +112,11 @@ def _whole(value: object) -> int:
     Raises:
         TypeError: It is no whole number.
     """
+    if type(value) is int:
+        return value
     if value is None:
         return 0
-    if type(value) is not int:
-        raise TypeError("a count is a whole number")
-    return value
+    raise TypeError("a count is a whole number")
 
 
 def _of_openai(usage: Mapping[str, Any]) -> Counts:
@@ -134,14 +131,15 @@ def _of_openai(usage: Mapping[str, Any]) -> Counts:
         raise TypeError("without a count of its input, it says nothing")
     # Some leave reasoning out of what they call output (x.ai, Gemini by OpenAI's API), but not out of the sum.
     output = max(_whole(said), _whole(get("total_tokens")) - asked)
-    cached = written = heard = drawn = seen = spoken = 0
+    cached = _whole(get("prompt_cache_hit_tokens"))  # DeepSeek's
+    written = heard = drawn = seen = spoken = 0
     if details:
-        cached, written = _whole(details.get("cached_tokens")), _whole(details.get("cache_write_tokens"))
-        heard, seen = _whole(details.get("audio_tokens")), _whole(details.get("image_tokens"))
-    if not cached:
-        cached = _whole(get("prompt_cache_hit_tokens"))  # DeepSeek's
+        of = details.get
+        cached, written = _whole(of("cached_tokens")) or cached, _whole(of("cache_write_tokens"))
+        heard, seen = _whole(of("audio_tokens")), _whole(of("image_tokens"))
     if said_details:
-        spoken, drawn = _whole(said_details.get("audio_tokens")), _whole(said_details.get("image_tokens"))
+        of = said_details.get
+        spoken, drawn = _whole(of("audio_tokens")), _whole(of("image_tokens"))
     return Counts(asked, output, cached, written, 0, heard, 0, spoken, seen, drawn)
 
 
