@@ -51,7 +51,6 @@ class Terms(NamedTuple):
         find: Finds the prices of models, of the request's and of the answer's.
         tariff: The request's prices; None where its model is not known.
         fixed, each: As of `Quote`.
-        input_tokens: As many as it can have, or were reserved for.
         bounded: Whether the upstream is told to make no more output than was granted.
         hidden: Whether it can make output that does not show.
         strips: Whether the client has not asked for the event that says the usage.
@@ -65,7 +64,6 @@ class Terms(NamedTuple):
     tariff: Tariff | None
     fixed: Mapping[str, int]
     each: Mapping[str, int]
-    input_tokens: int
     bounded: bool
     hidden: bool
     strips: bool

@@ -95,8 +95,9 @@ def read(shape: Shape, body: bytes) -> Wanted | None:
     """Read a request's body; None if it is not a JSON object in UTF-8."""
     try:
         # Objects are read as tuples of pairs: only so is one that has two members of a name told from any other.
-        pairs = _decode(body.decode())
-        if not isinstance(pairs, tuple):
+        text = body.decode().lstrip(_SPACE)
+        pairs, end = _decode(text)
+        if not isinstance(pairs, tuple) or text[end:].strip(_SPACE):
             return None
         members: dict[str, Any] = dict(pairs)
         ambiguous = len(members) != len(pairs)
@@ -108,7 +109,8 @@ def read(shape: Shape, body: bytes) -> Wanted | None:
         return None
 
 
-_decode: Final = json.JSONDecoder(object_pairs_hook=tuple).decode
+_decode: Final = json.JSONDecoder(object_pairs_hook=tuple).raw_decode
+_SPACE: Final = " \t\n\r"
 
 
 def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bool) -> Wanted:
