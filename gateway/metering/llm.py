@@ -53,6 +53,7 @@ class Terms(NamedTuple):
         fixed, each: As of `Quote`.
         bounded: Whether the upstream is told to make no more output than was granted.
         hidden: Whether it can make output that does not show.
+        fees: Whether something may be billed that no usage tells of.
         strips: Whether the client has not asked for the event that says the usage.
     """
 
@@ -66,6 +67,7 @@ class Terms(NamedTuple):
     each: Mapping[str, int]
     bounded: bool
     hidden: bool
+    fees: bool
     strips: bool
 
     def reserved(self, granted: int) -> dict[str, int]:
@@ -212,7 +214,7 @@ class LlmMeter:
         if counts is not None and (whole or said.final):
             cost = terms.exact(said, counts)
             if cost is not None:
-                return Cost(cost, Mark.EXACT, units_of(counts), model, id_)
+                return Cost(cost, Mark.ESTIMATED if terms.fees else Mark.EXACT, units_of(counts), model, id_)
         cost = terms.reserved(self._granted) if whole else terms.passed(said, self._granted)
         return Cost(cost, Mark.ESTIMATED, model=model, upstream_id=id_)
 

@@ -111,7 +111,9 @@ class LlmPricing:
         fixed, each = self._bounds(shape, wanted, body, tariff)
         bounded, hidden = self._clamp or wanted.limit is not None, wanted.thinks or may_think_unseen(model)
         strips = wanted.streams and shape in _ASKED and not self._is_mistral and not asks_usage(wanted)
-        terms = Terms(shape, model, tier, speed, find, tariff, fixed, each if most else {}, bounded, hidden, strips)
+        terms = Terms(
+            shape, model, tier, speed, find, tariff, fixed, each if most else {}, bounded, hidden, wanted.fees, strips
+        )
         return LlmQuote(terms, body, wanted, most=most, limit=self._limit_of(shape) if most else "", notice=notice)
 
     def _find(self, model: str, tier: str, speed: str, now_s: float) -> Tariff | None:
@@ -191,6 +193,7 @@ class LlmPricing:
             each={},
             bounded=False,
             hidden=True,
+            fees=False,
             strips=False,
         )
         return LlmQuote(terms, body, None, most=0, limit="", notice="")
