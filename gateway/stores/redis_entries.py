@@ -21,6 +21,8 @@ PAGE: Final = 1000
 """Entries at once: a few milliseconds of Redis's time."""
 LEAST_OF_EACH: Final = 4
 """Entries that are asked for of each of many families, for one page of them all."""
+AT_A_STRETCH: Final = 50
+"""Entries that are read within a millisecond: a thread would take longer."""
 FOUND_WITHIN: Final = 10_000
 """How many of a family's entries are looked through for one request."""
 _AT_ONCE: Final = 50
@@ -151,6 +153,8 @@ class RedisEntries:
                 break
         # One that ended, and was renewed after all, is open again.
         again = {request.decode() for request in await self._ask(keys[0], "HKEYS", keys[0])}
+        if len(pages) <= AT_A_STRETCH:
+            return _last_of_each(pages, again), complete_us
         return await asyncio.to_thread(_last_of_each, pages, again), complete_us
 
     async def _open_of(self, family: str) -> list[Entry]:
