@@ -277,3 +277,25 @@ async def test_what_has_left_its_window_leaves_the_file(tmp_path: Path) -> None:
             ("b:budget:1m-USD",),
             ("c2:budget:1m-USD",),
         ]
+
+
+async def test_an_assumption_outlives_the_account_that_it_was_counted_in(tmp_path: Path) -> None:
+    path, now_us = tmp_path / "state.db", 1_790_000_000_000_000
+    minute = (Budget(unit="USD", amount=10**9, window_us=60_000_000),)
+    async with opened(path, now_us) as store:
+        await reserve(store, store.spend_plan("a", (), minute), ask_for("r-1", 5))
+    for later, subject in enumerate(("b", "c", "d"), start=1):
+        async with opened(path, now_us + later * DAY_US) as store:
+            plan = store.spend_plan(subject, (), minute)
+            ask = ask_for(f"r-{subject}", 7)
+            await reserve(store, plan, ask)
+            settle(store, plan, ask, 7)
+            (stands,) = await store.ledger.standings(plan)
+            assert (stands.spent, stands.held) == (7, 0)
+    async with opened(path, now_us + 3 * DAY_US) as store:
+        plan = store.spend_plan("d", (), minute)
+        was = await store.ledger.release("r-1")
+        assert was is not None
+        assert (was.mark, was.cost) == (Mark.ASSUMED, {"USD": 5})
+        (stands,) = await store.ledger.standings(plan)
+        assert (stands.spent, stands.held) == (7, 0)
