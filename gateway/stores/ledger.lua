@@ -3,18 +3,19 @@
 local OPEN, ENDS, SETTLED, ASSUMED, LEDGER = unpack(KEYS, #KEYS - 4)
 local MOST, LASTS_MS, SETTLED_MS, AT_ONCE = '100000', '3024000000', '86400000', 1000
 
--- An entry's id is the time in microseconds. Should the clock have stepped back, it is the last one's.
+-- An entry's id is its time in microseconds, one behind the last one's, should that be as late: no two have the same.
 local function log(mark, entry)
-  local words = {'mark', mark, 'entry', entry}
-  local id = format('%.0f-0', now)
-  local added = redis.pcall('XADD', LEDGER, 'MAXLEN', '~', MOST, id, unpack(words))
+  local time = format('%.0f', now)
+  local added = redis.pcall('XADD', LEDGER, 'MAXLEN', '~', MOST, time, 'mark', mark, 'entry', entry)
   if type(added) == 'table' and added.err then
-    local newest = call('XREVRANGE', LEDGER, '+', '-', 'COUNT', '1')[1]
-    local time, number = string.match(newest and newest[1] or id, '^(%d+)-(%d+)$')
-    added = call('XADD', LEDGER, 'MAXLEN', '~', MOST, format('%s-%.0f', time, number + 1), unpack(words))
+    local about = call('XINFO', 'STREAM', LEDGER)
+    for i = 1, #about, 2 do
+      if about[i] == 'last-generated-id' then time = format('%.0f', string.match(about[i + 1], '^%d+') + 1) end
+    end
+    call('XADD', LEDGER, 'MAXLEN', '~', MOST, time, 'mark', mark, 'entry', entry)
   end
   call('PEXPIRE', LEDGER, LASTS_MS)
-  return string.match(added, '^%d+')
+  return time
 end
 
 -- Whatever comes late for this request finds that it is settled: until whoever settled it knows that it is, and then some.
@@ -23,9 +24,13 @@ local function close(request)
   call('PEXPIRE', SETTLED, SETTLED_MS)
 end
 
--- The entry that assumed a request, and its id.
-local function assumed_at(time, request)
-  for _, one in ipairs(call('XRANGE', LEDGER, time, time)) do
-    if string.find(one[2][4], '"id":"' .. request .. '"', 1, true) then return one[2][4], one[1] end
-  end
+-- Take a request from among those that were assumed, and from the ledger; what it was and when, if it was.
+local function unassumed(name)
+  local time = call('ZSCORE', ASSUMED, name)
+  if not time then return nil end
+  call('ZREM', ASSUMED, name)
+  local found = call('XRANGE', LEDGER, time, time)[1]
+  if not found then return '', time end
+  call('XDEL', LEDGER, found[1])
+  return found[2][4], time
 end

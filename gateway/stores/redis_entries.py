@@ -128,9 +128,7 @@ class RedisEntries:
             if len(page) < PAGE:
                 break
             since = f"({page[-1][0].decode()}"
-        # One that ended, and was renewed after all, is open again.
-        again = {request.decode() for request in await self._ask(keys[0], "HKEYS", keys[0])}
-        return await asyncio.to_thread(_last_of_each, pages, again)
+        return await asyncio.to_thread(lambda: [_read(one) for one in pages])
 
     async def _open_of(self, family: str) -> list[Entry]:
         keys = family_keys(family)
@@ -167,15 +165,6 @@ def _read(one: Any) -> Entry:  # noqa: ANN401 - an entry of a stream, as Redis a
         return Entry.read(text, mark.decode(), int(id_.partition(b"-")[0]))
     except (TypeError, ValueError):
         raise StoreUnavailable("In Redis's ledger is an entry that is not the gateway's.") from None
-
-
-def _last_of_each(page: list[Any], still_open: set[str]) -> list[Entry]:
-    """Read entries. A request that was assumed and settled late has two, of which the later one stands."""
-    found: dict[str, Entry] = {}
-    for entry in map(_read, page):
-        found.pop(entry.id, None)
-        found[entry.id] = entry
-    return [entry for entry in found.values() if entry.id not in still_open]
 
 
 def _is_of(token: str, whose: str | None) -> bool:

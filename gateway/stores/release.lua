@@ -13,7 +13,7 @@ local request = ARGV[1]
 
 local function named(key)
   for _, name in ipairs(call('ZRANGE', key, '0', '-1')) do
-    if string.match(name, '^%S+') == request then return name, call('ZSCORE', key, name) end
+    if string.match(name, '^%S+') == request then return name end
   end
 end
 
@@ -23,10 +23,9 @@ if name then
   call('HDEL', OPEN, request)
   call('ZREM', ENDS, name)
 else
-  name, time = named(ASSUMED)
+  name = named(ASSUMED)
   if not name then return {} end
-  call('ZREM', ASSUMED, name)
-  entry = assumed_at(time, request) or ''
+  entry, time = unassumed(name)
 end
 for key, atoms in string.gmatch(name, ' (%S+) (%d+)') do
   if call('ZREM', key .. ':held', request .. ' ' .. atoms) == 1 then

@@ -21,7 +21,7 @@ for at = 3 + STRIDE * budgets, #ARGV, 2 + budgets do
     local name = name_of(request, KEYS, atoms)
     if call('ZADD', ENDS, ends, name) == 1 then
       call('HSET', OPEN, request, ARGV[at + 1])
-      call('ZREM', ASSUMED, name)
+      unassumed(name)
     end
     for i = 1, budgets do
       if atoms[i] > 0 and call('ZADD', books[i].holds, ends, request .. ' ' .. text(atoms[i])) == 1 then

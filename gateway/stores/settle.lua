@@ -24,14 +24,7 @@ local known = true
 if call('ZREM', ENDS, name) == 1 then
   call('HDEL', OPEN, request)
 else
-  local time = call('ZSCORE', ASSUMED, name)
-  known = time and true or false
-  if known then
-    call('ZREM', ASSUMED, name)
-    local _, id = assumed_at(time, request)
-    -- Nothing was sent after all.
-    if id and ARGV[5] == '' then call('XDEL', LEDGER, id) end
-  end
+  known = unassumed(name) ~= nil
 end
 
 for i = 1, budgets do

@@ -17,7 +17,9 @@ from gateway.budgets.spending import Ask, Entry, Mark, Settlement
 from gateway.stores.memory import MemoryStore
 from gateway.stores.memory_ledger import MemoryLedger
 from gateway.stores.state_file import StateFile
-from tests.kit.stores import Waiting
+from tests.kit.redis import running_redis
+from tests.kit.redis_spending import RedisSpending
+from tests.kit.stores import Waiting, fake_redis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -146,7 +148,7 @@ class FileSpending(MemorySpending):
         return store
 
 
-SPEND_KINDS = ("memory", "file")
+SPEND_KINDS = ("memory", "file", "fakeredis", "redis")
 
 
 @contextlib.contextmanager
@@ -154,6 +156,12 @@ def spend_subject(kind: str) -> Iterator[SpendSubject]:
     """Yield a store of a kind."""
     if kind == "memory":
         yield MemorySpending()
+    elif kind == "fakeredis":
+        with fake_redis() as address:
+            yield RedisSpending(address)
+    elif kind == "redis":
+        with running_redis() as server:
+            yield RedisSpending(server.address)
     else:
         # In memory: what a disk takes to write it down for good is of no interest here.
         shared = Path("/dev/shm")
@@ -243,7 +251,10 @@ class Books:
             self.books[key] = budget, book.reserved(ask.id, atoms, now_us + (self.lease_us or 1 << 60))
 
     def renew(self, request: str, now_us: int) -> None:
-        """Renew a reservation that is open."""
+        """Renew a reservation that is open, or was assumed."""
+        if request in self.assumed:
+            self.open[request] = self.assumed.pop(request)
+            self.entries.pop(request, None)
         one = self.open[request]
         self._hold(request, now_us)
         for key in one.keys:

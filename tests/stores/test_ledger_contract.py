@@ -223,6 +223,11 @@ class Model:
             self.under_test.kill(request)
 
     async def renew(self, _: int) -> None:
+        if self.under_test.lease_us is not None:
+            # Whoever comes back when its assumption counts no more may find the budget spent: nobody can help that.
+            for request in [one for one in self.books.assumed if one not in self.killed and not self.is_known(one)]:
+                self.killed.add(request)
+                self.under_test.kill(request)
         await self.under_test.renew()
         if self.under_test.lease_us is None:
             return

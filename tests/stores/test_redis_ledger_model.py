@@ -14,6 +14,7 @@ from gateway.budgets.budget import Budget
 from gateway.budgets.spending import LEASE_US, Ask, Entry, Mark, Settlement
 from gateway.stores.redis import RedisStore
 from tests.kit.redis import running_redis
+from tests.kit.redis_spending import stop_renewing
 from tests.kit.stores import CLOCK_KEY, CLOCK_SCRIPT, CLOCK_SPENDS, TIMEOUT_S, Waiting, connect, fake_redis
 
 if TYPE_CHECKING:
@@ -216,6 +217,7 @@ async def play(address: RedisAddress, taken: list[tuple[str, Any]]) -> None:
         address, timeout_s=TIMEOUT_S, script=CLOCK_SCRIPT, spends=CLOCK_SPENDS, now_s=lambda: now_us[0] / 1e6
     )
     await store.start()
+    stop_renewing(store)
     try:
         model = Model(store, control)
         model.to(BEGIN_US)
