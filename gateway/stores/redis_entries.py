@@ -12,6 +12,8 @@ from gateway.stores.link import expect
 from gateway.stores.redis_spend import family_keys
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gateway.stores.link import Command
     from gateway.stores.redis import RedisStore
 
@@ -46,11 +48,21 @@ class RedisEntries:
             StoreUnavailable: Redis did not answer, or refused.
         """
         families = await self._families() if token is None else [token.partition(".")[0]]
+        # Of one token's family, most may be others'.
+        most = limit if token is None or limit is None else max(limit, PAGE)
         found: list[Entry] = []
+        known_until_us = None
         for at in range(0, len(families), _AT_ONCE):
-            one_by_one = (self._entries_of(family, since_us) for family in families[at : at + _AT_ONCE])
-            for some in await asyncio.gather(*one_by_one):
+            one_by_one = (self._entries_of(family, since_us, most) for family in families[at : at + _AT_ONCE])
+            for some, has_more in await asyncio.gather(*one_by_one):
+                if has_more:
+                    known_until_us = min(some[-1].at_us, known_until_us or some[-1].at_us)
                 found += (entry for entry in some if _is_of(entry.token, token))
+        if known_until_us is not None:
+            # Of a family that has more than was read, later ones are missing.
+            found = [entry for entry in found if entry.at_us <= known_until_us]
+            if not found:  # there are others of the family in between
+                return await self.entries(known_until_us + 1, token, limit)
         return page_of(sorted(found, key=lambda entry: entry.at_us), limit)
 
     async def open(self) -> list[Entry]:
@@ -105,11 +117,11 @@ class RedisEntries:
                 return Entry.read(text, Mark.ASSUMED, int(at_us[0]))
         return None
 
-    def noting(self, family: str) -> tuple[Command, ...]:
-        """Return the commands that note that a family has a ledger."""
+    def noting(self, families: Sequence[str]) -> tuple[Command, ...]:
+        """Return the commands that note that families have a ledger."""
         now_s = int(self._store.now_s())
         return (
-            ("ZADD", SPENDERS_KEY, now_s, family),
+            ("ZADD", SPENDERS_KEY, *(word for family in families for word in (now_s, family))),
             ("ZREMRANGEBYSCORE", SPENDERS_KEY, "-inf", now_s - KEPT_S),
             ("PEXPIRE", SPENDERS_KEY, KEPT_S * 1000),
         )
@@ -118,17 +130,19 @@ class RedisEntries:
         families = await self._ask(SPENDERS_KEY, "ZRANGE", SPENDERS_KEY, 0, -1)
         return [family.decode() for family in families]
 
-    async def _entries_of(self, family: str, since_us: int) -> list[Entry]:
+    async def _entries_of(self, family: str, since_us: int, limit: int | None) -> tuple[list[Entry], bool]:
+        """Return what was settled in a family since then, and whether there may be more than this."""
         keys = family_keys(family)
         await self._expire(keys)
-        since, pages = str(max(since_us, 0)), []
-        while True:
-            page = await self._ask(keys[4], "XRANGE", keys[4], since, "+", "COUNT", PAGE)
+        pages: list[Any] = []
+        since, has_more, most = str(max(since_us, 0)), True, min(limit or PAGE, PAGE)
+        while has_more and (limit is None or len(pages) < limit):
+            page = await self._ask(keys[4], "XRANGE", keys[4], since, "+", "COUNT", most)
             pages += page
-            if len(page) < PAGE:
-                break
-            since = f"({page[-1][0].decode()}"
-        return await asyncio.to_thread(lambda: [_read(one) for one in pages])
+            has_more = len(page) == most
+            if page:
+                since = f"({page[-1][0].decode()}"
+        return await asyncio.to_thread(lambda: [_read(one) for one in pages]), has_more and bool(pages)
 
     async def _open_of(self, family: str) -> list[Entry]:
         keys = family_keys(family)
