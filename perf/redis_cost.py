@@ -1,7 +1,7 @@
 """What limits cost Redis: `python -m perf.redis_cost`, with a `redis-server` of its own and redis-benchmark.
 
-Four tables: CPU of the server for each check, and for each request that is reserved and settled; bytes for each token and
-limit, each reservation and each entry of the ledger; and what idle tokens leave behind.
+Four tables: CPU of the server for each check, and for each request that is reserved and settled; bytes for each
+reservation and each entry of the ledger, and for each token and limit; and what idle tokens leave behind.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ _CHECKS: Final[tuple[tuple[str, str, str, str, str | None], ...]] = (
     ("window and bucket and place", CHECK_SCRIPT, "1000000000/minute,10000/second;bucket", "x", "1000000"),
 )
 _DAY: Final = Budget(unit="USD", amount=10**15, calendar="day")
+_MONTH: Final = replace(_DAY, calendar="month")
 _BUDGETS: Final[tuple[tuple[str, str, tuple[Budget, ...]], ...]] = (
     ("no budget, one window", "1000000000/minute", ()),
     ("a budget a day, one window", "1000000000/minute", (_DAY,)),
