@@ -236,7 +236,8 @@ async def test_a_redis_that_lost_its_data_hears_of_what_is_held_and_what_was_set
     async with started(server) as store:
         plan = store.spend_plan("abc", (), BUDGETS)
         await reserve(store, plan, asking("r-1"))
-        await reserve(store, plan, asking("r-2", 50))
+        about = Entry("r-2", 1, "abc", "api", reserved={"USD": 20}, each={"USD": 3}).text()
+        await reserve(store, plan, Ask("r-2", {"USD": 20}, {"USD": 3}, most=10, least=10, about=about))
         server.kill()
         with contextlib.suppress(StoreUnavailable):
             await store.ping()
@@ -246,7 +247,7 @@ async def test_a_redis_that_lost_its_data_hears_of_what_is_held_and_what_was_set
         assert not (await reserve(store, plan, asking("r-3", 20))).admitted
         assert await stands(store, plan) == [(33, 50)] * 3
         assert await marks(store) == [("r-1", "exact", 33)]
-        assert [one.id for one in await store.ledger.open()] == ["r-2"]
+        assert [(one.id, one.reserved) for one in await store.ledger.open()] == [("r-2", {"USD": 50})]
 
 
 async def test_a_redis_that_is_restarted_with_its_data_has_it_all() -> None:
