@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from gateway.admission import Admission
     from gateway.limits import Policy
-    from gateway.metrics import Delta, Metrics
+    from gateway.metrics import Delta, Loop, Metrics
     from gateway.shared_counts import SharedCounts
     from gateway.stores import Standing
     from gateway.stores.usage import UsageBook, Used
@@ -88,6 +88,7 @@ class UsageView:
                 "by_reason": dict(denials.reasons),
             },
             "shadowed": dict(denials.shadowed),
+            "loops": [_loop(loop) for loop in denials.loops.values()],
         }
 
     async def all(self) -> Told:
@@ -205,6 +206,16 @@ def _limit(policy: Policy, standing: Standing) -> Told:
         "used": standing.used,
         "remaining": standing.remaining,
         "reset": None if is_lease else round(standing.reset_us / 1e6, 3),
+    }
+
+
+def _loop(loop: Loop) -> Told:
+    return {
+        "target": loop.target,
+        "request": loop.request,
+        "body": loop.body,
+        "refused": loop.refused,
+        "last_at": rfc3339(int(loop.last_s)),
     }
 
 

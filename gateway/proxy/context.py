@@ -78,7 +78,7 @@ class Destination:
         route: Writes request heads for this target and key.
         pool: The connections to the target, whichever the key.
         keys: Who says, when a request is sent, with which of several keys; None: with this one.
-        metered: Makes an exchange that knows what requests cost; None: nothing.
+        metered: Makes an exchange that knows what requests cost, or that reads them for a guard; None: neither.
 
     Attributes:
         usage: Counts the target's requests, whichever the key.

@@ -28,6 +28,7 @@ from gateway.metrics import Metrics
 from gateway.proxy.client import ClientConnection
 from gateway.proxy.clock import Clock
 from gateway.proxy.context import Destination, ProxyContext
+from gateway.proxy.guarded import GuardedExchange
 from gateway.proxy.metered import MeteredExchange
 from gateway.proxy.pool import UpstreamPool
 from gateway.proxy.routes import Routes
@@ -39,9 +40,10 @@ from tests.kit.transport import FakeTransport
 from tests.kit.wire import Incomplete, Message, read_body, read_head
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.metering.costs import CostTable
+    from gateway.proxy.exchange import Exchange
     from gateway.proxy.upstream import UpstreamConnection
 
 KEY: Final = "sk-7Vx2Wb9Lm4Rz"
@@ -254,7 +256,7 @@ class Playbook:
             access_log=self._log_to(settings.access_log),
             random=lambda: self.jitter,
         )
-        metered = None
+        metered: Callable[..., Exchange] | None = GuardedExchange if settings.loop_guard else None
         if cost is not None:
             metered = partial(MeteredExchange, pricing_of(cost, settings.target.url, clamp=settings.budget_clamp))
         route = TargetRoute(settings.target)

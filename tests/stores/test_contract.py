@@ -17,7 +17,6 @@ from tests.kit.rule import CASES, Case, Check, Kill, Log, Refund, Release, Renew
 from tests.kit.stores import Subject, ask
 
 if TYPE_CHECKING:
-    from gateway.limits import Policy
     from gateway.limits.rule import State
     from gateway.stores import Store, Verdict
 YEARS_S = 10**8
