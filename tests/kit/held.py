@@ -6,8 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
-from gateway.budgets.told import read_told
 
+from gateway.budgets.told import read_told
 from tests.kit.upstream import soon
 
 if TYPE_CHECKING:
