@@ -49,7 +49,7 @@ _CONF: Final = """[prices."small"]
 input = 1.0
 cached_input = 0.25
 output = 4.0
-[prices."large"]
+[prices."large-thinking"]
 input = 5.0
 cached_input = 1.25
 output = 20.0

@@ -34,10 +34,13 @@ ADMIN = "an-admin-key-of-32-characters-xx"
 PLENTY = "5 USD/minute, 1000000 tokens/minute"
 
 
-@pytest.fixture(params=["plain", "gzip"])
+CODED = pytest.mark.parametrize("provider", [True, False], ids=["gzip", "plain"], indirect=True)
+
+
+@pytest.fixture
 async def provider(request: pytest.FixtureRequest) -> AsyncIterator[Provider]:
     # The SDKs accept gzip, and so a metered answer comes compressed where the API likes to.
-    async with Provider(wishes=Wishes(gzip=request.param == "gzip", output=7)) as running:
+    async with Provider(wishes=Wishes(gzip=getattr(request, "param", True), output=7)) as running:
         yield running
 
 
@@ -136,6 +139,7 @@ def words(text: str | None) -> int:
 # ---- what is whole is exact
 
 
+@CODED
 async def test_chat(budgeted: Budgeted) -> None:
     async with budgeted.gpt() as client:
         answer = await client.chat.completions.create(**CHAT, n=2, extra_headers=wish(output=9, reasoning=4))
@@ -189,6 +193,7 @@ async def test_legacy_completions(budgeted: Budgeted) -> None:
     await budgeted.agrees(2)
 
 
+@CODED
 async def test_responses(budgeted: Budgeted) -> None:
     async with budgeted.gpt() as client:
         whole = await client.responses.create(
@@ -215,6 +220,7 @@ async def test_embeddings() -> None:
             assert entry.units["output"] == 0
 
 
+@CODED
 async def test_messages(budgeted: Budgeted) -> None:
     async with budgeted.claude() as client:
         whole = await client.messages.create(**MESSAGE, extra_headers=wish(output=99))
