@@ -36,12 +36,11 @@ _TEXTS: Final = {
 # Behind which all of that comes, in each event: to look only there is quicker.
 _BEFORE_TEXTS: Final = {Shape.CHAT: b'"delta"', Shape.RESPONSES: b'"delta"'}
 _NO_TEXT: Final = re.compile(rb"(?!)()")
-# Content of other kinds: all of such an event counts.
-_NO_STRING: Final = re.compile(rb'"(?:functionCall|inlineData|audio|logprobs)"[ \t]*:[ \t]*[\[{"]')
+# Content of other kinds: all of such an event counts. Events of responses say `"logprobs":[]`, which is none.
+_FILLED: Final = rb')"[ \t]*:[ \t]*(?:[{"]|\[(?![ \t]*\]))'
+_NO_STRING: Final = re.compile(rb'"(?:functionCall|inlineData|audio|logprobs' + _FILLED)
 # Where neither is found, nor anything of `_TELLING`, only text is counted.
-_APART: Final = re.compile(
-    rb'"(?:usage|usageMetadata|error|functionCall|inlineData|audio|logprobs)"[ \t]*:[ \t]*[\[{"]'
-)
+_APART: Final = re.compile(rb'"(?:usage|usageMetadata|error|functionCall|inlineData|audio|logprobs' + _FILLED)
 
 _LONG_NAMES: Final = frozenset((b"usage", b"usageMetadata", b"model", b"modelVersion", b"id", b"service_tier"))
 

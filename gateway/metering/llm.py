@@ -31,8 +31,11 @@ if TYPE_CHECKING:
     FindTariff = Callable[[str, str, str], Tariff | None]
     """By model, service tier and speed, at the time of the request."""
 
-SLACK_TOKENS: Final = 64
-"""Of an answer that ended early: how many more output tokens than text has passed may be billed."""
+SLACK_TOKENS: Final = 256
+"""Of an answer that ended early: how many more output tokens than bytes of text have passed may be billed.
+
+An upstream goes on until it notices that nobody reads: some make a thousand tokens a second, and are far away.
+"""
 
 # Models that may think before they write, unseen.
 _THINKING: Final = re.compile(
