@@ -58,7 +58,7 @@ class EventReader:
     __slots__ = (
         "_shape", "_strips", "_texts", "_before_texts",
         "_busy", "_tail", "_scanner", "_line_ends",  # of the event that is not over
-        "_latest", "_begun", "_telling", "_said", "_text_bytes", "_failed",  # what the stream has said
+        "_first", "_latest", "_begun", "_telling", "_said", "_text_bytes", "_failed",  # what the stream has said
     )
     # fmt: on
 
@@ -68,7 +68,7 @@ class EventReader:
         self._texts = _TEXTS.get(shape, _NO_TEXT)
         self._before_texts = _BEFORE_TEXTS.get(shape, b"")
         self._busy = self._failed = False
-        self._tail = self._line_ends = self._latest = self._telling = b""
+        self._tail = self._line_ends = self._first = self._latest = self._telling = b""
         self._scanner: Scanner | None = None
         self._begun: dict[str, Any] = {}
         self._said: Said | None = None
@@ -84,6 +84,8 @@ class EventReader:
                 return self._feed_apart(content)
             return b"" if self._read(content) else content
         self._latest = content
+        if not self._first:
+            self._first = content
         self._text_bytes += sum(map(len, self._texts.findall(content, max(content.find(self._before_texts), 0))))
         return content
 
@@ -169,6 +171,8 @@ class EventReader:
             self._end_long()
             return False
         self._latest = event
+        if not self._first:
+            self._first = event
         names = _TELLING.findall(event)
         self._failed |= b"error" in names
         text_bytes = self._text_of(event)
@@ -196,8 +200,8 @@ class EventReader:
         if self._shape is Shape.MESSAGES:
             return self._read_messages(data)
         if not data:
-            events = [event for event in _EVENT_END.split(self._latest) if event]  # all that came in one piece
-            return said_of(self._shape, data_of(events[-1]) if events else None)
+            first = data_of(_EVENT_END.split(self._first, maxsplit=1)[0]) or {}
+            return said_of(self._shape, first.get("response") if self._shape is Shape.RESPONSES else first)
         if self._shape is Shape.RESPONSES:
             return said_of(self._shape, data.get("response"))
         if self._shape is Shape.GEMINI:
