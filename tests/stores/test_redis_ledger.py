@@ -305,7 +305,7 @@ async def test_what_is_reserved_too_late_is_given_back(server: RedisServer) -> N
         server.signal(signal.SIGSTOP)
         for number in range(4):
             with contextlib.suppress(StoreUnavailable):
-                await reserve(store, plan, asking(f"r-{number}", 10))
+                await reserve(store, plan, asking(f"r-{number}", 10, each={"USD": 1}, most=number))
         store.link._timeout_s = TIMEOUT_S
         server.signal(signal.SIGCONT)
         await until_back(store)
@@ -328,10 +328,31 @@ async def test_what_comes_to_redis_after_it_was_given_back_reserves_nothing(shar
         old.reserve(old.spend_plan("abc", (), BUDGETS), asking("r-1"), waiting)
         # Another connection is quicker, as one is that takes the place of one that broke.
         assert new.link.live is not None
-        words = plan.settle_words(asking("r-1"), 0, NOTHING, 0.0)  # type: ignore[attr-defined]  # this store's
+        words = plan.settle_words(asking("r-1"), -1, NOTHING, 0.0)  # type: ignore[attr-defined]  # this store's
         shared.call("EVAL", new.spends.settle.text, *words)
         assert not (await waiting.future).admitted
         assert await stands(new, plan) == [(0, 0)] * 3
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("about", [asking("r-1").about, ""])
+async def test_what_was_reserved_unheard_is_given_back(shared: RedisServer, about: str, ended: bool) -> None:  # noqa: FBT001
+    async with on_clock(shared) as store:
+        shared.call("SET", CLOCK_KEY, BEGIN_US)
+        plan: Any = store.spend_plan("abc", (), BUDGETS)
+        wanted = asking("r-1", 10, each={"USD": 3}, most=100)._replace(about=about)
+        await reserve(store, plan, wanted._replace(id="r-0", most=2))
+        await reserve(store, plan, wanted)
+        if ended:
+            shared.call("SET", CLOCK_KEY, BEGIN_US + LEASE_US)
+            assert len(await store.ledger.entries(0)) == 2
+        # Its reply is lost with the connection.
+        (lost,) = store.ledger._held.pop("r-1")
+        lost.granted = -1
+        store.ledger.give_back(lost)
+        assert await stands(store, plan) == ([(16, 0)] * 3 if ended else [(0, 16)] * 3)
+        assert len(await store.ledger.entries(0)) == int(ended)
+        assert len(await store.ledger.open()) == int(not ended)
 
 
 async def test_settlements_that_redis_never_takes_are_bounded(
