@@ -18,7 +18,7 @@ from gateway.stores import UNCHECKED
 from gateway.stores import redis_ledger as redis_ledger_module
 from gateway.stores.fallback import Allow
 from gateway.stores.redis import RedisStore
-from tests.kit.redis import RedisServer, running_redis
+from tests.kit.redis import RedisServer, running_redis, until
 from tests.kit.redis_spending import stop_renewing
 from tests.kit.spending import reserve
 from tests.kit.stores import CLOCK_KEY, CLOCK_SCRIPT, CLOCK_SPENDS, TIMEOUT_S, Waiting, ask, until_answered
@@ -160,7 +160,6 @@ async def test_a_holder_that_vanished_is_assumed_once_whoever_looks(shared: Redi
         assert not (await reserve(other, theirs, asking("r-3", 20))).admitted
         shared.call("SET", CLOCK_KEY, BEGIN_US + LEASE_US // 2)
         other.ledger.renew()
-        await asyncio.sleep(0)  # it begins in the loop's next turn
         await other.ping()
         shared.call("SET", CLOCK_KEY, BEGIN_US + LEASE_US)
         assert await stands(other, theirs) == [(40, 50)] * 3
@@ -205,8 +204,7 @@ async def test_a_settlement_whose_acknowledgement_is_lost_is_sent_again_and_coun
             store.ledger.settle(plan, asking(f"r-{number}"), 0, cost(f"r-{number}", number))
         assert store.link.live is not None
         await asyncio.sleep(0)  # what is sent leaves at the end of the loop's turn
-        while not shared.call("XLEN", "gateway:{abc}:ledger"):
-            pass
+        until(lambda: shared.call("XLEN", "gateway:{abc}:ledger") == 5, "settlements")
         shared.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         await until_back(store)
         await store.ping()
@@ -309,14 +307,16 @@ async def test_what_is_reserved_too_late_is_given_back(server: RedisServer) -> N
         store.link._timeout_s = TIMEOUT_S
         server.signal(signal.SIGCONT)
         await until_back(store)
-        while store.ledger._kept:
-            await store.ping()
-        while await stands(store, plan) != [(0, 0)] * 3:
-            pass
-        while True:
+
+        async def all_back() -> bool:
             looks = await store.look(plan)
-            if looks is not None and [one.used for one in looks] == [0, 0]:
-                break
+            standings = await store.ledger.standings(plan)
+            return not store.ledger._kept and not any(one.used for one in looks or ()) and not any(standings[0][:2])
+
+        async with asyncio.timeout(30):
+            while not await all_back():
+                pass
+        assert await stands(store, plan) == [(0, 0)] * 3
         assert await marks(store) == []
         assert await store.ledger.open() == []
 
