@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.access_lines import Record
 from gateway.http1 import fields, writer
-from gateway.metrics import CLIENT_GONE
+from gateway.metrics import CLIENT_GONE, MAX_LISTED
 
 if TYPE_CHECKING:
     from gateway.access_log import AccessLog
@@ -39,6 +39,8 @@ def settle(exchange: Exchange, error: str | None = None) -> None:
             tally.statuses.append(exchange.status)
     else:
         tally.bytes_out += sent
+    if tally.begun >= MAX_LISTED:
+        tally.fold(exchange.context.usage)
     if exchange.context.log is not None:
         _log(exchange, exchange.context.log, received, sent, error)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.metrics import MAX_LISTED
 from gateway.proxy import events
 from tests.kit.playbook import Incomplete
 from tests.kit.wire import read_chunks
@@ -80,6 +81,21 @@ def test_an_answered_request_with_its_bytes_and_its_time(play: Playbook) -> None
     told = ask(play, b"/usage")
     assert (told["bytes_in"], told["bytes_out"]) == (3, 5)
     assert all(0 < told["latency_ms"][name] < 1000 for name in ("p50", "p90", "p99"))
+
+
+def test_many_requests_within_a_second_are_not_all_kept_one_by_one(make_play: Callable[..., Playbook]) -> None:
+    play = make_play(rate_limit="1000000/minute")
+    requests = 2 * MAX_LISTED + 100
+    longest = 0
+    for _ in range(requests):
+        passes(play, body=b"abc")
+        (tally,) = play.metrics.targets["api"].tallies.values()
+        longest = max(longest, len(tally.passed), len(tally.own_s), len(play.metrics.targets["api"].own_s))
+    assert longest <= MAX_LISTED
+    told = overview(play)["totals"]
+    assert counts(told) == {"requests": requests, "passed": requests}
+    assert (told["bytes_in"], told["bytes_out"]) == (3 * requests, 5 * requests)
+    assert sum(told["latency_histogram_ms"]["counts"]) == requests
 
 
 def test_two_histograms_tell_how_long_it_took_in_between(play: Playbook) -> None:
