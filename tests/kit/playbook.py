@@ -178,9 +178,11 @@ class Lines:
         self._lines: list[str] = []
         self.takes = True
 
-    def put(self, lines: Sequence[str]) -> bool:
+    def put(self, lines: bytes, count: int) -> bool:
         if self.takes:
-            self._lines += lines
+            found = lines.decode("ascii").splitlines(keepends=True)
+            assert len(found) == count
+            self._lines += found
         return self.takes
 
     def close(self) -> None:
