@@ -105,7 +105,7 @@ class Endpoints:
             case b"/admin/usage":
                 _need(head, b"GET", b"HEAD")
                 self._need_right(head, "This endpoint", peer)
-                return await _once_or_streamed(head, self._view.all, is_admins=True)
+                return await _once_or_streamed(head, self._view.all, None)
             case b"/admin/ledger":
                 _need(head, b"GET", b"HEAD")
                 self._need_right(head, "This endpoint", peer)
@@ -178,7 +178,7 @@ class Endpoints:
     async def _usage(self, head: RequestHead) -> Answer | Stream:
         """Tell a token's holder how its limits stand and what became of its requests. Nothing is charged."""
         subject = self._admission.authenticate(head.bearer, time.time())
-        return await _once_or_streamed(head, lambda: self._view.of(subject), is_admins=False)
+        return await _once_or_streamed(head, lambda: self._view.of(subject), subject.id)
 
     async def _scrape(self, head: RequestHead, peer: Peer) -> Answer:
         """Tell Prometheus; it needs no key on this machine."""
@@ -242,10 +242,10 @@ def _values(head: RequestHead, name: bytes) -> list[bytes]:
 
 
 async def _once_or_streamed(
-    head: RequestHead, make: Callable[[], Awaitable[Told]], *, is_admins: bool
+    head: RequestHead, make: Callable[[], Awaitable[Told]], token_id: str | None
 ) -> Answer | Stream:
     is_streamed = b"stream" in head.target.partition(b"?")[2].split(b"&") and head.method == b"GET"
-    return Stream(make, is_admins) if is_streamed else _json(200, await make())
+    return Stream(make, token_id) if is_streamed else _json(200, await make())
 
 
 def _json(status: int, members: dict[str, object]) -> Answer:

@@ -245,12 +245,14 @@ class Metrics:
     Attributes:
         targets: By the target's name.
         nowhere: Of requests that could not be read, or were for no target.
+        dropped: How many tokens' counts were lost, because more than `MAX_TOKENS` had any before they were taken away.
     """
 
-    __slots__ = ("_denials", "_targets", "_tokens", "nowhere", "targets")
+    __slots__ = ("_denials", "_targets", "_tokens", "dropped", "nowhere", "targets")
 
     def __init__(self) -> None:
         self.nowhere = TargetUsage("")
+        self.dropped = 0
         self.targets: dict[str, TargetUsage] = {}
         self._denials: dict[str, Denials] = {}
         self._tokens: dict[str, tuple[Counts, Mapping[str, str]]] = {}  # gathered, and not taken yet
@@ -272,7 +274,7 @@ class Metrics:
                 counts = tally.take(usage)
                 if counts or tally.in_flight:
                     gathered.update(counts)
-                    add_up(self._tokens, token_id, counts, tally.about, MAX_TOKENS)
+                    self.dropped += add_up(self._tokens, token_id, counts, tally.about, MAX_TOKENS)
                 else:
                     unused.append(token_id)
             for token_id in unused:

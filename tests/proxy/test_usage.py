@@ -350,7 +350,7 @@ def test_a_client_that_leaves_ends_its_stream(play: Playbook) -> None:
     client = stream(play)
     client.resets()
     play.pass_time(2)
-    assert play.context.streams._open[True] == 0
+    assert play.context.streams._open.total() == 0
 
 
 def test_a_slow_reader_misses_events_and_nothing_piles_up(make_play: Callable[..., Playbook]) -> None:
@@ -392,8 +392,25 @@ def test_tokens_leave_room_for_the_admins_streams(play: Playbook, monkeypatch: p
     monkeypatch.setattr(events, "MAX_STREAMS", 2)
     for _ in range(2):
         assert stream(play, b"/usage?stream").head().status == 200
+        play.token = play.admission.issue(time.time())[0].encode()
     stream(play, b"/usage?stream").problem(429, "concurrency_limited")
     assert stream(play).head().status == 200
+    play.loop.act(play.context.streams.end)
+
+
+def test_one_token_leaves_room_for_the_streams_of_others(play: Playbook) -> None:
+    parent = play.admission.authenticate(play.token, time.time())
+    child = play.admission.issue_child(parent, time.time())[0].encode()
+    first = [stream(play, b"/usage?stream") for _ in range(8)]
+    assert all(one.head().status == 200 for one in first)
+    stream(play, b"/usage?stream").problem(429, "concurrency_limited")
+    play.token = child
+    stream(play, b"/usage?stream").problem(429, "concurrency_limited")
+    play.token = play.admission.issue(time.time())[0].encode()
+    assert stream(play, b"/usage?stream").head().status == 200
+    first[0].resets()
+    play.token = child
+    assert stream(play, b"/usage?stream").head().status == 200
     play.loop.act(play.context.streams.end)
 
 
