@@ -294,15 +294,10 @@ def ids_of(head: RequestHead, opening: Opening[RequestHead] | None) -> tuple[byt
 
     Args:
         head: The request's.
-        opening: Remembers where in it they were. The lines of a head that has one are joined.
+        opening: Remembers where in it they were.
     """
-    if opening is None:
-        lines = CRLF.join(head.own_lines)
-        places = _look_for(lines)
-    else:
-        lines = head.lines[1]
-        places = opening.ids_at or _look_for(lines)
-    request, trace = places
+    lines = CRLF.join(head.own_lines)
+    request, trace = (opening.ids_at if opening is not None else None) or _look_for(lines)
     request_id, request = (b"", None) if request is None else _read(lines, request)
     trace_id, trace = (b"", None) if trace is None else _read(lines, trace)
     if opening is not None:

@@ -35,7 +35,7 @@ def ask(play: Playbook, target: bytes, *lines: bytes) -> dict[str, Any]:
 
 def overview(play: Playbook) -> dict[str, Any]:
     client = play.connect()
-    client.sends(b"GET /admin/usage HTTP/1.1\r\nHost: h\r\n\r\n")
+    client.sends(b"GET /admin/usage HTTP/1.1\r\nHost: localhost\r\n\r\n")
     members: dict[str, Any] = json.loads(client.answer().body)
     return members
 
@@ -142,7 +142,7 @@ def test_refusals_by_reason_and_the_retries_among_them(make_play: Callable[..., 
 
 
 def test_who_has_no_token_counts_for_the_target_alone(play: Playbook) -> None:
-    play.client.sends(b"GET /api/x HTTP/1.1\r\nHost: h\r\n\r\n")
+    play.client.sends(b"GET /api/x HTTP/1.1\r\nHost: localhost\r\n\r\n")
     play.client.problem(401, "token_missing")
     told = overview(play)
     assert counts(told["targets"]["api"]) == {"requests": 1, "refused": {"token_missing": 1}}
@@ -150,7 +150,7 @@ def test_who_has_no_token_counts_for_the_target_alone(play: Playbook) -> None:
 
 
 def test_what_is_for_no_target_is_in_the_totals_alone(play: Playbook) -> None:
-    play.client.sends(b"GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n")
+    play.client.sends(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n")
     play.client.problem(404, "not_found")
     play.connect().sends(b"nonsense\r\n\r\n")
     told = overview(play)
@@ -249,7 +249,7 @@ def test_the_overview_has_limits_and_names_and_the_busiest_first(make_play: Call
     play.token = play.admission.issue_child(parent, time.time(), limits=["7/day"])[0].encode()
     passes(play)
     client = play.connect()
-    client.sends(b"GET /admin/usage HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer " + ADMIN_KEY + b"\r\n\r\n")
+    client.sends(b"GET /admin/usage HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + ADMIN_KEY + b"\r\n\r\n")
     told = json.loads(client.answer().body)
     assert told["instances"] == 1
     assert told["at"].endswith("Z")
@@ -274,7 +274,7 @@ def test_a_revoked_token_says_so(play: Playbook) -> None:
     passes(play)
     token_id = ask(play, b"/usage")["id"]
     assert overview(play)["tokens"][0]["revoked"] is False
-    play.connect().sends(b"DELETE /admin/tokens/" + token_id.encode() + b" HTTP/1.1\r\nHost: h\r\n\r\n")
+    play.connect().sends(b"DELETE /admin/tokens/" + token_id.encode() + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
     (token,) = overview(play)["tokens"]
     assert (token["revoked"], token["limits"], token["passed"]) == (True, [], 1)
 
@@ -283,7 +283,7 @@ def test_the_overview_is_for_admins(make_play: Callable[..., Playbook]) -> None:
     play = make_play(admin_key=ADMIN_KEY.decode())
     play.client.sends(play.request(b"GET", b"/admin/usage"))
     play.client.problem(403, "not_allowed")
-    play.client.sends(b"POST /admin/usage HTTP/1.1\r\nHost: h\r\n\r\n")
+    play.client.sends(b"POST /admin/usage HTTP/1.1\r\nHost: localhost\r\n\r\n")
     play.client.problem(405, "method_not_allowed")
 
 
@@ -415,7 +415,7 @@ def test_one_token_leaves_room_for_the_streams_of_others(play: Playbook) -> None
 
 
 def test_a_stream_is_refused_as_its_endpoint_is(play: Playbook) -> None:
-    play.client.sends(b"GET /usage?stream HTTP/1.1\r\nHost: h\r\n\r\n")
+    play.client.sends(b"GET /usage?stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
     play.client.problem(401, "token_missing")
 
 
@@ -423,6 +423,6 @@ def test_a_stream_of_a_token_that_is_revoked_ends(play: Playbook) -> None:
     client = stream(play, b"/usage?stream")
     client.head()
     token_id = read_events(client)[0][0]["id"]
-    play.connect().sends(b"DELETE /admin/tokens/" + token_id.encode() + b" HTTP/1.1\r\nHost: h\r\n\r\n")
+    play.connect().sends(b"DELETE /admin/tokens/" + token_id.encode() + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
     play.pass_time(2)
     assert read_events(client) == ([], True)
