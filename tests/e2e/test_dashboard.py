@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import expect
 
-from tests.kit.admin import BOUNDS_MS, Admin, counts, limit, running_admin, token, usage
+from tests.kit.admin import BOUNDS_MS, Admin, budget, counts, limit, running_admin, token, usage
 from tests.kit.browser import cells, confirm, opened, row, running_browser, state
 
 if TYPE_CHECKING:
@@ -33,7 +33,15 @@ BRIGHTNESS = """() => {
 }"""
 """Of ground and text, 0 to 1."""
 WORKER = token("aB3dE", "worker", limit(used=15), requests=40, in_flight=2, refused={"minute": 3})
-NIGHTLY = token("xY9zW", "nightly", limit("hour", 90, 100), limit("global-day", 500, 1000, shared=True), requests=90)
+NIGHTLY = token(
+    "xY9zW",
+    "nightly",
+    limit("hour", 90, 100),
+    limit("global-day", 500, 1000, shared=True),
+    budgets=[budget("hour-USD", "1.2", "0.5")],
+    requests=90,
+    cost={"USD": "1.2"},
+)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
