@@ -2,6 +2,7 @@
 
 const NONE = "–";
 const WHOLE = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const EXACT = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
 const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 
 function known(number) {
@@ -11,6 +12,13 @@ function known(number) {
 export function count(number) {
   if (!known(number)) return NONE;
   return number < 100000 ? WHOLE.format(number) : SHORT.format(number);
+}
+
+// An amount of money or of whatever is counted, given as a decimal text; with four digits that count.
+export function amount(text) {
+  const number = Number(text);
+  if (!known(number)) return NONE;
+  return number < 100000 ? EXACT.format(number) : SHORT.format(number);
 }
 
 export function rate(perSecond) {
