@@ -103,7 +103,7 @@ class Gateway:
         """Connect to the store and listen.
 
         Raises:
-            StoreUnavailable: Redis does not answer.
+            StoreUnavailable: Redis does not answer, or `STATE_FILE` cannot be used.
             OSError: An address cannot be listened on, or `TARGET_CA_FILE` cannot be read.
             ValueError: A certificate or its key cannot be read.
         """

@@ -1,6 +1,7 @@
 """What limits cost Redis: `python -m perf.redis_cost`, with a `redis-server` of its own and redis-benchmark.
 
-Three tables: CPU of the server for each check, bytes for each token and limit, and what idle tokens leave behind.
+Four tables: CPU of the server for each check, and for each request that is reserved and settled; bytes for each
+reservation and each entry of the ledger, and for each token and limit; and what idle tokens leave behind.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +23,8 @@ if not __package__:  # run as a file: `perf` and `gateway` are in the directory 
 
 import hiredis
 
+from gateway.budgets.budget import Budget
+from gateway.budgets.spending import Ask, Entry, Mark, Settlement
 from gateway.limits import Policy, parse_concurrency, parse_limits
 from gateway.stores.address import RedisAddress
 from gateway.stores.redis import CHECK_SCRIPT, RedisStore
@@ -42,6 +46,18 @@ _CHECKS: Final[tuple[tuple[str, str, str, str, str | None], ...]] = (
     ("three windows, one token", CHECK_SCRIPT, "1000000/second,1000000000/minute,1000000000/day", "x", None),
     ("three windows, many tokens", CHECK_SCRIPT, "1000000/second,1000000/minute,1000000/day", _ANY, None),
     ("window and bucket and place", CHECK_SCRIPT, "1000000000/minute,10000/second;bucket", "x", "1000000"),
+)
+_DAY: Final = Budget(unit="USD", amount=10**15, calendar="day")
+_MONTH: Final = replace(_DAY, calendar="month")
+_BUDGETS: Final[tuple[tuple[str, str, tuple[Budget, ...]], ...]] = (
+    ("no budget, one window", "1000000000/minute", ()),
+    ("a budget a day, one window", "1000000000/minute", (_DAY,)),
+    ("a budget an hour, one window", "1000000000/minute", (replace(_DAY, calendar=None, window_us=3_600_000_000),)),
+    (
+        "three budgets, one window",
+        "1000000000/minute",
+        (_DAY, replace(_DAY, calendar="month"), replace(_DAY, shared=True)),
+    ),
 )
 _IDLE: Final = ("9/2s", "9/40s")
 """In a short run, else: long enough for a million tokens to be there together, short enough to wait for."""
@@ -138,6 +154,56 @@ async def _fill(redis: _Redis, limits: str, tokens: int, checks: int, *, clock_s
     return taken
 
 
+async def _spend(redis: _Redis, limits: str, budgets: Sequence[Budget], count: int) -> tuple[float, float, float]:
+    """Reserve and settle so often.
+
+    Returns:
+        The server's CPU for each, in µs; the bytes of a reservation, and of an entry of the ledger.
+    """
+    redis.call("FLUSHALL")
+    store = RedisStore(RedisAddress(host="", unix_path=redis.path), timeout_s=60)
+    await store.start()
+    plan, waiter = store.spend_plan("x" * 22, parse_limits(limits), budgets), LastVerdict()
+    began, used = redis.cpu_s(), redis.number("memory", "used_memory")
+    held = kept = 0.0
+    for start in range(0, count, 500):
+        asks = [_ask(number) for number in range(start, min(start + 500, count))]
+        for ask in asks:
+            store.reserve(plan, ask, waiter)
+        await store.ping()
+        held = held or (redis.number("memory", "used_memory") - used) / len(asks)
+        for ask in asks:
+            store.ledger.settle(plan, ask, 0, Settlement({"USD": 12_345}, Mark.EXACT, ask.about))
+        await store.ping()
+        store.ledger.forget()
+    cpu_us = (redis.cpu_s() - began) / count * 1e6
+    store.ledger.forget()
+    await store.ping()
+    kept = (redis.number("memory", "used_memory") - used) / count
+    await store.close()
+    return cpu_us, held, kept
+
+
+def _ask(number: int) -> Ask:
+    """Return what a request of a language model asks for."""
+    reserved, units = {"USD": 23_456, "tokens": 5_000}, {"input": 1_200, "cached": 800, "output": 345}
+    about = Entry(
+        f"{number:022}",
+        1_700_000_000_000_000 + number,
+        "x" * 22,
+        "openai",
+        model="gpt-5-mini",
+        method="POST",
+        path="/v1/chat/completions",
+        reserved=reserved,
+        cost={"USD": 12_345, "tokens": 1_545},
+        units=units,
+        status=200,
+        upstream_id=f"chatcmpl-{number:029}",
+    )
+    return Ask(about.id, reserved, about=about.text())
+
+
 def _idle(redis: _Redis, limits: str, tokens: int) -> tuple[int, int, float]:
     """Let so many tokens make one check under a short window; return keys then, keys after it, and the seconds."""
     asyncio.run(_fill(redis, limits, tokens, 1))
@@ -175,6 +241,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rounds = 1 if options.short else options.rounds
             least = min(_cpu_us(redis, script, policies, token, 200_000 // share) for _ in range(rounds))
             print(f"{name:<32} {least:>8.1f}")
+        print(f"\n{'CPU of Redis, reserve and settle':<32} {'µs':>8}")
+        for name, limits, budgets in _BUDGETS:
+            rounds = 1 if options.short else options.rounds
+            figures = [asyncio.run(_spend(redis, limits, budgets, 20_000 // share)) for _ in range(rounds)]
+            print(f"{name:<32} {min(figures)[0]:>8.1f}")
+        print(f"\n{'memory of a request that costs':<32} {'bytes':>8}")
+        print(f"{'reserved, under three budgets':<32} {figures[0][1]:>8.0f}")
+        print(f"{'settled, in the ledger':<32} {figures[0][2]:>8.0f}")
         print(f"\n{'memory per token and limit':<32} {'bytes':>8}")
         tokens = 20_000 // share
         for name, limits, checks, step_us in (

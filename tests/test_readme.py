@@ -460,6 +460,9 @@ def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
         limits = {
             "RATE_LIMIT": "1/30s,60/hour;bucket",
             "GLOBAL_RATE_LIMIT": "100,100/hour;bucket",
+            "TARGET_COST": "0.005 USD",
+            "BUDGET": "5 USD/day",
+            "GLOBAL_BUDGET": "90 USD/month",
         }
         with serving(script, tmp_path, instances=2, ON_STORE_LOSS="local", **limits) as ((first, second), _):
             token = register(first)
@@ -475,6 +478,7 @@ def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
         spelled = {key.replace(token["id"], "TOKEN_ID") for key in keys}
         spelled = {re.sub("{register-[0-9-]+}", "{register-ADDRESS}", key) for key in spelled}
         spelled = {re.sub(":limit:[^-]*", ":limit:WINDOW", key) for key in spelled}
+        spelled = {re.sub(":budget:.*", ":budget:WINDOW-UNIT", key) for key in spelled}
         spelled = {re.sub(":usage-instance:[0-9a-f]+", ":usage-instance:ID", key) for key in spelled}
         spelled = {re.sub(":usage-busiest:[0-9-]+", ":usage-busiest:DAY", key) for key in spelled}
         # The one expires soon, perhaps before the keys are listed; the other is `gateway verify`'s.
@@ -483,6 +487,7 @@ def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
         absent = {"gateway:{TOKEN_ID}:inflight", "gateway:{global}:inflight", "gateway:{TOKEN_ID}:revoked"}
         absent |= {"gateway:{global}:tokens-revoked", "gateway:{tokens-ADDRESS}:limit:WINDOW"}
         absent.add("gateway:{TOKEN_ID}:inflight:TARGET-concurrency")
+        absent |= {f"gateway:{{TOKEN_ID}}:open{which}" for which in ("", ":ends", ":assumed")}
         absent |= {name for name in documented if ":CHILD:" in name}
         assert spelled | passing | absent | {"gateway:{probe-N}:probe"} == documented
         for key in keys - passing:

@@ -125,10 +125,8 @@ def spelled(atoms: int, unit: str) -> str:
 def _moved(midnight: datetime, calendar: Calendar, by: int) -> datetime:
     """Return the first midnight of the window that `midnight` lies in, or of the window `by` windows on."""
     if calendar == "day":
-        day = midnight + timedelta(days=by)
-    elif calendar == "week":
-        day = midnight + timedelta(days=7 * by - midnight.weekday())
-    else:
-        months = midnight.year * 12 + midnight.month - 1 + by
-        day = midnight.replace(year=months // 12, month=months % 12 + 1, day=1)
-    return day.replace(fold=0)
+        return midnight + timedelta(days=by)
+    if calendar == "week":
+        return midnight + timedelta(days=7 * by - midnight.weekday())
+    months = midnight.year * 12 + midnight.month - 1 + by
+    return midnight.replace(year=months // 12, month=months % 12 + 1, day=1)

@@ -89,9 +89,9 @@ class Entry(NamedTuple):
     """
 
     id: str
-    began_us: int
-    token: str
-    target: str
+    began_us: int = 0
+    token: str = ""
+    target: str = ""
     model: str = ""
     method: str = ""
     path: str = ""

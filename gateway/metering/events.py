@@ -29,17 +29,18 @@ _STRING: Final = rb')"[ \t]*:[ \t]*"((?:[^"\\\r\n]|\\.)*+)'
 _TEXTS: Final = {
     Shape.CHAT: re.compile(rb'"(?:content|reasoning_content|reasoning|refusal|arguments|name|text' + _STRING),
     Shape.COMPLETIONS: re.compile(rb'"(?:text' + _STRING),
-    Shape.RESPONSES: re.compile(rb'"(?:delta|name' + _STRING),
+    Shape.RESPONSES: re.compile(rb'"(?:delta' + _STRING),
     Shape.MESSAGES: re.compile(rb'"(?:text|partial_json|thinking|name|signature|data' + _STRING),
     Shape.GEMINI: re.compile(rb'"(?:text|code|output|thoughtSignature' + _STRING),
 }
+# Behind which all of that comes, in each event: to look only there is quicker.
+_BEFORE_TEXTS: Final = {Shape.CHAT: b'"delta"', Shape.RESPONSES: b'"delta"'}
 _NO_TEXT: Final = re.compile(rb"(?!)()")
-# Content of other kinds: all of such an event counts.
-_NO_STRING: Final = re.compile(rb'"(?:functionCall|inlineData|audio|logprobs)"[ \t]*:[ \t]*[\[{"]')
+# Content of other kinds: all of such an event counts. Events of responses say `"logprobs":[]`, which is none.
+_FILLED: Final = rb')"[ \t]*:[ \t]*(?:[{"]|\[(?![ \t]*\]))'
+_NO_STRING: Final = re.compile(rb'"(?:functionCall|inlineData|audio|logprobs' + _FILLED)
 # Where neither is found, nor anything of `_TELLING`, only text is counted.
-_APART: Final = re.compile(
-    rb'"(?:usage|usageMetadata|error|functionCall|inlineData|audio|logprobs)"[ \t]*:[ \t]*[\[{"]'
-)
+_APART: Final = re.compile(rb'"(?:usage|usageMetadata|error|functionCall|inlineData|audio|logprobs' + _FILLED)
 
 _LONG_NAMES: Final = frozenset((b"usage", b"usageMetadata", b"model", b"modelVersion", b"id", b"service_tier"))
 
@@ -54,7 +55,7 @@ class EventReader:
 
     # fmt: off
     __slots__ = (
-        "_shape", "_strips", "_texts",
+        "_shape", "_strips", "_texts", "_before_texts",
         "_busy", "_tail", "_scanner", "_line_ends", "_after_cr", "_dropped",  # of the event that is not over
         "_latest", "_begun", "_telling", "_said", "_text_bytes", "_failed",  # what the stream has said
     )
@@ -64,6 +65,7 @@ class EventReader:
         self._shape = shape
         self._strips = strips
         self._texts = _TEXTS.get(shape, _NO_TEXT)
+        self._before_texts = _BEFORE_TEXTS.get(shape, b"")
         self._busy = self._after_cr = self._dropped = self._failed = False
         self._tail = self._line_ends = self._latest = self._telling = b""
         self._scanner: Scanner | None = None
@@ -73,15 +75,15 @@ class EventReader:
 
     def feed(self, content: bytes) -> bytes:
         """See `Meter`."""
-        if (
-            self._busy
-            or not content.endswith(_USUAL_ENDS)
-            or len(content) > KEPT_BYTES
-            or _APART.search(content) is not None
-        ):
+        if self._busy or not content.endswith(_USUAL_ENDS) or len(content) > KEPT_BYTES:
             return self._feed_apart(content)
+        if _APART.search(content) is not None:
+            end = _EVENT_END.search(content)
+            if end is None or end.end() != len(content):
+                return self._feed_apart(content)
+            return b"" if self._read(content) else content
         self._latest = content
-        self._text_bytes += sum(map(len, self._texts.findall(content)))
+        self._text_bytes += sum(map(len, self._texts.findall(content, max(content.find(self._before_texts), 0))))
         return content
 
     def finish(self) -> bytes:
@@ -194,7 +196,7 @@ class EventReader:
     def _text_of(self, events: bytes) -> int:
         if _NO_STRING.search(events) is not None:
             return len(events)
-        return sum(map(len, self._texts.findall(events)))
+        return sum(map(len, self._texts.findall(events, max(events.find(self._before_texts), 0))))
 
     def _read_out(self) -> Said:
         data = data_of(self._telling) or {}

@@ -31,8 +31,11 @@ if TYPE_CHECKING:
     FindTariff = Callable[[str, str, str], Tariff | None]
     """By model, service tier and speed, at the time of the request."""
 
-SLACK_TOKENS: Final = 64
-"""Of an answer that ended early: how many more output tokens than text has passed may be billed."""
+SLACK_TOKENS: Final = 256
+"""Of an answer that ended early: how many more output tokens than bytes of text have passed may be billed.
+
+An upstream goes on until it notices that nobody reads: some make a thousand tokens a second, and are far away.
+"""
 
 # Models that may think before they write, unseen.
 _THINKING: Final = re.compile(
@@ -51,9 +54,9 @@ class Terms(NamedTuple):
         find: Finds the prices of models, of the request's and of the answer's.
         tariff: The request's prices; None where its model is not known.
         fixed, each: As of `Quote`.
-        input_tokens: As many as it can have, or were reserved for.
         bounded: Whether the upstream is told to make no more output than was granted.
         hidden: Whether it can make output that does not show.
+        fees: Whether something may be billed that no usage tells of.
         strips: Whether the client has not asked for the event that says the usage.
     """
 
@@ -65,9 +68,9 @@ class Terms(NamedTuple):
     tariff: Tariff | None
     fixed: Mapping[str, int]
     each: Mapping[str, int]
-    input_tokens: int
     bounded: bool
     hidden: bool
+    fees: bool
     strips: bool
 
     def reserved(self, granted: int) -> dict[str, int]:
@@ -214,7 +217,7 @@ class LlmMeter:
         if counts is not None and (whole or said.final):
             cost = terms.exact(said, counts)
             if cost is not None:
-                return Cost(cost, Mark.EXACT, units_of(counts), model, id_)
+                return Cost(cost, Mark.ESTIMATED if terms.fees else Mark.EXACT, units_of(counts), model, id_)
         cost = terms.reserved(self._granted) if whole else terms.passed(said, self._granted)
         return Cost(cost, Mark.ESTIMATED, model=model, upstream_id=id_)
 

@@ -31,6 +31,8 @@ CONTEXT_TOKENS: Final = 1_000_000
 _OPENAI: Final = re.compile(
     r"(?i)https?://(?:[^/]*\.)?(?:openai\.com|openai\.azure\.com|cognitiveservices\.azure\.com)[:/]"
 )
+_ASKED: Final = frozenset((Shape.CHAT, Shape.COMPLETIONS))
+"""Streams of these say their usage only if asked."""
 # Refuses members that it does not know, and says its usage unasked.
 _MISTRAL: Final = re.compile(r"(?i)https?://(?:[^/]*\.)?mistral\.ai[:/]")
 
@@ -106,26 +108,11 @@ class LlmPricing:
         if tariff is None:
             tariff, notice = self._unknown(model)
         most = (wanted.limit or table.max_output) * wanted.choices if shape in LIMITS else 0
-        fixed, each, tokens = self._bounds(shape, wanted, body, tariff)
-        strips = (
-            wanted.streams
-            and shape in {Shape.CHAT, Shape.COMPLETIONS}
-            and not self._is_mistral
-            and not asks_usage(wanted)
-        )
+        fixed, each = self._bounds(shape, wanted, body, tariff)
+        bounded, hidden = self._clamp or wanted.limit is not None, wanted.thinks or may_think_unseen(model)
+        strips = wanted.streams and shape in _ASKED and not self._is_mistral and not asks_usage(wanted)
         terms = Terms(
-            shape=shape,
-            model=model,
-            tier=tier,
-            speed=speed,
-            find=find,
-            tariff=tariff,
-            fixed=fixed,
-            each=each if most else {},
-            input_tokens=tokens,
-            bounded=self._clamp or wanted.limit is not None,
-            hidden=wanted.thinks or may_think_unseen(model),
-            strips=strips,
+            shape, model, tier, speed, find, tariff, fixed, each if most else {}, bounded, hidden, wanted.fees, strips
         )
         return LlmQuote(terms, body, wanted, most=most, limit=self._limit_of(shape) if most else "", notice=notice)
 
@@ -161,8 +148,8 @@ class LlmPricing:
 
     def _bounds(
         self, shape: Shape, wanted: Wanted, body: bytes, tariff: Tariff
-    ) -> tuple[dict[str, int], dict[str, int], int]:
-        """Return what is reserved for a request but for its output, what for each token of that, and input tokens."""
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """Return what is reserved for a request but for its output, and what for each token of that."""
         tokens, reserve = len(body), self._table.reserve
         if wanted.tools:
             tokens += TOOLS_TOKENS
@@ -184,7 +171,7 @@ class LlmPricing:
         if more and reserve:
             for unit, atoms in reserve.items():
                 fixed[unit] = fixed.get(unit, 0) + atoms
-        return fixed, {"USD": -(-rates.dearest_output // PICO_IN_NANO), "tokens": 1}, tokens
+        return fixed, {"USD": -(-rates.dearest_output // PICO_IN_NANO), "tokens": 1}
 
     def _unread(self, shape: Shape, model: str, body: bytes | None, find: FindTariff) -> Quote:
         """Quote a request that is too long to be read, or compressed.
@@ -204,9 +191,9 @@ class LlmPricing:
             tariff=find(model, "", "") if model else None,
             fixed=reserve,
             each={},
-            input_tokens=0,
             bounded=False,
             hidden=True,
+            fees=False,
             strips=False,
         )
         return LlmQuote(terms, body, None, most=0, limit="", notice="")

@@ -12,6 +12,9 @@ KEPT_BYTES: Final = 64 * 1024
 """How much of an answer is kept to be read as a whole: of its JSON, or of one event."""
 MAX_ID_CHARACTERS: Final = 128
 
+_decode: Final = json.JSONDecoder().raw_decode
+_SPACE: Final = " \t\n\r"
+
 
 class Said(NamedTuple):
     """What an answer says of itself.
@@ -61,10 +64,11 @@ class Reader(Protocol):
 def parsed(text: bytes) -> object:
     """Return a JSON text's value; None if it is not JSON, or not to be read without harm."""
     try:
-        value: object = json.loads(text.decode())
+        plain = text.decode().lstrip(_SPACE)
+        value, end = _decode(plain)  # quicker than `json.loads`, which looks for space first
+        return value if end == len(plain) or not plain[end:].strip(_SPACE) else None
     except (ValueError, RecursionError):  # of numbers with thousands of digits as well
         return None
-    return value
 
 
 def name_of(value: object) -> str:

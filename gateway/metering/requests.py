@@ -45,6 +45,14 @@ _PICTURES: Final = "image_url|input_image|image"
 # A part, a tool or an item of any other type can bring more tokens than it has bytes.
 _OPEN_TYPE: Final = re.compile(rf'"type"\s*:\s*"(?!(?:{_HARMLESS}|{_PICTURES})")'.encode())
 _PICTURE: Final = re.compile(rf'"type"\s*:\s*"(?:{_PICTURES})"'.encode())
+# What a provider takes money for beside its tokens, and does not say in its usage.
+_FEES: Final = re.compile(
+    rb'"(?:web_search|file_search|code_interpreter|image_generation|computer|code_execution|mcp|google_?search|'
+    rb"google_?maps|search_context)",
+    re.IGNORECASE,
+)
+_SAID_FEES: Final = re.compile(rb'"(?:web_search_20[0-9]*|web_search)"')
+"""Those of Anthropic's that its usage does say."""
 _OPEN_KEYS: Final = {
     Shape.CHAT: frozenset(("web_search_options", "plugins", "mcp_servers")),
     Shape.COMPLETIONS: frozenset[str](),
@@ -68,6 +76,7 @@ class Wanted(NamedTuple):
         choices: How many answers it asks for in one.
         streams: Whether as events.
         open: Whether it can bring more input tokens than it has bytes, pictures aside.
+        fees: Whether something may be billed that no usage tells of.
         pictures: How many there are in it.
         tools: Whether it brings functions to call.
         thinks: Whether it asks for reasoning that is not shown.
@@ -82,6 +91,7 @@ class Wanted(NamedTuple):
     choices: int
     streams: bool
     open: bool
+    fees: bool
     pictures: int
     tools: bool
     thinks: bool
@@ -95,8 +105,9 @@ def read(shape: Shape, body: bytes) -> Wanted | None:
     """Read a request's body; None if it is not a JSON object in UTF-8."""
     try:
         # Objects are read as tuples of pairs: only so is one that has two members of a name told from any other.
-        pairs = _decode(body.decode())
-        if not isinstance(pairs, tuple):
+        text = body.decode().lstrip(_SPACE)
+        pairs, end = _decode(text)
+        if not isinstance(pairs, tuple) or text[end:].strip(_SPACE):
             return None
         members: dict[str, Any] = dict(pairs)
         ambiguous = len(members) != len(pairs)
@@ -108,7 +119,8 @@ def read(shape: Shape, body: bytes) -> Wanted | None:
         return None
 
 
-_decode: Final = json.JSONDecoder(object_pairs_hook=tuple).decode
+_decode: Final = json.JSONDecoder(object_pairs_hook=tuple).raw_decode
+_SPACE: Final = " \t\n\r"
 
 
 def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bool) -> Wanted:
@@ -137,6 +149,7 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
         min(choices, MAX_CHOICES),
         get("stream") is True,
         is_open,
+        is_open and _FEES.search(_SAID_FEES.sub(b"", body) if shape.of_anthropic else body) is not None,
         pictures,
         "tools" in members or "functions" in members,
         bool(thinking or get("reasoning") or get("reasoning_effort")),

@@ -133,11 +133,11 @@ def _of_openai(usage: Mapping[str, Any]) -> Counts:
     output = max(_whole(said), _whole(get("total_tokens")) - asked)
     cached = _whole(get("prompt_cache_hit_tokens"))  # DeepSeek's
     written = heard = drawn = seen = spoken = 0
-    if details:
+    if details and any(details.values()):
         of = details.get
         cached, written = _whole(of("cached_tokens")) or cached, _whole(of("cache_write_tokens"))
         heard, seen = _whole(of("audio_tokens")), _whole(of("image_tokens"))
-    if said_details:
+    if said_details and any(said_details.values()):
         of = said_details.get
         spoken, drawn = _whole(of("audio_tokens")), _whole(of("image_tokens"))
     return Counts(asked, output, cached, written, 0, heard, 0, spoken, seen, drawn)

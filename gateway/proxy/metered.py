@@ -194,10 +194,10 @@ class MeteredExchange(Exchange):
     def _answer_body(self, length: int) -> framing.Body:
         meter = self._meter
         assert meter is not None  # noqa: S101 - the head came before
-        ask, subject = self._reservation, self.subject
-        assert ask is not None and subject is not None  # noqa: S101, PT018 - see above
+        ask, entry, subject = self._reservation, self._entry, self.subject
+        assert ask is not None and entry is not None and subject is not None  # noqa: S101, PT018 - see above
         if self.context.settings.budget_cut and subject.budgets:
-            self._extension = Extension(self.context.admission, subject, ask, self._granted, self)
+            self._extension = Extension(self.context.admission, subject, ask, entry, self._granted, self)
         if length == UNTIL_CLOSE:
             return MeteredUntilClose(meter)
         # Trailers are not passed on: nothing is there to hold back the end for them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from gateway.budgets.spending import Ask, Mark, Settlement
+from gateway.budgets.spending import Ask, Entry, Mark, Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,16 +37,31 @@ class Extension:
         admission: Reserves and settles.
         subject: Whose request it is.
         ask: Its first reservation.
+        entry: What the ledger remembers of that, should nobody settle it.
         granted: Output tokens that were granted then.
         held: Who waits.
     """
 
-    __slots__ = ("_admission", "_ask", "_asked", "_granted", "_held", "_over", "_subject", "_taken", "reserved")
+    __slots__ = (
+        "_admission",
+        "_ask",
+        "_asked",
+        "_entry",
+        "_granted",
+        "_held",
+        "_over",
+        "_subject",
+        "_taken",
+        "reserved",
+    )
 
-    def __init__(self, admission: Admission, subject: Subject, ask: Ask, granted: int, held: Held) -> None:
+    def __init__(
+        self, admission: Admission, subject: Subject, ask: Ask, entry: Entry, granted: int, held: Held
+    ) -> None:
         self._admission = admission
         self._subject = subject
         self._ask = ask
+        self._entry = entry
         self._granted = granted
         self._held = held
         self._asked: Ask | None = None
@@ -65,7 +80,9 @@ class Extension:
             unit: max(atoms - self.reserved.get(unit, 0), 0) + ask.amount(unit, self._granted) // SHARE + 1
             for unit, atoms in running.items()
         }
-        self._asked = Ask(f"{ask.id}-{len(self._taken) + 1}", fixed, about=ask.about)
+        name = f"{ask.id}-{len(self._taken) + 1}"
+        about = self._entry._replace(id=name, reserved=fixed, each={}).text()
+        self._asked = Ask(name, fixed, about=about)
         self._admission.reserve_more(self._subject, self._asked, self)
 
     @property

@@ -113,7 +113,6 @@ class Account:
             else:
                 spent.pop(segment, None)
         if self.assumed.pop(id_, None) is not None:
-            self.spent = dict(sorted(spent.items()))
             self._until_us = 0  # what is the newest may be older now
 
     def abandon(self, id_: str) -> None:

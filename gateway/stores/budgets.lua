@@ -11,7 +11,7 @@ local STRIDE, SPANS, SLACK_MS, UNKNOWN_MS = 8, 60, 60000, 2764800000
 local WAIT_US, NEVER, ENDED_AT_ONCE = 1000000, -1, 100
 
 local function text(number)
-  return format('%.0f', number)
+  return format('%d', number)
 end
 
 local function segment_at(book, at_us)
@@ -31,28 +31,30 @@ local function leaves_at(book, segment)
   end
 end
 
-local function newest_of(book)
-  local newest = segment_at(book, now)
+-- The segment that is spent in now: the newest one still, should the clock have stepped back.
+local function find_newest(book)
+  local newest = book.current
   for segment, atoms in pairs(book.spent) do
     if atoms ~= 0 and segment > newest then newest = segment end
   end
-  return newest
-end
-
-local function first_of(book)
-  return book.unit > 0 and newest_of(book) - SPANS or newest_of(book)
+  book.newest = newest
+  book.oldest = book.unit > 0 and newest - SPANS or newest
 end
 
 -- Until whatever may still be counted in it has left the window: a lease that ends is counted when it ends.
-local function keep(book, key, lease_us)
-  local newest, ends = newest_of(book), segment_at(book, now + lease_us)
-  local leaves = leaves_at(book, ends > newest and ends or newest)
-  call('PEXPIRE', key, text(leaves and (leaves - now) / 1000 + SLACK_MS or UNKNOWN_MS))
+local function keep(book, key)
+  if not book.keeps then
+    local ends = segment_at(book, now + lease_us)
+    local leaves = leaves_at(book, ends > book.newest and ends or book.newest)
+    book.keeps = text(leaves and (leaves - now) / 1000 + SLACK_MS or UNKNOWN_MS)
+  end
+  call('PEXPIRE', key, book.keeps)
 end
 
 local function add(book, segment, atoms)
   book.spent[segment] = (book.spent[segment] or 0) + atoms
   call('HINCRBY', book.hash, text(segment), text(atoms))
+  if atoms < 0 or segment > book.newest then find_newest(book) end
 end
 
 local function hold(book, atoms)
@@ -61,7 +63,7 @@ local function hold(book, atoms)
 end
 
 -- What ended is assumed: counted as spent when its lease ended. Of very many, the rest stays held until the next call.
-local function assume(book, lease_us)
+local function assume(book)
   local ended = call('ZRANGEBYSCORE', book.holds, '-inf', text(now), 'WITHSCORES', 'LIMIT', '0', text(ENDED_AT_ONCE))
   if #ended == 0 then return end
   for i = 1, #ended, 2 do
@@ -72,16 +74,16 @@ local function assume(book, lease_us)
     call('ZREM', book.holds, ended[i])
     call('HSET', book.assumed, request, atoms .. ' ' .. text(segment))
   end
-  local first, all = first_of(book), call('HGETALL', book.assumed)
+  local all = call('HGETALL', book.assumed)
   for i = 1, #all, 2 do
-    if tonumber(string.match(all[i + 1], '%S+$')) < first then call('HDEL', book.assumed, all[i]) end
+    if tonumber(string.match(all[i + 1], '%S+$')) < book.oldest then call('HDEL', book.assumed, all[i]) end
   end
-  keep(book, book.hash, lease_us)
-  keep(book, book.assumed, lease_us)
+  keep(book, book.hash)
+  keep(book, book.assumed)
 end
 
 -- Read a budget as it is now.
-local function open_book(i, numbers_at, keys_at, lease_us)
+local function open_book(i, numbers_at, keys_at)
   local at, key = numbers_at + STRIDE * (i - 1), keys_at + 3 * i - 2
   local book = {
     hash = KEYS[key], holds = KEYS[key + 1], assumed = KEYS[key + 2], amount = tonumber(ARGV[at]),
@@ -93,6 +95,7 @@ local function open_book(i, numbers_at, keys_at, lease_us)
       tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]),
     }
   end
+  book.current = segment_at(book, now)
   local fields = call('HGETALL', book.hash)
   for n = 1, #fields, 2 do
     if fields[n] == 'held' then
@@ -101,10 +104,10 @@ local function open_book(i, numbers_at, keys_at, lease_us)
       book.spent[tonumber(fields[n])] = tonumber(fields[n + 1])
     end
   end
-  if book.held > 0 then assume(book, lease_us) end
-  local first = first_of(book)
+  find_newest(book)
+  if book.held > 0 then assume(book) end
   for segment, atoms in pairs(book.spent) do
-    if segment < first or atoms == 0 then
+    if segment < book.oldest or atoms == 0 then
       book.spent[segment] = nil
       call('HDEL', book.hash, text(segment))
     else
@@ -135,7 +138,7 @@ local function unassume(book, request)
   call('HDEL', book.assumed, request)
   local atoms, segment = string.match(was, '^(%d+) (%d+)$')
   atoms, segment = tonumber(atoms), tonumber(segment)
-  if segment < first_of(book) or not book.spent[segment] then return false end
+  if segment < book.oldest or not book.spent[segment] then return false end
   add(book, segment, -atoms)
   return true
 end

@@ -164,7 +164,8 @@ class ClusterStore(RedisStore):
             raise
         if own is None or shared is None:
             return None
-        placed = [*zip(plan.own_at, own, strict=True), *zip(plan.shared_at, shared, strict=True)]
+        # Behind the policies there may be budgets, which have no standing here.
+        placed = [*zip(plan.own_at, own, strict=False), *zip(plan.shared_at, shared, strict=False)]
         return [standing for _, standing in sorted(placed)]
 
     def link_of(self, key: str) -> Link:

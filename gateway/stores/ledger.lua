@@ -5,12 +5,12 @@ local MOST, LASTS_MS, SETTLED_MS, AT_ONCE = '100000', '3024000000', '86400000', 
 
 -- An entry's id is its time in microseconds, one behind the last one's, should that be as late: no two have the same.
 local function log(mark, entry)
-  local time = format('%.0f', now)
+  local time = format('%d', now)
   local added = redis.pcall('XADD', LEDGER, 'MAXLEN', '~', MOST, time, 'mark', mark, 'entry', entry)
   if type(added) == 'table' and added.err then
     local about = call('XINFO', 'STREAM', LEDGER)
     for i = 1, #about, 2 do
-      if about[i] == 'last-generated-id' then time = format('%.0f', string.match(about[i + 1], '^%d+') + 1) end
+      if about[i] == 'last-generated-id' then time = format('%d', string.match(about[i + 1], '^%d+') + 1) end
     end
     call('XADD', LEDGER, 'MAXLEN', '~', MOST, time, 'mark', mark, 'entry', entry)
   end
@@ -19,9 +19,11 @@ local function log(mark, entry)
 end
 
 -- Whatever comes late for this request finds that it is settled: until whoever settled it knows that it is, and then some.
+-- Whether it was not settled yet.
 local function close(request)
-  call('ZADD', SETTLED, format('%.0f', now), request)
+  if call('ZADD', SETTLED, 'NX', format('%d', now), request) == 0 then return false end
   call('PEXPIRE', SETTLED, SETTLED_MS)
+  return true
 end
 
 -- Take a request from among those that were assumed, and from the ledger; what it was and when, if it was.

@@ -12,6 +12,8 @@ from gateway.stores.link import expect
 from gateway.stores.redis_spend import family_keys
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gateway.stores.link import Command
     from gateway.stores.redis import RedisStore
 
@@ -19,8 +21,6 @@ KEPT_S: Final = 35 * 86_400
 """How long a family is known after it last spent: as long as its ledger."""
 PAGE: Final = 1000
 """Entries at once: a few milliseconds of Redis's time."""
-LEAST_OF_EACH: Final = 4
-"""Entries that are asked for of each of many families, for one page of them all."""
 FOUND_WITHIN: Final = 10_000
 """How many of a family's entries are looked through for one request."""
 _AT_ONCE: Final = 50
@@ -48,22 +48,22 @@ class RedisEntries:
             StoreUnavailable: Redis did not answer, or refused.
         """
         families = await self._families() if token is None else [token.partition(".")[0]]
-        each = None if limit is None else max(2 * limit // max(len(families), 1), LEAST_OF_EACH)
-        while True:
-            found: list[Entry] = []
-            until_us: int | None = None
-            for at in range(0, len(families), _AT_ONCE):
-                one_by_one = (self._entries_of(family, since_us, each) for family in families[at : at + _AT_ONCE])
-                for some, complete_us in await asyncio.gather(*one_by_one):
-                    found += (entry for entry in some if _is_of(entry.token, token))
-                    if complete_us is not None:
-                        until_us = complete_us if until_us is None else min(until_us, complete_us)
-            # Behind this one there may be more of another family, which has to be told first.
-            found = sorted((one for one in found if until_us is None or one.at_us <= until_us), key=_at_us)
-            if found or until_us is None:
-                break
-            since_us = until_us + 1
-        return page_of(found, limit)
+        # Of one token's family, most may be others'.
+        most = limit if token is None or limit is None else max(limit, PAGE)
+        found: list[Entry] = []
+        known_until_us = None
+        for at in range(0, len(families), _AT_ONCE):
+            one_by_one = (self._entries_of(family, since_us, most) for family in families[at : at + _AT_ONCE])
+            for some, has_more in await asyncio.gather(*one_by_one):
+                if has_more:
+                    known_until_us = min(some[-1].at_us, known_until_us or some[-1].at_us)
+                found += (entry for entry in some if _is_of(entry.token, token))
+        if known_until_us is not None:
+            # Of a family that has more than was read, later ones are missing.
+            found = [entry for entry in found if entry.at_us <= known_until_us]
+            if not found:  # there are others of the family in between
+                return await self.entries(known_until_us + 1, token, limit)
+        return page_of(sorted(found, key=lambda entry: entry.at_us), limit)
 
     async def open(self) -> list[Entry]:
         """Return what is not settled; see `Ledger.open`.
@@ -117,11 +117,11 @@ class RedisEntries:
                 return Entry.read(text, Mark.ASSUMED, int(at_us[0]))
         return None
 
-    def noting(self, family: str) -> tuple[Command, ...]:
-        """Return the commands that note that a family has a ledger."""
+    def noting(self, families: Sequence[str]) -> tuple[Command, ...]:
+        """Return the commands that note that families have a ledger."""
         now_s = int(self._store.now_s())
         return (
-            ("ZADD", SPENDERS_KEY, now_s, family),
+            ("ZADD", SPENDERS_KEY, *(word for family in families for word in (now_s, family))),
             ("ZREMRANGEBYSCORE", SPENDERS_KEY, "-inf", now_s - KEPT_S),
             ("PEXPIRE", SPENDERS_KEY, KEPT_S * 1000),
         )
@@ -130,28 +130,19 @@ class RedisEntries:
         families = await self._ask(SPENDERS_KEY, "ZRANGE", SPENDERS_KEY, 0, -1)
         return [family.decode() for family in families]
 
-    async def _entries_of(self, family: str, since_us: int, limit: int | None = None) -> tuple[list[Entry], int | None]:
-        """Return the oldest entries of a family, and until when they are all there are; None: they are all."""
+    async def _entries_of(self, family: str, since_us: int, limit: int | None) -> tuple[list[Entry], bool]:
+        """Return what was settled in a family since then, and whether there may be more than this."""
         keys = family_keys(family)
         await self._expire(keys)
-        since, complete_us = str(max(since_us, 0)), None
         pages: list[Any] = []
-        while True:
-            count = PAGE if limit is None else min(limit - len(pages), PAGE)
-            page = await self._ask(keys[4], "XRANGE", keys[4], since, "+", "COUNT", count)
+        since, has_more, most = str(max(since_us, 0)), True, min(limit or PAGE, PAGE)
+        while has_more and (limit is None or len(pages) < limit):
+            page = await self._ask(keys[4], "XRANGE", keys[4], since, "+", "COUNT", most)
             pages += page
-            if len(page) < count:
-                break
-            last = page[-1][0].decode()
-            since = f"({last}"
-            if len(pages) == limit:
-                moment = last.partition("-")[0]
-                pages += await self._ask(keys[4], "XRANGE", keys[4], since, moment)
-                complete_us = int(moment)
-                break
-        # One that ended, and was renewed after all, is open again.
-        again = {request.decode() for request in await self._ask(keys[0], "HKEYS", keys[0])}
-        return await asyncio.to_thread(_last_of_each, pages, again), complete_us
+            has_more = len(page) == most
+            if page:
+                since = f"({page[-1][0].decode()}"
+        return await asyncio.to_thread(lambda: [_read(one) for one in pages]), has_more and bool(pages)
 
     async def _open_of(self, family: str) -> list[Entry]:
         keys = family_keys(family)
@@ -188,19 +179,6 @@ def _read(one: Any) -> Entry:  # noqa: ANN401 - an entry of a stream, as Redis a
         return Entry.read(text, mark.decode(), int(id_.partition(b"-")[0]))
     except (TypeError, ValueError):
         raise StoreUnavailable("In Redis's ledger is an entry that is not the gateway's.") from None
-
-
-def _at_us(entry: Entry) -> int:
-    return entry.at_us
-
-
-def _last_of_each(page: list[Any], still_open: set[str]) -> list[Entry]:
-    """Read entries. A request that was assumed and settled late has two, of which the later one stands."""
-    found: dict[str, Entry] = {}
-    for entry in map(_read, page):
-        found.pop(entry.id, None)
-        found[entry.id] = entry
-    return [entry for entry in found.values() if entry.id not in still_open]
 
 
 def _is_of(token: str, whose: str | None) -> bool:

@@ -43,6 +43,8 @@ RETRY_S: Final = 0.25
 CLOSE_S: Final = 2.0
 """How long a stop waits for Redis, whatever `STORE_TIMEOUT` says."""
 _MOST_NOTED: Final = 10_000
+_NOTED_FOR: Final = 360
+"""Renewals, about an hour: then families that still spend are noted again."""
 _NOTHING: Final = Settlement({}, Mark.RELEASED, "")
 
 
@@ -61,6 +63,7 @@ class RedisLedger(RedisEntries):
         "_known",
         "_known_before",
         "_noted",
+        "_rounds",
         "_store",
         "_timer",
         "_told",
@@ -80,6 +83,7 @@ class RedisLedger(RedisEntries):
         self._known: dict[str, list[str]] = {}
         self._known_before: dict[str, list[str]] = {}
         self._noted: set[str] = set()
+        self._rounds = 0
         self._told: dict[Link, Connection] = {}  # which connections have heard of what is held
         self._timer: asyncio.TimerHandle | None = None
         self._draining: asyncio.TimerHandle | None = None
@@ -102,6 +106,8 @@ class RedisLedger(RedisEntries):
         """Tell what is held on a connection that is new, and what was settled meanwhile."""
         if self._held:
             self.tell(link, connection)
+        if self._noted and self._store.link_of(SPENDERS_KEY) is link:
+            self._note(*self._noted)
         self.send_kept()
 
     def tell(self, link: Link, connection: Connection) -> None:
@@ -112,7 +118,6 @@ class RedisLedger(RedisEntries):
             self._store.send_away(connection, pack("SCRIPT", "LOAD", script.text))
         self._told = {one: told for one, told in self._told.items() if told.end_reason is None}
         self._told[link] = connection
-        self._noted.clear()
         for plan, batch in self._batches():
             if self._store.link_of(plan.family_keys[0]) is link:
                 self._renew(connection, plan, batch)
@@ -277,6 +282,9 @@ class RedisLedger(RedisEntries):
 
     def _on_time(self) -> None:
         self._timer = None
+        self._rounds += 1
+        if self._rounds % _NOTED_FOR == 0:
+            self._noted.clear()
         self.renew()
         self.send_kept()
         self.forget()
@@ -292,16 +300,15 @@ class RedisLedger(RedisEntries):
                     self._store.send_away(live, pack("ZREM", key, *requests[at : at + BATCH]))
         self._known_before, self._known = self._known, {}
 
-    def _note(self, family: str) -> None:
-        """Tell whoever reads ledgers that this family has one."""
-        live = self._store.link_of(SPENDERS_KEY).live
-        if live is None or live.congested:
-            return
+    def _note(self, *families: str) -> None:
+        """Tell whoever reads ledgers that these families have one; while Redis is away, when it is back."""
         if len(self._noted) >= _MOST_NOTED:
             self._noted.clear()
-        self._noted.add(family)
-        for command in self.noting(family):
-            self._store.send_away(live, pack(*command))
+        self._noted.update(families)
+        live = self._store.link_of(SPENDERS_KEY).live
+        if live is not None and not live.congested:
+            for command in self.noting(families):
+                self._store.send_away(live, pack(*command))
 
 
 class Settling:

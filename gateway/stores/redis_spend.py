@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import hiredis
 
 from gateway.budgets.budget import MAX_ATOMS
-from gateway.budgets.spending import LEASE_US, Entry
+from gateway.budgets.spending import LEASE_US, Entry, with_granted
 from gateway.errors import StoreUnavailable
 from gateway.stores.ledger import SpendVerdict
 from gateway.stores.link import error_code, pack
@@ -102,7 +102,7 @@ class RedisSpendPlan(RedisPlan):
         keys = (*self._budget_keys, *self.family_keys)
         words: list[str | int] = []
         for one in batch:
-            words += (one.ask.id, self.about(one.ask))
+            words += (one.ask.id, with_granted(self.about(one.ask), one.granted))
             words += (one.ask.amount(budget.unit, one.granted) for budget in self.budgets)
         return (len(keys), *keys, *self._leased(now_s), *words)
 

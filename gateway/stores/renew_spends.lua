@@ -13,7 +13,7 @@ local budgets, lease_us = tonumber(ARGV[1]), tonumber(ARGV[2])
 -- @ledger
 
 local ends, books = text(now + lease_us), {}
-for i = 1, budgets do books[i] = open_book(i, 3, 0, lease_us) end
+for i = 1, budgets do books[i] = open_book(i, 3, 0) end
 for at = 3 + STRIDE * budgets, #ARGV, 2 + budgets do
   local request, atoms = ARGV[at], {}
   for i = 1, budgets do atoms[i] = tonumber(ARGV[at + 1 + i]) end
@@ -32,8 +32,8 @@ for at = 3 + STRIDE * budgets, #ARGV, 2 + budgets do
   end
 end
 for i = 1, budgets do
-  keep(books[i], books[i].hash, lease_us)
-  keep(books[i], books[i].holds, lease_us)
+  keep(books[i], books[i].hash)
+  keep(books[i], books[i].holds)
 end
 call('PEXPIRE', OPEN, LASTS_MS)
 call('PEXPIRE', ENDS, LASTS_MS)

@@ -6,8 +6,8 @@ for i = 1, budgets do
     used[i] = used[i] + atoms[i]
     call('ZADD', book.holds, ends, request .. ' ' .. text(atoms[i]))
     hold(book, atoms[i])
-    keep(book, book.hash, lease_us)
-    keep(book, book.holds, lease_us)
+    keep(book, book.hash)
+    keep(book, book.holds)
   end
 end
 local about = ARGV[asked + 5]

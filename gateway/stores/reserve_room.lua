@@ -1,7 +1,7 @@
 local books, used, granted, fewest = {}, {}, tonumber(ARGV[asked + 3]), tonumber(ARGV[asked + 4])
 local exceeded, longest = nil, 0
 for i = 1, budgets do
-  local book = open_book(i, asked + 6, last, lease_us)
+  local book = open_book(i, asked + 6, last)
   local needed, left = book.first + book.second * fewest, book.amount - book.total - book.held
   books[i], used[i] = book, book.total + book.held
   if needed > left and needed > 0 then

@@ -14,8 +14,7 @@ local budgets, request, lease_us = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 -- @budgets
 -- @ledger
 
-if call('ZSCORE', SETTLED, request) then return 0 end
-close(request)
+if not close(request) then return 0 end
 
 local atoms = {}
 for i = 1, budgets do atoms[i] = tonumber(ARGV[5 + STRIDE * i - 1]) end
@@ -29,7 +28,7 @@ end
 
 for i = 1, budgets do
   if atoms[i] > 0 then
-    local book = open_book(i, 6, 0, lease_us)
+    local book = open_book(i, 6, 0)
     local member = request .. ' ' .. text(atoms[i])
     local counts = call('ZREM', book.holds, member) == 1
     if counts then
@@ -39,8 +38,8 @@ for i = 1, budgets do
       counts = unassume(book, request) or not known
     end
     if counts and book.second > 0 then
-      add(book, newest_of(book), book.second)
-      keep(book, book.hash, lease_us)
+      add(book, book.newest, book.second)
+      keep(book, book.hash)
     end
   end
 end

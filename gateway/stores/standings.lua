@@ -13,7 +13,7 @@ local lease_us = tonumber(ARGV[2])
 
 local told = {}
 for i = 1, tonumber(ARGV[1]) do
-  local book, oldest = open_book(i, 3, 0, lease_us), nil
+  local book, oldest = open_book(i, 3, 0), nil
   for segment in pairs(book.spent) do
     if not oldest or segment < oldest then oldest = segment end
   end

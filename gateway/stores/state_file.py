@@ -41,11 +41,13 @@ WAL_PAGES: Final = 4_000
 _MARK: Final = 0x67776C64
 """`gwld`: says that a file is one of these (sqlite.org/fileformat2.html §1.3.18)."""
 _VERSION: Final = 1
+# No number of a budget is given twice (AUTOINCREMENT): `assumed` may name one that is deleted.
 _SCHEMA: Final = f"""
 PRAGMA application_id = {_MARK};
 PRAGMA user_version = {_VERSION};
 CREATE TABLE budget (
-    id INTEGER PRIMARY KEY, key TEXT UNIQUE, unit TEXT NOT NULL, calendar TEXT, window_us INTEGER NOT NULL, zone TEXT
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    key TEXT UNIQUE, unit TEXT NOT NULL, calendar TEXT, window_us INTEGER NOT NULL, zone TEXT
 );
 CREATE TABLE spent (
     budget INTEGER, segment INTEGER, atoms INTEGER NOT NULL, PRIMARY KEY (budget, segment)
@@ -316,12 +318,12 @@ def _reservation(accounts: dict[int, Account], request: str, token: str, about: 
     found: list[Account] = []
     for one in atoms.split():
         row, amount, *segment = (int(number) for number in one.split(":"))
-        account = accounts[row]
-        found.append(account)
-        if segment:
+        if not segment:
+            found.append(accounts[row])
+            accounts[row].reserve(request, amount)
+        elif (account := accounts.get(row)) is not None and segment[0] in account.spent:  # else it has left the window
+            found.append(account)
             account.assumed[request] = Assumed(amount, segment[0])
-        else:
-            account.reserve(request, amount)
     return Reservation(token, about, found)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,13 +15,17 @@ import pytest
 from gateway import Config, Gateway
 from tests.e2e import KEY
 from tests.kit.api import WORDS, Api, chat_events, message_events, running_api
+from tests.kit.held import held
 from tests.kit.printed import printed
 from tests.kit.programs import node_has_fetch, program, run
+from tests.kit.provider import Provider
+from tests.kit.provider_jobs import Wishes
 from tests.kit.upstream import Call, Upstream, chunk, head, soon
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+ADMIN_KEY = "an-admin-key-of-32-characters-xx"
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "tools" / "examples"
 
@@ -50,7 +55,7 @@ CLIENTS = {
     "curl.sh": Shown(r'{.*"id": "mock".*}', [MODELS]),
     **({"fetch.mjs": Shown(HELLO, [CHAT])} if node_has_fetch() else {}),
 }
-OTHERS = {"embedded.py", "fetch.mjs", "main.go"}
+OTHERS = {"agent_in_a_loop.py", "embedded.py", "fetch.mjs", "main.go"}
 """Not a client alone, or not to be run on every machine: `test_clients_go.py` has `main.go`."""
 
 
@@ -180,6 +185,36 @@ async def test_the_embedded_gateway(api: Api) -> None:
     code, out, err = await run(*command, env=settings)
     assert (code, out, err) == (0, b"Hello.\nHello.\n", b"")
     assert came_with_the_key(api, before) == [CHAT] * 2
+
+
+async def test_an_agent_in_a_loop_is_stopped_by_its_budget(tmp_path: Path) -> None:
+    async with Provider(wishes=Wishes(spread=400)) as provider:
+        settings = Config(
+            target_api_url=f"{provider.url}/v1",
+            target_api_key=KEY,
+            target_cost="llm",
+            budget="1 USD/day",
+            state_file=str(tmp_path / "spent.db"),
+            rate_limit="1000/minute",
+            admin_key=ADMIN_KEY,
+        )
+        async with Gateway(settings) as gateway:
+            command = sys.executable, str(EXAMPLES / "agent_in_a_loop.py")
+            env = client_environment(f"{gateway.url}/api", gateway.issue_token())
+            code, out, err = await run(*command, env=env)
+            turns = len(provider.invoice.rows)
+            entries = await held(gateway.url, ADMIN_KEY, turns)
+    assert (code, err) == (0, b"")
+    told = re.fullmatch(
+        r"Stopped after (\d+) turns: The budget 'day-USD' is 1 USD, and (0\.\d+) USD of it are spent or held: "
+        r"too little is left for what this request may cost; it has room again at \d{4}-\d\d-\d\dT00:00:0\dZ\.\n",
+        out.decode(),
+    )
+    assert told is not None, out
+    # What was refused never came to the API; what came was billed as it is held, and stopped short of the budget.
+    assert int(told[1]) == turns == len(provider.heads)
+    assert Decimal("0.9") < Decimal(told[2]) == provider.invoice.total <= 1
+    assert sum(entry.cost["USD"] for entry in entries) == provider.invoice.total * 10**9
 
 
 @pytest.mark.parametrize("name", ["openai_sync.py", "openai_stream.py", "curl.sh"])

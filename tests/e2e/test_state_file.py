@@ -33,6 +33,10 @@ def settings_of(upstream: Upstream, tmp_path: Path) -> dict[str, str]:
     }
 
 
+def names_in(directory: Path) -> set[str]:
+    return {file.name for file in directory.iterdir()}
+
+
 async def test_a_killed_program_has_spent_what_it_spent_and_what_it_had_sent(
     upstream: Upstream, tmp_path: Path
 ) -> None:
@@ -61,6 +65,28 @@ async def test_a_killed_program_has_spent_what_it_spent_and_what_it_had_sent(
     assert len(upstream.requests) == 4
 
 
+async def test_a_program_that_stops_in_good_order_leaves_nothing_to_be_assumed(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    queue: asyncio.Queue[bytes] = asyncio.Queue()
+    upstream.paths = {b"/v1/stream": events(queue)}
+    settings = settings_of(upstream, tmp_path) | {"DRAIN_TIMEOUT": "0"}
+    async with gateway_process(**settings) as program:
+        token = await token_of(program.url)
+        async with connected(program.url) as stream:
+            stream.write(request("/api/stream", token))
+            queue.put_nowait(b"begun")
+            assert (await stream.final_head()).status == 200
+            program.signal(signal.SIGTERM)
+            assert await program.ended() == 0
+    queue.put_nowait(b"")
+    assert names_in(tmp_path) == {"state.db", "state.db.lock"}
+    async with gateway_process(**settings) as program:
+        told = json.loads((await fetch(program.url, request("/admin/ledger?since=1h"))).content)
+        assert [one["mark"] for one in told["entries"]] == ["exact"]
+        assert told["open"] == []
+
+
 async def test_a_second_program_on_the_same_file_is_refused(upstream: Upstream, tmp_path: Path) -> None:
     settings = settings_of(upstream, tmp_path)
     async with gateway_process(**settings) as program:
@@ -74,6 +100,15 @@ async def test_a_second_program_on_the_same_file_is_refused(upstream: Upstream, 
         program.signal(signal.SIGUSR2)
         await until(lambda: "SIGUSR2: not replaced: STATE_FILE has one writer at a time" in program.printed)
         assert (await fetch(program.url, request("/healthz"))).status == 200
+
+
+async def test_a_token_whose_budget_a_restart_would_forget_is_not_made(upstream: Upstream, tmp_path: Path) -> None:
+    async with Gateway(Config(target_api_url=upstream.url)) as gateway:
+        with pytest.raises(ValueError, match="a day or longer, which takes a STATE_FILE or REDIS_URL"):
+            gateway.issue_token(budgets=["1 USD/month"])
+        assert gateway.issue_token(budgets=["1 USD/minute"])
+    async with Gateway(Config(target_api_url=upstream.url, state_file=str(tmp_path / "state.db"))) as gateway:
+        assert gateway.issue_token(budgets=["1 USD/month"])
 
 
 async def test_inside_another_program(upstream: Upstream, tmp_path: Path) -> None:

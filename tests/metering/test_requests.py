@@ -10,7 +10,7 @@ import pytest
 from gateway.budgets.spending import Mark
 from gateway.errors import PriceUnknown
 from gateway.metering.costs import FixedPrice
-from tests.metering.recorded import ASKS, CHAT, JSON, NOW_S, STREAMS, cost_of, pricing, quote
+from tests.metering.recorded import ALL_ANSWERS, ASKS, CHAT, JSON, NOW_S, STREAMS, cost_of, pricing, quote
 
 CHAT_PATH = "/v1/chat/completions"
 
@@ -88,6 +88,27 @@ def test_what_the_bytes_do_not_bound_is_reserved_for(path: str, body: dict[str, 
     assert with_own.fixed["tokens"] in {len(json.dumps(body)) + 7, len(json.dumps(body)) + 7 + 1024}
     escaped = json.dumps(body).replace('"type"', '"typ\\u0065"').replace("google_s", "google\\u005fs").encode()
     assert quote(path, escaped).fixed["tokens"] >= 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "mark"),
+    [
+        ("/v1/responses", {"tools": [{"type": "web_search"}]}, Mark.ESTIMATED),
+        ("/v1/responses", {"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]}, Mark.ESTIMATED),
+        ("/v1/responses", {"previous_response_id": "resp_1"}, Mark.EXACT),
+        (CHAT_PATH, {"web_search_options": {}}, Mark.ESTIMATED),
+        ("/v1beta/models/m:generateContent", {"tools": [{"googleSearch": {}}]}, Mark.ESTIMATED),
+        ("/v1/messages", {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, Mark.EXACT),
+        ("/v1/messages", {"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]}, Mark.ESTIMATED),
+    ],
+)
+def test_what_is_billed_beside_tokens_makes_a_cost_an_estimate(path: str, body: dict[str, Any], mark: Mark) -> None:
+    name = (
+        path.rpartition("/")[2].partition(":")[0].replace("completions", "chat").replace("m", "gemini", path.count(":"))
+    )
+    _, _, answer, cost = ALL_ANSWERS[name]
+    told = cost_of(quote(path, {"model": "m", **body}), json.dumps(answer).encode(), JSON)
+    assert (told.cost, told.mark) == (cost, mark)
 
 
 def test_a_picture_may_be_fifty_thousand_tokens() -> None:

@@ -18,7 +18,7 @@ def test_a_short_run_measures_everything_and_finds_nothing_left(capsys: pytest.C
     assert redis_cost.main(["--short"]) == 0
     printed = capsys.readouterr().out
     figures = re.findall(r"^(\S.*?) +([\d.]+)$", printed, re.MULTILINE)
-    assert len(figures) == len(redis_cost._CHECKS) + 3
+    assert len(figures) == len(redis_cost._CHECKS) + len(redis_cost._BUDGETS) + 5
     assert all(float(figure) > 0 for _, figure in figures)
     # On a busy machine the first windows end while the last tokens still come.
     assert re.search(r"^[1-9]\d{3,4} idle tokens under 9/2s left 0 keys", printed, re.MULTILINE)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from gateway.budgets.budget import Budget
 from gateway.budgets.spending import Ask, Entry, Mark, Settlement
 from gateway.limits.rule import decide, refund, unused
+from gateway.stores import REVOKED
 from tests.kit.rule import policies_of
 from tests.kit.spending import SPEND_KINDS, Books, SpendSubject, entry_of, reserve, spend_subject
 
@@ -338,6 +339,7 @@ def _steps(*kinds: st.SearchStrategy[tuple[str, object]]) -> st.SearchStrategy[l
 
 SETTINGS = settings(
     deadline=None,
+    derandomize="MACHINE_EXAMPLES" not in os.environ,
     max_examples=int(os.environ.get("MACHINE_EXAMPLES", "40")),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -361,3 +363,30 @@ async def test_no_window_ever_exceeds_a_budget(under_test: SpendSubject, steps: 
     for step, what in steps:
         await getattr(model, step)(what)
         model.check_windows()
+
+
+async def test_a_revoked_subject_reserves_nothing(under_test: SpendSubject) -> None:
+    store = await under_test.fresh()
+    await under_test.set_clock(T)
+    plan = store.spend_plan("e.x", (), (MINUTE,))
+    await store.revoke("e", 60)
+    verdict = await reserve(store, plan, ASKS[0]._replace(id="r-1"))
+    assert (verdict[:2], verdict.granted) == ((False, REVOKED), 0)
+    assert await store.ledger.standings(plan) == [(0, 0, 0)]
+    assert await store.ledger.open() == []
+
+
+async def test_of_two_budgets_that_refuse_the_one_with_the_longer_wait_is_told_and_never_is_the_longest(
+    under_test: SpendSubject,
+) -> None:
+    store = await under_test.fresh()
+    await under_test.set_clock(T)
+    plan = store.spend_plan("a", policies_of("1/minute"), (MINUTE, replace(TOKENS, amount=40), DAY))
+    first = ASKS[3]._replace(id="r-1", fixed={"USD": 100, "tokens": 40})
+    assert (await reserve(store, plan, first)).used == (100, 40, 100)
+    store.ledger.settle(plan, first, 0, Settlement(first.fixed, Mark.EXACT, entry_of("r-1", "a", {}, T).text()))
+    await under_test.settled()
+    # The limit would refuse as well: where budgets do, it is not asked.
+    asks = ({"USD": 1}, {"USD": 1, "tokens": 1}, {"USD": 71, "tokens": 41}, {"USD": 171, "tokens": 1})
+    told = [await reserve(store, plan, Ask(f"x-{number}", fixed)) for number, fixed in enumerate(asks)]
+    assert [(one.admitted, one.policy) for one in told] == [(False, index) for index in (1, 2, 2, 1)]

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 import uvloop
 
+from gateway.budgets.budget import Budget
+from gateway.budgets.spending import Ask, Mark, Settlement
 from gateway.errors import StoreUnavailable
 from gateway.limits import parse_concurrency, parse_limits
 from gateway.stores import REVOKED, Verdict
@@ -21,6 +23,7 @@ from gateway.stores.instances import Instances
 from gateway.stores.link import BACK_OFF_S, CONNECT_S
 from gateway.stores.redis import RedisStore
 from tests.kit.rule import T
+from tests.kit.spending import reserve
 from tests.kit.stores import CLOCK_SCRIPT, TIMEOUT_S, Waiting, ask, connect, many
 
 if TYPE_CHECKING:
@@ -265,6 +268,19 @@ async def test_the_rights_that_the_readme_names_suffice(server: RedisServer) -> 
     assert await store.look(held) is not None
     store.note("line", 2**31)
     await store.revoke("abc", 60)
+    spends = store.spend_plan("spender", PLENTY, (Budget(unit="USD", amount=9, calendar="day"),))
+    for id_, dollars in (("r-1", 3), ("r-2", 4)):
+        assert (await reserve(store, spends, Ask(id_, {"USD": dollars}))).admitted
+    store.ledger.settle(spends, Ask("r-1", {"USD": 3}), 0, Settlement({"USD": 2}, Mark.EXACT, ""))
+    store.ledger.renew()
+    await asyncio.sleep(0)  # it begins in the loop's next turn
+    for _ in range(2):
+        store.ledger.forget()
+    assert [one[:2] for one in await store.ledger.standings(spends)] == [(2, 4)]
+    assert (await store.ledger.release("r-2")) is not None
+    assert [one.id for one in await store.ledger.entries(0)] == ["r-1", "r-2"]
+    assert await store.ledger.find("spender", "r-1") is not None
+    assert await store.ledger.open() == []
     noted = await store.noted()
     assert noted.lines == ["line"]
     assert noted.revoked == {"abc"}

@@ -211,9 +211,10 @@ asyncio.run(main())
 def told_until_killed(command: list[str]) -> list[list[str]]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as killed:
         assert killed.stdout is not None
-        lines = [killed.stdout.readline().split() for _ in range(3_000)]
+        lines = [killed.stdout.readline() for _ in range(3_000)]
         killed.kill()
-        return [*lines, *(line.split() for line in killed.stdout)]
+        # It may be killed in the middle of a line.
+        return [line.split() for line in (*lines, *killed.stdout) if line.endswith("\n")]
 
 
 async def test_what_a_killed_process_had_reserved_is_assumed(tmp_path: Path, pytestconfig: pytest.Config) -> None:
@@ -277,3 +278,27 @@ async def test_what_has_left_its_window_leaves_the_file(tmp_path: Path) -> None:
             ("b:budget:1m-USD",),
             ("c2:budget:1m-USD",),
         ]
+
+
+async def test_an_assumption_outlives_the_account_that_it_was_counted_in(tmp_path: Path) -> None:
+    path, now_us = tmp_path / "state.db", 1_790_000_000_000_000
+    minute = (Budget(unit="USD", amount=10**9, window_us=60_000_000),)
+    async with opened(path, now_us) as store:
+        await reserve(store, store.spend_plan("a", (), minute), ask_for("r-1", 5))
+    clock = [now_us]
+    store = MemoryStore(lambda: clock[0], MemoryLedger(lambda: clock[0], StateFile(str(path))))
+    await store.start()
+    clock[0] += DAY_US
+    for subject in ("b", "c", "d"):  # the first of them has the account of `a` forgotten
+        ask = ask_for(f"r-{subject}", 7)
+        plan = store.spend_plan(subject, (), minute)
+        await reserve(store, plan, ask)
+        settle(store, plan, ask, 7)
+    await store.close()
+    async with opened(path, clock[0]) as store:
+        was = await store.ledger.release("r-1")
+        assert was is not None
+        assert (was.mark, was.cost) == (Mark.ASSUMED, {"USD": 5})
+        for subject, spent_there in (("a", 0), ("b", 7), ("c", 7), ("d", 7)):
+            (stands,) = await store.ledger.standings(store.spend_plan(subject, (), minute))
+            assert (stands.spent, stands.held) == (spent_there, 0)
