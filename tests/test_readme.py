@@ -79,6 +79,7 @@ PROOF = "$ python -m perf.proof"
 SOAK = "$ python tools/soak.py"
 LEDGER = "$ ./tools/run ledger --since"
 RELEASE = "./tools/run ledger release $REQUEST"
+COST_OF = "curl http://127.0.0.1:3000/usage/requests/"
 RECONCILE = "$ ./tools/run reconcile invoice.csv"
 SIMULATE = "$ ./tools/run simulate --budget"
 RUN_COMMAND = "TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… ./tools/run run -- "
@@ -104,6 +105,7 @@ RUN = (
     RUN_COMMAND,
     LEDGER,
     RELEASE,
+    COST_OF,
     RECONCILE,
     SIMULATE,
 )
@@ -117,6 +119,7 @@ PROXIED = "RateLimit-Policy:"
 REFUSED = "HTTP/1.1 429 Too Many Requests"
 SHOWN = (PROXIED, REFUSED)
 LOG_LINE = '{"time":'
+ENTRY = '{"request": '
 
 
 class Block(NamedTuple):
@@ -297,7 +300,7 @@ def register(url: str) -> dict[str, Any]:
 def test_every_block_is_covered() -> None:
     """A new block needs a test here, and its first line in `RUN`."""
     covered = {"sh": RUN + CHECKED_OTHERWISE, "python": RUN, "console": RUN, "http": SHOWN, "text": ("  client",)}
-    covered["json"] = (LOG_LINE,)
+    covered["json"] = (LOG_LINE, ENTRY)
     covered["toml"] = ("target_api_url = ", TARGETS, COSTS)
     for language, text in BLOCKS:
         assert language in covered, f"a block of an unknown language: {language!r}"
@@ -561,6 +564,22 @@ def test_the_ledger(tmp_path: Path) -> None:
     assert f"`{head}`" in README.replace("\n", "")
     marks = [name for row in rows("The ledger") for name in names(row[0])]
     assert marks == [*Mark, OPEN]
+
+
+def test_what_a_request_did_cost(api: Api, tmp_path: Path) -> None:
+    costing = {"TARGET_COST": "0.005 USD", "BUDGET": "1 USD/hour"}
+    with serving(runnable(block(SERVE), api=api.url), tmp_path, **costing) as ((url,), _):
+        token = register(url)["token"]
+        _, fields, _ = request(url, "GET", "/api/models", token)
+        here = {"TOKEN": token, "REQUEST": dict(fields)["X-Gateway-Request"]}
+        told = json.loads(run_sh(runnable(block(COST_OF), gateway=url), cwd=tmp_path, **here))
+        (budget,) = json.loads(request(url, "GET", "/usage", token)[2])["budgets"]
+    assert list(told) == list(json.loads(block(ENTRY)))
+    assert told["cost"] == {"USD": "0.005"}
+    section = README.partition("### Seen\n")[2].partition("\n#")[0]
+    for name in ("limit", "spent", "held", "remaining", "reset"):
+        assert name in budget
+        assert f"`{name}`" in section
 
 
 def test_an_invoice(tmp_path: Path) -> None:
