@@ -197,7 +197,7 @@ class MeteredExchange(Exchange):
         ask, entry, subject = self._reservation, self._entry, self.subject
         assert ask is not None and entry is not None and subject is not None  # noqa: S101, PT018 - see above
         if self.context.settings.budget_cut and subject.budgets:
-            self._extension = Extension(self.context.admission, subject, ask, entry, self._granted, self)
+            self._extension = Extension(self.context.admission, subject, entry, self._reserved(ask), self)
         if length == UNTIL_CLOSE:
             return MeteredUntilClose(meter)
         # Trailers are not passed on: nothing is there to hold back the end for them.
@@ -316,7 +316,7 @@ class MeteredExchange(Exchange):
             else:
                 cost = meter.result(whole=whole, elapsed_ms=elapsed_ms)
             self.cost = cost
-            reserved = {unit: ask.amount(unit, self._granted) for unit in {*ask.fixed, *ask.each}}
+            reserved = self._reserved(ask)
             entry = entry._replace(
                 model=cost.model or entry.model,
                 reserved=reserved,
@@ -333,6 +333,9 @@ class MeteredExchange(Exchange):
         self.context.admission.settle(subject, ask, self._granted, settlement)
         if self._extension is not None:
             self._extension.close()
+
+    def _reserved(self, ask: Ask) -> dict[str, int]:
+        return {unit: ask.amount(unit, self._granted) for unit in {*ask.fixed, *ask.each}}
 
     def _elapsed_ms(self) -> int:
         return int((perf_counter() - self._sent_s) * 1000)
