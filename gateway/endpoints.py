@@ -38,6 +38,7 @@ _JSON: Final = ("Content-Type", "application/json")
 _NO_STORE: Final = ("Cache-Control", "no-store")
 _TOKENS: Final = b"/admin/tokens/"
 _LEDGER: Final = b"/admin/ledger/"
+_REQUESTS: Final = b"/usage/requests/"
 _THIS_MACHINE: Final = re.compile(rb"https?://(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?/")
 _NAMES_A_PORT: Final = re.compile(rb":[0-9]*\Z")
 _SCOPE: Final = ("targets", "methods", "paths")
@@ -124,6 +125,12 @@ class Endpoints:
             case b"/usage":
                 _need(head, b"GET", b"HEAD")
                 return await self._usage(head)
+            case path if path.startswith(_REQUESTS):
+                _need(head, b"GET", b"HEAD")
+                subject = self._admission.authenticate(head.bearer, time.time())
+                await self._admission.look(subject)  # the store knows whether it is revoked
+                request = path[len(_REQUESTS) :].decode("latin-1")
+                return _json(200, await ledger_pages.of_request(ledger_of(self._store), subject.id, request))
             case b"/metrics":
                 _need(head, b"GET", b"HEAD")
                 return await self._scrape(head, peer)

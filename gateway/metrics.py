@@ -11,7 +11,7 @@ from collections import Counter
 from operator import add
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from gateway.counts import BUCKET_NAMES, BUCKETS, REFUSED, add_up, bucketed
+from gateway.counts import BUCKET_NAMES, BUCKETS, COST, REFUSED, SETTLED, add_up, bucketed
 from gateway.errors import BudgetExceeded, RateLimited
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Tally:
         own_s, upstream_s: Of each answer, how long the gateway and the upstream took, to its head. Two lists of the
             same length: to sort them when they are gathered costs less than to find a bucket for each on the way.
         statuses: The answers' statuses, but for those of 200: these are the rest.
+        costs: Of requests that cost something, by name, as they are counted.
         about: What is known of the token, as fields for people to read.
 
     All but the last are since it was last folded.
@@ -75,8 +76,8 @@ class Tally:
 
     # fmt: off
     __slots__ = (
-        "about", "begun", "bytes_in", "bytes_out", "failed", "own_s", "passed", "refused", "retries", "statuses",
-        "upstream_errors", "upstream_s", "_flying", "_folded",
+        "about", "begun", "bytes_in", "bytes_out", "costs", "failed", "own_s", "passed", "refused", "retries",
+        "statuses", "upstream_errors", "upstream_s", "_flying", "_folded",
     )
     # fmt: on
 
@@ -90,6 +91,7 @@ class Tally:
         self.upstream_errors = self.failed = self.retries = self.bytes_in = self.bytes_out = self.begun = 0
         self.passed: list[int] = []
         self.refused: dict[str, int] = {}
+        self.costs: dict[str, int] = {}
         self.own_s: list[float] = []
         self.upstream_s: list[float] = []
         self.statuses: list[int] = []
@@ -130,6 +132,19 @@ class Tally:
             self.failed += 1
         self.statuses.append(status or CLIENT_GONE)
 
+    def on_settled(self, cost: Mapping[str, int], mark: str) -> None:
+        """Count what a request did cost.
+
+        Args:
+            cost: Atoms by unit.
+            mark: How sure that is.
+        """
+        costs, name = self.costs, SETTLED + mark
+        costs[name] = costs.get(name, 0) + 1
+        for unit, atoms in cost.items():
+            name = COST + unit
+            costs[name] = costs.get(name, 0) + atoms
+
     def take(self, usage: TargetUsage) -> Counts:
         """Return what was counted, enter in `usage` what is counted by target alone, and begin again."""
         self.fold(usage)
@@ -141,7 +156,7 @@ class Tally:
         over = self._over
         self._flying = self.in_flight
         self.begun = 0
-        if not over and not self.own_s:
+        if not over and not self.own_s and not self.costs:
             return
         self.bytes_out += sum(self.passed)
         counts = self._folded
@@ -150,6 +165,8 @@ class Tally:
             counts["passed"] += len(self.passed)
         if self.refused:
             counts.update({REFUSED + code: count for code, count in self.refused.items()})
+        if self.costs:
+            counts.update(self.costs)
         if over:
             counts["requests"] += over
         latencies = list(map(add, self.own_s, self.upstream_s))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from gateway.budgets.budget import spelled
 from gateway.counts import histogram_ms, told
 from gateway.errors import TokenRevoked
 from gateway.limits import Kind
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from gateway.admission import Admission
+    from gateway.budgets.book import BudgetStanding
+    from gateway.budgets.budget import Budget
     from gateway.limits import Policy
     from gateway.metrics import Delta, Metrics
     from gateway.shared_counts import SharedCounts
@@ -58,7 +61,7 @@ class UsageView:
     """Reads usage.
 
     Args:
-        admission: Knows how limits stand.
+        admission: Knows how limits and budgets stand.
         book: Has what all instances counted.
         metrics: What this one counted, and has not entered yet.
     """
@@ -70,13 +73,14 @@ class UsageView:
         self._subjects: dict[tuple[str, ...], Subject] = {}
 
     async def of(self, subject: Subject) -> Told:
-        """Tell a token's holder how its limits stand, and what became of its requests. Nothing is charged.
+        """Tell a token's holder how its limits and budgets stand, and what became of its requests. Nothing is charged.
 
         Raises:
             TokenRevoked: The token is.
             StoreUnavailable: The store does not answer.
         """
         limits = [_limit(*pair) for pair in await self._admission.usage(subject)]
+        budgets = [_budget(*pair) for pair in await self._admission.spending(subject)]
         delta = self._metrics.take()
         self._book.add(delta)
         used = await self._book.of(subject.id)
@@ -87,6 +91,7 @@ class UsageView:
             "name": claims.name,
             "expires_at": rfc3339(claims.expires_at_s),
             "limits": limits,
+            "budgets": budgets,
             **told(used.counts, used.in_flight + delta.token_flights.get(subject.id, 0)),
             "denied": {
                 "total": denials.reasons.total(),
@@ -97,7 +102,7 @@ class UsageView:
         }
 
     async def all(self) -> Told:
-        """Tell what became of all requests, and of the busiest tokens how their limits stand.
+        """Tell what became of all requests, and of the busiest tokens how their limits and budgets stand.
 
         Raises:
             StoreUnavailable: The store does not answer.
@@ -117,10 +122,10 @@ class UsageView:
             if name:
                 targets[name] = told(counts, flying)
         known = overview.tokens.items()
-        limits = await asyncio.gather(*(self._limits_of(token_id, used.about) for token_id, used in known))
+        standings = await asyncio.gather(*(self._standing_of(token_id, used.about) for token_id, used in known))
         tokens = [
             {"id": token_id, "name": used.about.get("name") or None, **standing, **_told_of(token_id, used, delta)}
-            for (token_id, used), standing in zip(known, limits, strict=True)
+            for (token_id, used), standing in zip(known, standings, strict=True)
         ]
         tokens.sort(key=lambda token: -token["requests"])
         return {
@@ -131,14 +136,16 @@ class UsageView:
             "tokens": tokens,
         }
 
-    async def _limits_of(self, token_id: str, about: Mapping[str, str]) -> Told:
+    async def _standing_of(self, token_id: str, about: Mapping[str, str]) -> Told:
         try:
             subject = self._subject(token_id, about)
-            return {"revoked": False, "limits": [_limit(*pair) for pair in await self._admission.usage(subject)]}
+            limits = [_limit(*pair) for pair in await self._admission.usage(subject)]
+            budgets = [_budget(*pair) for pair in await self._admission.spending(subject)]
         except TokenRevoked:
-            return {"revoked": True, "limits": []}
+            return {"revoked": True, "limits": [], "budgets": []}
         except (ValueError, TypeError):  # another version of the gateway wrote it
-            return {"revoked": False, "limits": []}
+            return {"revoked": False, "limits": [], "budgets": []}
+        return {"revoked": False, "limits": limits, "budgets": budgets}
 
     def _subject(self, token_id: str, about: Mapping[str, str]) -> Subject:
         key = (token_id, *(about.get(one, "") for one in _OF_CLAIMS))
@@ -222,6 +229,26 @@ def _limit(policy: Policy, standing: Standing) -> Told:
         "used": standing.used,
         "remaining": standing.remaining,
         "reset": None if is_lease else round(standing.reset_us / 1e6, 3),
+    }
+
+
+def _budget(budget: Budget, standing: BudgetStanding) -> Told:
+    """Describe a budget; amounts are decimal numbers as texts, which lose nothing.
+
+    `held` is what requests under way could still cost; `reset`, in seconds, is when some of what is spent leaves the
+    window, 0 where nothing is.
+    """
+    unit, amount = budget.unit, budget.amount
+    return {
+        "name": budget.label,
+        "unit": unit,
+        "window": budget.window_name,
+        "shared": budget.shared,
+        "limit": spelled(amount, unit),
+        "spent": spelled(standing.spent, unit),
+        "held": spelled(standing.held, unit),
+        "remaining": spelled(max(amount - standing.spent - standing.held, 0), unit),
+        "reset": round(standing.reset_us / 1e6, 3),
     }
 
 

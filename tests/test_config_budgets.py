@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gateway import Gateway
 from gateway.budgets.budget import NANO
-from gateway.budgets.grammar import all_written
+from gateway.budgets.grammar import written
 from gateway.config import load
 from gateway.config.describing import describe
 from tests.test_config import config, from_file, refusal
@@ -32,7 +33,7 @@ def test_budgets_of_each_token_and_of_all_together() -> None:
         budget_timezone="Europe/Berlin",
         redis_url=REDIS,
     ).settings
-    assert all_written(settings.budgets.each) == "5 USD/day, 100 tokens/1m"
+    assert [written(budget) for budget in settings.budgets.each] == ["5 USD/day", "100 tokens/1m"]
     assert [(one.amount, one.label, one.zone) for one in settings.budgets.together] == [
         (NANO // 2, "global-month-USD", "Europe/Berlin")
     ]
@@ -45,7 +46,7 @@ def test_from_a_file(tmp_path: Path) -> None:
         f'target_api_url = "http://api.test"\nredis_url = "{REDIS}"\nbudget = "5 USD/day"\nbudget_clamp = "on"\n'
         'budget_cut = "on"\non_disconnect = "drain:10s"\n',
     ).settings
-    assert all_written(settings.budgets.each) == "5 USD/day"
+    assert [written(budget) for budget in settings.budgets.each] == ["5 USD/day"]
     assert (settings.budget_clamp, settings.budget_cut, settings.disconnect_drain_s) == (True, True, 10)
 
 
@@ -81,7 +82,8 @@ def test_the_setting_is_named_as_it_was_written() -> None:
 
 
 def test_they_are_shown() -> None:
-    shown = dict(describe(config(budget="0.50 USD/hour,7 tokens/60s", on_disconnect="drain:2s", redis_url=REDIS)))
+    changes = {"budget": "0.50 USD/hour,7 tokens/60s", "on_disconnect": "drain:2s", "target_cost": "llm"}
+    shown = dict(describe(config(**changes)))
     assert shown["BUDGET"] == "0.5 USD/1h, 7 tokens/1m"
     assert shown["GLOBAL_BUDGET"] == "no budget"
     assert shown["BUDGET_TIMEZONE"] == "UTC"
@@ -111,3 +113,32 @@ def test_the_file_of_state_is_one_that_can_be_written(tmp_path: Path, monkeypatc
     assert "is set and REDIS_URL as well" in refusal(state_file="state.db", redis_url=REDIS)
     os.mkfifo("pipe")
     assert "is not a file that can be read and written" in refusal(state_file="pipe")
+
+
+def test_what_holds_nothing_is_told_of() -> None:
+    budgets = {"budget": "5 USD/hour,7 credits/hour", "global_budget": "9 tokens/hour"}
+    maps = {"url": "https://maps.test", "cost": {"fixed": {"GET /a": "1 USD, 2 credits"}}}
+    idle = [
+        [budget.label for budget in config(**budgets, **costs).settings.idle_budgets]
+        for costs in ({}, {"target_cost": "llm"}, {"targets": {"maps": maps}}, {"target_cost": "1 tokens"})
+    ]
+    assert idle == [
+        ["1h-USD", "1h-credits", "global-1h-tokens"],
+        ["1h-credits"],
+        ["global-1h-tokens"],
+        ["1h-USD", "1h-credits"],
+    ]
+    shown = dict(describe(config(**budgets, target_cost="llm")))
+    note = "(holds nothing: no target's requests have a cost in credits)"
+    assert (shown["BUDGET"], shown["GLOBAL_BUDGET"]) == (f"5 USD/1h, 7 credits/1h {note}", "9 tokens/1h")
+
+
+async def test_and_the_log_says_so_at_the_start_and_after_a_reload(caplog: pytest.LogCaptureFixture) -> None:
+    said = "the budget 5 USD/1h holds nothing: no target has a cost in USD"
+    async with Gateway(config(budget="5 USD/hour")) as gateway:
+        assert said in caplog.messages
+        caplog.clear()
+        gateway.reload(config(budget="5 USD/hour", target_cost="1 USD"))
+        assert said not in caplog.messages
+        gateway.reload(config(budget="5 USD/hour", target_cost="1 credits"))
+        assert said in caplog.messages

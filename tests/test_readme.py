@@ -83,6 +83,7 @@ RECONCILE_AGENT = "$ ./tools/run reconcile agent.csv"
 SIMULATE_AGENT = "$ ./tools/run simulate --since 24h"
 LEDGER = "$ ./tools/run ledger --since"
 RELEASE = "./tools/run ledger release $REQUEST"
+COST_OF = "curl http://127.0.0.1:3000/usage/requests/"
 RECONCILE = "$ ./tools/run reconcile invoice.csv"
 SIMULATE = "$ ./tools/run simulate --budget"
 RUN_COMMAND = "TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… ./tools/run run -- "
@@ -112,6 +113,7 @@ RUN = (
     SIMULATE_AGENT,
     LEDGER,
     RELEASE,
+    COST_OF,
     RECONCILE,
     SIMULATE,
 )
@@ -125,6 +127,7 @@ PROXIED = "RateLimit-Policy:"
 REFUSED = "HTTP/1.1 429 Too Many Requests"
 SHOWN = (PROXIED, REFUSED)
 LOG_LINE = '{"time":'
+ENTRY = '{"request": '
 
 
 class Block(NamedTuple):
@@ -305,7 +308,7 @@ def register(url: str) -> dict[str, Any]:
 def test_every_block_is_covered() -> None:
     """A new block needs a test here, and its first line in `RUN`."""
     covered = {"sh": RUN + CHECKED_OTHERWISE, "python": RUN, "console": RUN, "http": SHOWN, "text": ("  client",)}
-    covered["json"] = (LOG_LINE,)
+    covered["json"] = (LOG_LINE, ENTRY)
     covered["toml"] = ("target_api_url = ", TARGETS, COSTS)
     for language, text in BLOCKS:
         assert language in covered, f"a block of an unknown language: {language!r}"
@@ -570,6 +573,22 @@ def test_the_ledger(tmp_path: Path) -> None:
     assert f"`{head}`" in README.replace("\n", "")
     marks = [name for row in rows("The ledger") for name in names(row[0])]
     assert marks == [*Mark, OPEN]
+
+
+def test_what_a_request_did_cost(api: Api, tmp_path: Path) -> None:
+    serve = runnable(block(SERVE), api=api.url)
+    with serving(serve, tmp_path, TARGET_COST="0.005 USD", BUDGET="1 USD/hour") as ((url,), _):
+        token = register(url)["token"]
+        _, fields, _ = request(url, "GET", "/api/models", token)
+        here = {"TOKEN": token, "REQUEST": dict(fields)["X-Gateway-Request"]}
+        told = json.loads(run_sh(runnable(block(COST_OF), gateway=url), cwd=tmp_path, **here))
+        (budget,) = json.loads(request(url, "GET", "/usage", token)[2])["budgets"]
+    assert list(told) == list(json.loads(block(ENTRY)))
+    assert told["cost"] == {"USD": "0.005"}
+    section = README.partition("### Seen\n")[2].partition("\n#")[0]
+    for name in ("limit", "spent", "held", "remaining", "reset"):
+        assert name in budget
+        assert f"`{name}`" in section
 
 
 def test_an_invoice(tmp_path: Path) -> None:

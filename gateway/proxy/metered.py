@@ -327,6 +327,9 @@ class MeteredExchange(Exchange):
                 upstream_id=cost.upstream_id,
             )
             settlement = Settlement(cost.cost, cost.mark, entry.text())
+            usage = self.context.usage  # its tally may be another by now: it is over, where its client has left
+            tally = usage.tallies.get(subject.id) or usage.open(subject.id, subject.about())
+            tally.on_settled(cost.cost, cost.mark)
         self.context.admission.settle(subject, ask, self._granted, settlement)
         if self._extension is not None:
             self._extension.close()
