@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +23,8 @@ from gateway.stamps import stamp
 from gateway.stores.address import parse_redis_url
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gateway.budgets.budget import Budget
     from gateway.config.reading import Spelling
     from gateway.config.values import UnixAddress
