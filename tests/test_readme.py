@@ -616,8 +616,18 @@ def test_an_agent_in_a_loop(tmp_path: Path) -> None:
         command = runnable(command.removeprefix("$ "), gateway=url).replace(
             "tools/examples", str(ROOT / "tools/examples")
         )
-        settings = {"GATEWAY_LISTEN": urlsplit(url).netloc, "TOKEN": token, "PYTHONWARNINGS": "ignore"}
-        return run_sh(command, cwd=tmp_path, **settings), shown
+        environ = environment(GATEWAY_LISTEN=urlsplit(url).netloc, TOKEN=token, PYTHONWARNINGS="ignore")
+        done = subprocess.run(
+            ["sh", "-eu", "-c", command],
+            cwd=tmp_path,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=6 * TIMEOUT_S,  # the agent has some seventy turns
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout, shown
 
     with (
         running_provider() as provider,
