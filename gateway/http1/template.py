@@ -36,7 +36,7 @@ _CREDENTIALS: Final = (AUTHORIZATION, API_KEY)
 _READ_IN_FULL: Final = (EXPECT, TE, TRAILER)
 _PASSED_ON: Final = (PLAIN, CONTENT_LENGTH, DATE)
 _ALWAYS_CHANGING: Final = (*_CREDENTIALS, CONTENT_LENGTH)
-_VALUE: Final = rb"((?![ \t])[\t \x21-\x7e\x80-\xff]++(?<![ \t]))"
+_VALUE: Final = rb"[\x21-\x7e\x80-\xff][\t \x21-\x7e\x80-\xff]*+(?<![ \t])"
 # What may stand in a gap: the parser's own rules for a value and a length, and a narrower one for a token.
 _GAPS: Final = {
     PLAIN: _VALUE,
@@ -50,21 +50,11 @@ Head = TypeVar("Head", bound=RequestHead | AnswerHead)
 
 
 class _Piece(NamedTuple):
-    """A field line: what of it stays as it is, with the line end before it, and the kind of value that changes."""
+    """A field line: what of it stays as it is, and the kind of value that changes."""
 
     text: bytes
     gap: int | None
     passed_on: bool
-
-    @property
-    def pattern(self) -> bytes:
-        return re.escape(self.text) + (b"" if self.gap is None else _GAPS[self.gap])
-
-    @property
-    def form(self) -> bytes:
-        if not self.passed_on:
-            return b""
-        return self.text.replace(b"%", b"%%") + (b"" if self.gap is None else b"%b")
 
 
 class Template(Generic[Head]):
@@ -87,8 +77,8 @@ class Template(Generic[Head]):
 
     # fmt: off
     __slots__ = (
-        "minor", "keep_alive", "fixed_length", "changing", "match", "length", "token", "dated", "_form",
-        "_passed_on", "_cut", "ending",
+        "minor", "keep_alive", "fixed_length", "changing", "match", "length", "token", "dated", "_passed_on", "_cut",
+        "ending",
     )
     # fmt: on
 
@@ -101,39 +91,41 @@ class Template(Generic[Head]):
             _piece(line, kind, changes=index in changing)
             for index, (line, kind) in enumerate(zip(lines, kinds, strict=True))
         ]
-        self.match = re.compile(_pattern(pieces)).fullmatch
-        self._form = _form(pieces)[2:]
-        gaps = [piece.gap for piece in pieces if piece.gap is not None]
-        self._passed_on = tuple(group for group, kind in enumerate(gaps, 1) if kind in _PASSED_ON)
-        self.length = _group(pieces, (CONTENT_LENGTH,))
-        self.token = _group(pieces, _CREDENTIALS)
+        # A token stays the same on its connection: an opening ends before the first line with a value that does not.
+        at = next((index for index, piece in enumerate(pieces) if piece.gap in _PASSED_ON), len(pieces))
+        pattern, groups = _pattern(pieces, at)
+        self.match = re.compile(pattern).fullmatch
+        self._passed_on, self.length, self.token, self._cut = groups
         self.dated = DATE in kinds
 
-        # A token stays the same on its connection: an opening ends at the first value that does not.
-        self._cut = _group(pieces, _PASSED_ON)
-        at = next((index for index, piece in enumerate(pieces) if piece.gap in _PASSED_ON), len(pieces))
-        before, after = pieces[:at], pieces[at:]
-        if after:
-            before.append(after[0]._replace(gap=None))
-            after[0] = after[0]._replace(text=b"")
-        kept = _form(before)[2:] % ()
+        texts = [piece.text for piece in pieces[:at] if piece.passed_on]
+        kept = (CRLF.join(texts),) if texts else ()
+        pattern, groups = _pattern(pieces[at:])
         self.ending: Ending | None = None
         """What follows the openings of such heads; None where they have none."""
-        if kept and not _group(after, _CREDENTIALS):
-            form = None if all(piece.passed_on for piece in after) else _form(after)
-            match = re.compile(_pattern(after) + re.escape(HEAD_END)).match
-            length = _group(after, (CONTENT_LENGTH,))
-            self.ending = Ending(kept, match, form, length, self.fixed_length, self.keep_alive)
+        if not groups.token:
+            match = re.compile(pattern + re.escape(HEAD_END)).match
+            self.ending = Ending(kept, match, groups.passed_on, groups.length, self.fixed_length, self.keep_alive)
 
     def begins(self, block: bytes, match: re.Match[bytes]) -> bytes:
         """Return the bytes that an opening of this head would have."""
-        return block[: match.start(self._cut)] if self._cut else block
+        return block[: match.start(self._cut)]
 
     def lines(self, match: re.Match[bytes]) -> list[bytes]:
-        """Return a free place for the first line, and the field lines to pass on, joined."""
-        passed_on = self._passed_on
-        joined = self._form % match.group(*passed_on) if passed_on else self._form % ()
-        return [b"", joined] if joined else [b""]
+        """Return a free place for the first line, and the field lines to pass on, some of them joined."""
+        return [b"", *[match[group] for group in self._passed_on]]
+
+
+class _Groups(NamedTuple):
+    """What the groups of a pattern are: its field lines to pass on, joined where they stand together, and values.
+
+    `length` and `token` are 0 where there is none; `cut` is an empty group at a place that was asked for.
+    """
+
+    passed_on: tuple[int, ...]
+    length: int
+    token: int
+    cut: int
 
 
 class _Shape(Generic[Head]):
@@ -257,24 +249,46 @@ class TemplateMemory(Generic[Head]):
 
 def _piece(line: bytes, kind: int, *, changes: bool) -> _Piece:
     if not changes:
-        return _Piece(CRLF + line, None, kind in _PASSED_ON)
+        return _Piece(line, None, kind in _PASSED_ON)
     # With a space even if this one had no value: a value without it is for h11 to read.
     name = line.partition(b":")[0] + b": " + (_BEARER if kind == AUTHORIZATION else b"")
-    return _Piece(CRLF + name, kind, kind in _PASSED_ON)
+    return _Piece(name, kind, kind in _PASSED_ON)
 
 
-def _pattern(pieces: list[_Piece]) -> bytes:
-    return b"".join([piece.pattern for piece in pieces])
+def _pattern(pieces: list[_Piece], cut: int | None = None) -> tuple[bytes, _Groups]:
+    """Write a pattern for lines, the line end before each with it, and say what its groups are.
 
-
-def _form(pieces: list[_Piece]) -> bytes:
-    return b"".join([piece.form for piece in pieces])
-
-
-def _group(pieces: list[_Piece], kinds: tuple[int, ...]) -> int:
-    """Return the group of the first value of one of these kinds, or 0 if there is none."""
-    gaps = [piece.gap for piece in pieces if piece.gap is not None]
-    return next((group for group, kind in enumerate(gaps, 1) if kind in kinds), 0)
+    Args:
+        pieces: The lines.
+        cut: Where, before which of them, there is an empty group.
+    """
+    pattern = b""
+    passed_on: list[int] = []
+    group = length = token = cut_group = 0
+    is_within = False
+    for index, piece in enumerate((*pieces, None)):
+        if is_within and (piece is None or not piece.passed_on):
+            pattern += b")"
+            is_within = False
+        if index == cut:
+            pattern += b"()"
+            cut_group = group = group + 1
+        if piece is None:
+            break
+        pattern += CRLF
+        if piece.passed_on and not is_within:
+            pattern += b"("
+            group += 1
+            passed_on.append(group)
+            is_within = True
+        pattern += re.escape(piece.text)
+        if piece.gap is not None:
+            pattern += _GAPS[piece.gap]
+            if piece.gap == CONTENT_LENGTH:
+                length = group = group + 1
+            elif piece.gap in _CREDENTIALS:
+                token = group = group + 1
+    return pattern, _Groups(tuple(passed_on), length, token, cut_group)
 
 
 def _can_have_template(lines: list[bytes], kinds: list[int]) -> bool:
