@@ -9,7 +9,6 @@ in full. So a template never takes what the parser would not: it is a memory, no
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 from gateway.http1.fields import API_KEY, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, DATE, EXPECT, PLAIN, TE, TRAILER
@@ -72,12 +71,13 @@ class Template(Generic[Head]):
         match: Takes a head and the end of its first line; None if the head does not fit, else its values.
         length: The group of a match that is the value of `Content-Length`, or 0 if the shape has none.
         token: The group of a match that is the client's token, or 0.
+        passed_on: The groups that are lines to pass on, joined where they stand together.
         dated: Whether such heads have a `Date`, which is looked for in answers only.
     """
 
     # fmt: off
     __slots__ = (
-        "minor", "keep_alive", "fixed_length", "changing", "match", "length", "token", "dated", "_passed_on", "_cut",
+        "minor", "keep_alive", "fixed_length", "changing", "match", "length", "token", "dated", "passed_on", "_cut",
         "ending",
     )
     # fmt: on
@@ -95,7 +95,7 @@ class Template(Generic[Head]):
         at = next((index for index, piece in enumerate(pieces) if piece.gap in _PASSED_ON), len(pieces))
         pattern, groups = _pattern(pieces, at)
         self.match = re.compile(pattern).fullmatch
-        self._passed_on, self.length, self.token, self._cut = groups
+        self.passed_on, self.length, self.token, self._cut = groups
         self.dated = DATE in kinds
 
         texts = [piece.text for piece in pieces[:at] if piece.passed_on]
@@ -110,10 +110,6 @@ class Template(Generic[Head]):
     def begins(self, block: bytes, match: re.Match[bytes]) -> bytes:
         """Return the bytes that an opening of this head would have."""
         return block[: match.start(self._cut)]
-
-    def lines(self, match: re.Match[bytes]) -> list[bytes]:
-        """Return a free place for the first line, and the field lines to pass on, some of them joined."""
-        return [b"", *[match[group] for group in self._passed_on]]
 
 
 class _Groups(NamedTuple):
@@ -159,7 +155,7 @@ class TemplateMemory(Generic[Head]):
         """Read a head by the template that it fits, if there is one; `ready[0]` is that template then.
 
         Args:
-            head: What its first line said; the rest is filled in, but for a token.
+            head: What its first line said, and no line behind that; the rest is filled in, but for a token.
             block: All of it, without the empty line that ends it.
             end: The end of its first line.
             minor: What that says, of HTTP/1.x.
@@ -174,21 +170,21 @@ class TemplateMemory(Generic[Head]):
                     ready.remove(template)
                     ready.insert(0, template)
                 head.keep_alive = template.keep_alive
-                head.lines = template.lines(match)
+                head.lines += [match[group] for group in template.passed_on]
                 head.length = int(match[template.length]) if template.length else template.fixed_length
                 return match
         return None
 
     def opening(
-        self, block: bytes, match: re.Match[bytes], make: Callable[..., Head], *said: object
+        self, block: bytes, match: re.Match[bytes], make: Callable[[], Head], *, is_shared: bool = False
     ) -> Opening[Head] | None:
         """Return how a head that `read` took begins, for the next one on its connection, if it is not the first such.
 
         Args:
             block: All of it, without the empty line that ends it.
             match: What `read` returned.
-            make: Makes a head of `said`.
-            said: What its first line says, and its token.
+            make: Makes a head of what its first line says, and of its token.
+            is_shared: See `Opening`.
         """
         template = self.ready[0]
         if template.ending is None:
@@ -203,7 +199,7 @@ class TemplateMemory(Generic[Head]):
                 known.clear()
             known[begins] = None
         elif opening is None or opening.ending is not template.ending:
-            opening = known[begins] = Opening(begins, partial(make, *said), template.ending)
+            opening = known[begins] = Opening(begins, make, template.ending, is_shared=is_shared)
         return opening
 
     def learn(self, lines: list[bytes], memory: LineMemory, head: Head, minor: int) -> None:

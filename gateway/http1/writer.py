@@ -125,7 +125,6 @@ def answer_head(head: AnswerHead, minor: int, limits: bytes, timing: bytes, *, k
         keep_alive: Whether the client connection goes on.
     """
     lines = _without_length(head.lines) if head.status == 204 else head.lines
-    lines[0] = head.start_line
     if head.length == CHUNKED and minor == 1 and head.status != 204:
         lines.append(b"Transfer-Encoding: chunked")
     if not keep_alive:
@@ -139,7 +138,6 @@ def answer_head(head: AnswerHead, minor: int, limits: bytes, timing: bytes, *, k
 def interim_head(head: AnswerHead) -> bytes:
     """Write an interim (1xx) answer of the upstream's as it goes to the client."""
     lines = _without_length(head.lines)
-    lines[0] = head.start_line
     return CRLF.join(lines) + HEAD_END
 
 
@@ -152,7 +150,6 @@ def switch_head(head: AnswerHead, limits: bytes, timing: bytes) -> bytes:
         timing: The `Server-Timing` line.
     """
     lines = _without_length(head.lines)
-    lines[0] = head.start_line
     lines += (limits, timing, CRLF)
     return CRLF.join(lines)
 

@@ -162,7 +162,7 @@ class TargetRoute:
         if self._on_answer is not None:
             self._on_answer(head)
         if self._key_query is not None:
-            head.start_line, *head.lines = self._without_key([head.start_line, *head.lines])
+            head.lines = self._without_key(head.lines)
 
     def watch_answers(self, on_answer: Callable[[AnswerHead], None]) -> None:
         """Have the head of each answer looked at."""
