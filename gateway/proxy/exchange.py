@@ -81,6 +81,9 @@ class Exchange:
         length, limit = self.head.length, self.context.settings.max_body
         if 0 <= length <= len(data) and (limit is None or length <= limit):  # all of it is here: nothing to relay
             self.request_done = True
+            if length == len(data):
+                self._content = data
+                return b""
             self._content = data[:length]
             return data[length:]
         self.upload, rest = begin_upload(self.context, self.head, self.client.transport, data)
@@ -106,9 +109,9 @@ class Exchange:
                 subject.scope.check(context.route.name, head.method, context.route.path_of(head.target))
                 subject.scope.check_fields(CRLF.join(head.lines))
             if context.writes_late:
-                context.route.check_path(head.target)
+                context.route.check_path(head)
             else:
-                self._request = context.route.write_head(head)
+                self._request = context.route.write_head(head, self._content)
             if context.pool.health.is_open:  # before anything is charged; and nobody hears of it who has no good token
                 context.pool.check()
         except GatewayError as error:
@@ -145,7 +148,7 @@ class Exchange:
         if context.writes_late:
             if context.keys is not None:  # not before now: who is refused must not turn the ring
                 self.context = context = context.keys.take()
-            self._request = context.route.write_head(self.head)
+            self._request = context.route.write_head(self.head, self._content)
         connection = context.pool.take()
         if connection is None:
             self._connecting = context.pool.connect(self)
@@ -163,9 +166,11 @@ class Exchange:
         self._upstream = connection
         self.sent = True
         upload = self.upload
-        request = self._request + (self._content if upload is None else upload.take_held())
-        self._request = request if self.request_done else b""
+        request = self._request
         self._content = b""
+        if upload is not None:
+            request += upload.take_held()
+            self._request = request if self.request_done else b""
         sent_s = perf_counter()
         self.own_s = sent_s - self.lap_began_s
         self.lap_began_s = sent_s
@@ -211,7 +216,7 @@ class Exchange:
         if length == len(rest):  # all of it is here: nothing to relay
             self.answer_started = True
             self.answer_bytes = length
-            client.write(heads.answer_head(self, head, length, answered_s) + rest)
+            client.write(heads.answer_head(self, head, length, answered_s, rest))
             self._finish()
             return
         self.answer = answer = Relay(self._answer_body(length), upstream.transport)
@@ -221,7 +226,7 @@ class Exchange:
             self._refuse(error)
             return
         self.answer_started = True
-        client.write(heads.answer_head(self, head, length, answered_s) + answer.take_held())
+        client.write(heads.answer_head(self, head, length, answered_s, answer.take_held()))
         answer.open(client.transport)
         if not client.writable:
             self.on_client_full()
