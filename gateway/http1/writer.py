@@ -114,12 +114,12 @@ def answer(
     return head + HEAD_END if head_only else head + HEAD_END + content
 
 
-def answer_head(
+def answer_head(  # noqa: PLR0917 - by their places, which takes less time
     head: AnswerHead,
     minor: int,
     limits: bytes,
     timing: bytes,
-    keep_alive: bool,  # noqa: FBT001 - by its place, which takes less time
+    keep_alive: bool,  # noqa: FBT001
     content: bytes = b"",
 ) -> bytes:
     """Write an upstream's answer head as it goes to the client: what it keeps, then what the gateway adds.

@@ -166,16 +166,38 @@ class ClientConnection(asyncio.Protocol):
         if self._advancing:
             return
         self._advancing = True
+        exchange: Exchange | LocalExchange
         left = REQUESTS_A_TURN
         # Answers that a client does not read must not pile up: then its next request waits.
         while left and self._exchange is None and self._buffer and self.writable and self._lingering_bytes < 0:
             left -= 1
             head = None
             try:
-                head = self._next_head()
-                if head is None:
+                opening = self.opening
+                found = None if opening is None or self._partial is not None else opening.read(self._buffer)
+                if found is not None:
+                    head, end = found
+                    self._buffer = self._buffer[end:]
+                else:
+                    head = self._next_head()
+                    if head is None:
+                        break
+                to = self._context.routes.find(head.target)
+                if to is None:
+                    exchange = LocalExchange(self._context, self, head)
+                elif to.metered is None:
+                    exchange = Exchange(to, self, head)
+                else:
+                    exchange = to.metered(to, self, head)
+                self._exchange = exchange
+                self._buffer = exchange.take_first(self._buffer)
+                # The rest of its body cannot come any more, unless it is refused without a look at that.
+                is_cut = self._half_closed and not exchange.request_done
+                if is_cut and (to is not None or head.length != CHUNKED):
+                    self._exchange = None
+                    self.close()
                     break
-                self._start(head)
+                exchange.begin()
             except GatewayError as error:
                 self._exchange = None
                 own.refuse(self, self._context, error, head)
@@ -203,12 +225,6 @@ class ClientConnection(asyncio.Protocol):
             self._partial = None
             self._buffer = whole
         data = self._buffer
-        opening = self.opening
-        found = None if opening is None else opening.read(data)
-        if found is not None:
-            head, end = found
-            self._buffer = data[end:]
-            return head
         end = data.find(HEAD_END)
         if not 0 <= end <= MAX_HEAD_BYTES or data.startswith(CRLF):
             return self._begin_partial(data)
@@ -235,26 +251,6 @@ class ClientConnection(asyncio.Protocol):
             self.drain()
         return None
 
-    def _start(self, head: RequestHead) -> None:
-        context = self._context
-        to = context.routes.find(head.target)
-        exchange: Exchange | LocalExchange
-        if to is None:
-            exchange = LocalExchange(context, self, head)
-        elif to.metered is None:
-            exchange = Exchange(to, self, head)
-        else:
-            exchange = to.metered(to, self, head)
-        self._exchange = exchange
-        self._buffer = exchange.take_first(self._buffer)
-        # Nor can the rest of its body, unless it is refused without a look at that.
-        is_unread = to is None and head.length == CHUNKED
-        if self._half_closed and not exchange.request_done and not is_unread:
-            self._exchange = None
-            self.close()
-            return
-        exchange.begin()
-
     # --- answers -------------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
@@ -262,16 +258,16 @@ class ClientConnection(asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.write(data)
 
-    def on_exchange_done(self, *, keep_alive: bool) -> None:
+    def on_exchange_done(self, keep_alive: bool) -> None:  # noqa: FBT001 - by its place, which takes less time
         """The answer is written: go on with the next request, or close."""
-        unread_body = self._exchange is None or not self._exchange.request_done
-        self._exchange = None
+        exchange, self._exchange = self._exchange, None
         if self._watch is not None:
             self.unwatch_unread()
-        if self.transport.is_closing():
+        transport, context = self.transport, self._context
+        if transport.is_closing():
             return
         if not keep_alive:
-            if unread_body or self._buffer:
+            if self._buffer or exchange is None or not exchange.request_done:
                 self._linger()
             else:
                 self.close()
@@ -279,11 +275,13 @@ class ClientConnection(asyncio.Protocol):
         if self._half_closed and not self._buffer:
             self.close()
             return
-        context = self._context
         self.deadline_s = context.clock.soon_s + context.settings.keepalive_timeout_s
         if context.draining:
             self.drain()
-        self._go_on()
+        if self._buffer:
+            self._advance()
+        if not transport.is_reading():
+            self.read_on()
 
     def switch(self, tunnel: Tunnel) -> tuple[bytes, bool]:
         """Give all that the client sends to a tunnel; return what has come already, and whether that was all."""

@@ -179,7 +179,9 @@ class Exchange:
             upload.open(connection.transport)
             if not connection.writable:  # the first bytes have filled it already
                 self.on_upstream_full()
-        waiting.await_upstream(self)
+            waiting.await_upstream(self)
+        else:
+            self.client.deadline_s = self.context.clock.soon_s + self.context.settings.response_timeout_s
 
     # --- relay ---------------------------------------------------------------------------------------------------
 
@@ -377,7 +379,7 @@ class Exchange:
                 self._release()
         else:
             self._end()
-        self.client.on_exchange_done(keep_alive=self.keep_alive)
+        self.client.on_exchange_done(self.keep_alive)
 
     def _end(self) -> None:
         """Let go of everything that is not the client's; a place that nothing was sent for is given back."""
