@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
 from gateway.http1.fields import API_KEY, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, DATE, EXPECT, PLAIN, TE, TRAILER
 from gateway.http1.message import CRLF, HEAD_END, MAX_LINE_BYTES, AnswerHead, RequestHead
-from gateway.http1.opening import MAX_OPENING_BYTES, MAX_OPENINGS, Ending, Opening
+from gateway.http1.opening import MAX_OPENING_BYTES, MAX_OPENINGS, Ending, Lengths, Opening
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +105,9 @@ class Template(Generic[Head]):
         """What follows the openings of such heads; None where they have none."""
         if not groups.token:
             match = re.compile(pattern + re.escape(HEAD_END)).match
-            self.ending = Ending(kept, match, groups.passed_on, groups.length, self.fixed_length, self.keep_alive)
+            self.ending = Ending(
+                kept, match, groups.passed_on, groups.length, Lengths(), self.fixed_length, self.keep_alive
+            )
 
     def begins(self, block: bytes, match: re.Match[bytes]) -> bytes:
         """Return the bytes that an opening of this head would have."""

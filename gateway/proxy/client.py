@@ -45,7 +45,7 @@ class ClientConnection(asyncio.Protocol):
 
     # fmt: off
     __slots__ = (
-        "_context", "transport", "opening", "_advancing", "_buffer", "_partial", "_exchange",  # what comes, and whither
+        "_context", "transport", "opening", "_advancing", "_buffer", "_partial", "_exchange", "spare",  # what comes
         "deadline_s", "writable", "untaken_bytes", "_held_back", "_half_closed", "_lingering_bytes", "_watch",
     )
     # fmt: on
@@ -56,6 +56,7 @@ class ClientConnection(asyncio.Protocol):
         self.deadline_s = NEVER
         self.writable = True
         self._exchange: Exchange | LocalExchange | Tunnel | None = None
+        self.spare: Exchange | None = None  # the last one, if nothing is left of it
         self._buffer = b""
         self._partial: PartialHead | None = None
         self.opening: Opening[RequestHead] | None = None
@@ -124,7 +125,7 @@ class ClientConnection(asyncio.Protocol):
         self.deadline_s = NEVER
         self._buffer = b""
         self._unwatch()
-        exchange, self._exchange = self._exchange, None
+        exchange, self._exchange, self.spare = self._exchange, None, None
         if exchange is not None:
             exchange.on_client_lost()
 
@@ -183,14 +184,17 @@ class ClientConnection(asyncio.Protocol):
                     if head is None:
                         break
                 to = self._context.routes.find(head.target)
+                spare, self.spare = self.spare, None
                 if to is None:
-                    exchange = LocalExchange(self._context, self, head)
+                    exchange = LocalExchange(self._context, self)
+                elif spare is not None and spare.context is to:
+                    exchange = spare
                 elif to.metered is None:
-                    exchange = Exchange(to, self, head)
+                    exchange = Exchange(to, self)
                 else:
-                    exchange = to.metered(to, self, head)
+                    exchange = to.metered(to, self)
                 self._exchange = exchange
-                self._buffer = exchange.take_first(self._buffer)
+                self._buffer = exchange.start(head, self._buffer)
                 # The rest of its body cannot come any more, unless it is refused without a look at that.
                 is_cut = self._half_closed and not exchange.request_done
                 if is_cut and (to is not None or head.length != CHUNKED):
@@ -229,7 +233,9 @@ class ClientConnection(asyncio.Protocol):
         if not 0 <= end <= MAX_HEAD_BYTES or data.startswith(CRLF):
             return self._begin_partial(data)
         head = self._context.parser.parse(data[:end])
-        self.opening = head.opening
+        opening = head.opening
+        # What is logged of a head is read out of it later.
+        self.opening = opening.alone() if opening is not None and self._context.access_log is None else opening
         self._buffer = data[end + len(HEAD_END) :]
         return head
 

@@ -37,9 +37,9 @@ class Exchange:
     Args:
         context: What all exchanges with its target share.
         client: The connection that the request came on.
-        head: The request's head.
 
-    What has no underscore, those modules and the client connection read as well.
+    What has no underscore, those modules and the client connection read as well. One that ended well, so that nothing
+    refers to it any more, may take the next request: `start` sets all that is a request's.
     """
 
     # fmt: off
@@ -52,10 +52,17 @@ class Exchange:
     )
     # fmt: on
 
-    def __init__(self, context: Destination, client: ClientConnection, head: RequestHead) -> None:
-        self.lap_began_s = perf_counter()
+    def __init__(self, context: Destination, client: ClientConnection) -> None:
         self.context = context
         self.client = client
+
+    def start(self, head: RequestHead, data: bytes) -> bytes:
+        """Take a request's head and what came behind it; return what belongs to the next one. `begin` has to follow.
+
+        Raises:
+            BadRequest, BodyTooLarge, TokenError: Broken framing, content over `MAX_BODY`, or a stranger's that is long.
+        """
+        self.lap_began_s = perf_counter()
         self.head = head
         self.keep_alive = head.keep_alive
         self._over = self.sent = self._leased = False
@@ -72,13 +79,7 @@ class Exchange:
         self.answer_bytes = self.status = 0
         self.timing = b""
 
-    def take_first(self, data: bytes) -> bytes:
-        """Take what came behind the head; return what belongs to the next request. To be called before `begin`.
-
-        Raises:
-            BadRequest, BodyTooLarge, TokenError: Broken framing, content over `MAX_BODY`, or a stranger's that is long.
-        """
-        length, limit = self.head.length, self.context.settings.max_body
+        length, limit = head.length, self.context.settings.max_body
         if 0 <= length <= len(data) and (limit is None or length <= limit):  # all of it is here: nothing to relay
             self.request_done = True
             if length == len(data):
@@ -86,7 +87,7 @@ class Exchange:
                 return b""
             self._content = data[:length]
             return data[length:]
-        self.upload, rest = begin_upload(self.context, self.head, self.client.transport, data)
+        self.upload, rest = begin_upload(self.context, head, self.client.transport, data)
         self.request_done = self.upload.body.done
         return rest
 
@@ -374,9 +375,15 @@ class Exchange:
             self._upstream = None
             if self.answer is not None:
                 self.answer.resume()
+                self.answer = None
             self.context.pool.give_back(upstream)
             if self._leased:
                 self._release()
+            if not self.context.writes_late and self.context.log is None and self.upload is None:
+                # Nothing reads the head later, as the log does, or has more of the request, as a metered exchange.
+                self.head.lines.clear()
+                self._request = b""
+                self.client.spare = self
         else:
             self._end()
         self.client.on_exchange_done(self.keep_alive)

@@ -146,8 +146,7 @@ class TargetRoute:
             lines = fields.without(CRLF.join(lines).split(CRLF), self._replaced)
         lines[0] = start
         # The last of them ends in a line end of its own, so that what joins it to the content is the empty line.
-        lines += (self._tail_chunked if head.length == CHUNKED else self._tail, content)
-        return CRLF.join(lines)
+        return CRLF.join([*lines, self._tail_chunked if head.length == CHUNKED else self._tail, content])
 
     def request_trailers(self, lines: list[bytes]) -> list[bytes]:
         """Return the trailers of a client's that go upstream: not those that some would merge into our fields."""
