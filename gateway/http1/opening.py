@@ -42,6 +42,7 @@ class Ending(NamedTuple):
         passed_on: The groups that are lines to pass on of that, joined where they stand together.
         length: The group that is the value of `Content-Length`, or 0.
         lengths: What such values mean.
+        token: The group that is the client's token, or 0; it takes what no token may be, too.
         fixed_length: The length of the body, where no value says it.
         keep_alive: Whether the connection goes on.
     """
@@ -51,6 +52,7 @@ class Ending(NamedTuple):
     passed_on: tuple[int, ...]
     length: int
     lengths: Lengths
+    token: int
     fixed_length: int
     keep_alive: bool
 
@@ -62,6 +64,7 @@ class Opening(Generic[Head]):
         begins: Those bytes, from the first line on.
         make: Makes a head with what they say of it.
         ending: What follows.
+        token: The client's, if it has one: it stays the same on its connection, wherever in the head it stands.
         is_shared: Whether a head is used up before the next one is read: then it is always the same object.
 
     Attributes:
@@ -69,12 +72,15 @@ class Opening(Generic[Head]):
             they are spelled: heads that begin so have the same fields. Empty: nobody has looked; None: there are none.
     """
 
-    __slots__ = ("_begins", "_kept", "_make", "_shared", "_size", "ending", "ids_at")
+    __slots__ = ("_begins", "_kept", "_make", "_shared", "_size", "_token", "ending", "ids_at")
 
-    def __init__(self, begins: bytes, make: Callable[[], Head], ending: Ending, *, is_shared: bool) -> None:
+    def __init__(
+        self, begins: bytes, make: Callable[[], Head], ending: Ending, token: bytes | None, *, is_shared: bool
+    ) -> None:
         self._begins = begins
         self._size = len(begins)
         self._make = make
+        self._token = token
         head = make()
         self._shared = head if is_shared else None
         self._kept = (*head.lines, *ending.kept)
@@ -83,7 +89,7 @@ class Opening(Generic[Head]):
 
     def alone(self) -> Opening[Head]:
         """Return one like it, for whoever has done with each head when he reads the next one; see `is_shared`."""
-        return Opening(self._begins, self._make, self.ending, is_shared=True)
+        return Opening(self._begins, self._make, self.ending, self._token, is_shared=True)
 
     def read(self, data: bytes) -> tuple[Head, int] | None:
         """Read the head that `data` begins with.
@@ -93,9 +99,11 @@ class Opening(Generic[Head]):
         """
         if not data.startswith(self._begins):
             return None
-        _, match_ending, passed_on, length, lengths, fixed_length, keep_alive = self.ending
+        _, match_ending, passed_on, length, lengths, token, fixed_length, keep_alive = self.ending
         match = match_ending(data, self._size)
         if match is None:
+            return None
+        if token and match[token] != self._token:
             return None
         end = match.end()
         if end > MAX_LINE_BYTES:  # a value in it could be longer than a line may be

@@ -92,7 +92,8 @@ class RequestParser:
             if match is not None:
                 token = self._templates.ready[0].token
                 head.bearer = match[token] if token else None
-                head.opening = self._templates.opening(block, match, partial(RequestHead, *start, head.bearer))
+                make = partial(RequestHead, *start, head.bearer)
+                head.opening = self._templates.opening(block, match, make, head.bearer)
                 return head
             lines = block.split(CRLF)
             if len(lines) <= MAX_FIELDS + 1:

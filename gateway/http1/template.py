@@ -45,6 +45,9 @@ _GAPS: Final = {
     API_KEY: rb"([A-Za-z0-9._~+/=-]++)",
 }
 
+# Where it is compared with one that was taken.
+_KNOWN_TOKEN: Final = rb"([^\r]*+)"
+
 Head = TypeVar("Head", bound=RequestHead | AnswerHead)
 
 
@@ -91,7 +94,7 @@ class Template(Generic[Head]):
             _piece(line, kind, changes=index in changing)
             for index, (line, kind) in enumerate(zip(lines, kinds, strict=True))
         ]
-        # A token stays the same on its connection: an opening ends before the first line with a value that does not.
+        # An opening ends before the first line with a value that is not the same for all requests of its connection.
         at = next((index for index, piece in enumerate(pieces) if piece.gap in _PASSED_ON), len(pieces))
         pattern, groups = _pattern(pieces, at)
         self.match = re.compile(pattern).fullmatch
@@ -100,14 +103,11 @@ class Template(Generic[Head]):
 
         texts = [piece.text for piece in pieces[:at] if piece.passed_on]
         kept = (CRLF.join(texts),) if texts else ()
-        pattern, groups = _pattern(pieces[at:])
-        self.ending: Ending | None = None
-        """What follows the openings of such heads; None where they have none."""
-        if not groups.token:
-            match = re.compile(pattern + re.escape(HEAD_END)).match
-            self.ending = Ending(
-                kept, match, groups.passed_on, groups.length, Lengths(), self.fixed_length, self.keep_alive
-            )
+        pattern, groups = _pattern(pieces[at:], token=_KNOWN_TOKEN)
+        match = re.compile(pattern + re.escape(HEAD_END)).match
+        framing = (groups.length, Lengths(), groups.token, self.fixed_length, self.keep_alive)
+        self.ending = Ending(kept, match, groups.passed_on, *framing)
+        """What follows the openings of such heads."""
 
     def begins(self, block: bytes, match: re.Match[bytes]) -> bytes:
         """Return the bytes that an opening of this head would have."""
@@ -150,7 +150,7 @@ class TemplateMemory(Generic[Head]):
         self._shapes: dict[tuple[bytes, ...], _Shape[Head]] = {}
         self.ready: list[Template[Head]] = []
         # None where something began so once: what never comes again, as a path with an id in it, is not worth more.
-        self._openings: dict[bytes, Opening[Head] | None] = {}
+        self._openings: dict[tuple[bytes, bytes | None], Opening[Head] | None] = {}
         self._rest = 0
 
     def read(self, head: Head, block: bytes, end: int, minor: int) -> re.Match[bytes] | None:
@@ -178,7 +178,13 @@ class TemplateMemory(Generic[Head]):
         return None
 
     def opening(
-        self, block: bytes, match: re.Match[bytes], make: Callable[[], Head], *, is_shared: bool = False
+        self,
+        block: bytes,
+        match: re.Match[bytes],
+        make: Callable[[], Head],
+        token: bytes | None = None,
+        *,
+        is_shared: bool = False,
     ) -> Opening[Head] | None:
         """Return how a head that `read` took begins, for the next one on its connection, if it is not the first such.
 
@@ -186,22 +192,21 @@ class TemplateMemory(Generic[Head]):
             block: All of it, without the empty line that ends it.
             match: What `read` returned.
             make: Makes a head of what its first line says, and of its token.
+            token: That token.
             is_shared: See `Opening`.
         """
         template = self.ready[0]
-        if template.ending is None:
-            return None
         begins = template.begins(block, match)
-        if len(begins) > MAX_OPENING_BYTES:
+        if len(begins) + len(token or b"") > MAX_OPENING_BYTES:
             return None
-        known = self._openings
-        opening = known.get(begins)
-        if opening is None and begins not in known:
+        known, key = self._openings, (begins, token)
+        opening = known.get(key)
+        if opening is None and key not in known:
             if len(known) >= MAX_OPENINGS:
                 known.clear()
-            known[begins] = None
+            known[key] = None
         elif opening is None or opening.ending is not template.ending:
-            opening = known[begins] = Opening(begins, make, template.ending, is_shared=is_shared)
+            opening = known[key] = Opening(begins, make, template.ending, token, is_shared=is_shared)
         return opening
 
     def learn(self, lines: list[bytes], memory: LineMemory, head: Head, minor: int) -> None:
@@ -253,16 +258,17 @@ def _piece(line: bytes, kind: int, *, changes: bool) -> _Piece:
     return _Piece(name, kind, kind in _PASSED_ON)
 
 
-def _pattern(pieces: list[_Piece], cut: int | None = None) -> tuple[bytes, _Groups]:
+def _pattern(pieces: list[_Piece], cut: int | None = None, token: bytes | None = None) -> tuple[bytes, _Groups]:
     """Write a pattern for lines, the line end before each with it, and say what its groups are.
 
     Args:
         pieces: The lines.
         cut: Where, before which of them, there is an empty group.
+        token: The pattern of a token, if it is another.
     """
     pattern = b""
     passed_on: list[int] = []
-    group = length = token = cut_group = 0
+    group = length_group = token_group = cut_group = 0
     is_within = False
     for index, piece in enumerate((*pieces, None)):
         if is_within and (piece is None or not piece.passed_on):
@@ -281,12 +287,13 @@ def _pattern(pieces: list[_Piece], cut: int | None = None) -> tuple[bytes, _Grou
             is_within = True
         pattern += re.escape(piece.text)
         if piece.gap is not None:
-            pattern += _GAPS[piece.gap]
+            is_token = piece.gap in _CREDENTIALS
+            pattern += token if is_token and token is not None else _GAPS[piece.gap]
             if piece.gap == CONTENT_LENGTH:
-                length = group = group + 1
-            elif piece.gap in _CREDENTIALS:
-                token = group = group + 1
-    return pattern, _Groups(tuple(passed_on), length, token, cut_group)
+                length_group = group = group + 1
+            elif is_token:
+                token_group = group = group + 1
+    return pattern, _Groups(tuple(passed_on), length_group, token_group, cut_group)
 
 
 def _can_have_template(lines: list[bytes], kinds: list[int]) -> bool:
