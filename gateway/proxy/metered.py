@@ -25,7 +25,7 @@ from gateway.proxy.overspent import Extension
 from gateway.stores.ledger import SpendVerdict
 
 if TYPE_CHECKING:
-    from gateway.http1.message import AnswerHead, RequestHead
+    from gateway.http1.message import AnswerHead
     from gateway.metering import Cost, Meter, Pricing, Quote
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import Destination
