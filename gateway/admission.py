@@ -24,6 +24,8 @@ from gateway.wishes import claims_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.budgets.book import BudgetStanding
+    from gateway.budgets.budget import Budget
     from gateway.budgets.spending import Ask, Settlement
     from gateway.limits import Policy
     from gateway.stores import Plan, Standing, Verdict, Waiter
@@ -246,6 +248,17 @@ class Admission:
             policies = as_counted(limits, subject.claims, shadow=self._shadow)
             found += await self._look(subject, policies, self._store.plan(subject.id, policies))
         return found
+
+    async def spending(self, subject: Subject) -> list[tuple[Budget, BudgetStanding]]:
+        """Say how each of a subject's budgets stands, the shared ones last.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+        if not subject.budgets:
+            return []
+        standings = await self._store.ledger.standings(self._spend_plan(subject))
+        return list(zip(subject.budgets, standings, strict=True))
 
     async def look(self, subject: Subject) -> list[tuple[Policy, Standing]]:
         """Say how each of a subject's limits stands that does not depend on the target. Raises as `usage` does."""

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 INSTANCES: Final = 4
 CLIENTS: Final = 32
-RATE: Final = 600
+RATE: Final = 300
 """Requests in a second, about, by which budgets are made so that they are reached."""
 MEAN_USD: Final = Decimal("0.0009")
 """What a request costs, about."""
@@ -49,7 +49,7 @@ _CONF: Final = """[prices."small"]
 input = 1.0
 cached_input = 0.25
 output = 4.0
-[prices."large"]
+[prices."large-thinking"]
 input = 5.0
 cached_input = 1.25
 output = 20.0
@@ -259,7 +259,13 @@ class _Proof:
         if self._options.keep:
             self._keep(entries, opened)
         findings = [
-            judge_budget(user, limit, [bill for bill in bills if user in {"global", bill.user}], ZONE)
+            judge_budget(
+                user,
+                limit,
+                [bill for bill in bills if user in {"global", bill.user}],
+                ZONE,
+                [entry for entry in entries if user in {"global", entry.user}],
+            )
             for user, text in self.budgets.items()
             for limit in limits_of(text)
         ]
@@ -279,11 +285,11 @@ class _Proof:
 
     def _held(self, fields: Mapping[str, str]) -> Held:
         said = json.loads(fields["entry"])
-        reserved = said.get("reserved", {}).get("USD", 0)
-        mark = fields["mark"]
-        cost = reserved if mark == "assumed" else said.get("cost", {}).get("USD", 0)
+        mark, reserved = fields["mark"], said.get("reserved", {})
+        cost = reserved if mark == "assumed" else said.get("cost", {})
         user = self._ids.get(said["token"], said["token"])
-        return Held(said["id"], said.get("upstream_id", ""), user, mark, cost, reserved)
+        amounts = cost.get("USD", 0), reserved.get("USD", 0), cost.get("tokens", 0)
+        return Held(said["id"], said.get("upstream_id", ""), user, mark, *amounts)
 
     def _keep(self, entries: Sequence[Held], opened: Sequence[str]) -> None:
         kept = ROOT / self._options.keep
@@ -298,10 +304,11 @@ _NAMES: Final = {"gateway": "gateways killed", "pause": "pauses of Redis", "redi
 
 def budgets_of(most: int, window: str) -> dict[str, str]:
     """Return budgets that so many requests reach, by user; `global` is everybody's."""
-    window_s = 60 if window == "minute" else int(window[:-1])
+    # What begins slowly, as processes do, has not come far in a few seconds.
+    window_s, rate = (60, RATE) if window == "minute" else (int(window[:-1]), RATE // 3)
     total = MEAN_USD * most
-    passing = MEAN_USD * RATE * window_s
-    tokens = _MEAN_TOKENS * RATE * window_s
+    passing = MEAN_USD * rate * window_s
+    tokens = _MEAN_TOKENS * rate * window_s
     return {
         "a": f"{_usd(passing / 6)} USD/{window}",
         "b": f"{_usd(total / 12)} USD/day, {_usd(passing / 4)} USD/{window}",
@@ -323,8 +330,9 @@ def read_bills(path: Path) -> Iterator[Billed]:
 def told(findings: Sequence[Finding], ledgered: Ledgered, bills: Sequence[Billed]) -> str:
     """Return what came of it, for people."""
     lines = [f"billed: {_spelled(sum(bill.nano for bill in bills), 'USD')} for {len(bills):,} requests"]
-    for user, limit, worst, used in findings:
+    for user, limit, worst, used, held in findings:
         average = "" if used is None else f", on average {used / limit.amount:.1%}"
+        average += "" if held is None else f"; {held / limit.amount:.2%} are held"
         whose = "all together" if user == "global" else user
         most = f"{_spelled(worst, limit.unit)} in the worst window"
         lines.append(f"{whose}, {limit.text}: {most}, {worst / limit.amount:.2%}{average}")

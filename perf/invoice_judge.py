@@ -54,6 +54,7 @@ class Held(NamedTuple):
         user: The name of the token.
         mark: `exact`, `estimated`, `assumed` or `released`.
         nano, reserved: Nano-USD: what it did cost, and what was reserved for it.
+        tokens: What it did cost of these.
     """
 
     id: str
@@ -62,6 +63,11 @@ class Held(NamedTuple):
     mark: str
     nano: int
     reserved: int
+    tokens: int = 0
+
+    def amount(self, unit: str) -> int:
+        """Return how much of a unit is held for it."""
+        return self.nano if unit == "USD" else self.tokens
 
 
 class Limit(NamedTuple):
@@ -81,12 +87,14 @@ class Finding(NamedTuple):
         limit: The budget.
         worst: The most that was billed in one window, by beginnings and by ends.
         used: How much was billed in a window on average, from the end of the first on; None: there were not so many.
+        held: How much is held in the last of a calendar's windows, what is not exact included; None where it slides.
     """
 
     user: str
     limit: Limit
     worst: int
     used: float | None
+    held: int | None = None
 
     @property
     def over(self) -> int:
@@ -158,7 +166,7 @@ def worst_day(times: Iterable[tuple[int, int]], zone: str) -> int:
     return max(days.values(), default=0)
 
 
-def judge_budget(user: str, limit: Limit, bills: Sequence[Billed], zone: str) -> Finding:
+def judge_budget(user: str, limit: Limit, bills: Sequence[Billed], zone: str, entries: Iterable[Held] = ()) -> Finding:
     """Hold an invoice against one budget.
 
     Args:
@@ -166,11 +174,13 @@ def judge_budget(user: str, limit: Limit, bills: Sequence[Billed], zone: str) ->
         limit: The budget.
         bills: What counts for it.
         zone: Of its days.
+        entries: What the ledger has of them; a run is of one day.
     """
     began = [(one.began_us, one.amount(limit.unit)) for one in bills]
     ended = [(one.ended_us, one.amount(limit.unit)) for one in bills]
     if not limit.window_s:
-        return Finding(user, limit, max(worst_day(began, zone), worst_day(ended, zone)), None)
+        held = sum({entry.id: entry.amount(limit.unit) for entry in entries}.values())
+        return Finding(user, limit, max(worst_day(began, zone), worst_day(ended, zone)), None, held)
     span_us = limit.window_s * 1_000_000
     worst = max(worst_window(began, span_us), worst_window(ended, span_us))
     return Finding(user, limit, worst, used(ended, span_us))

@@ -10,7 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-MODELS: Final = ("small", "large")
+MODELS: Final = ("small", "large-thinking")
+"""The second makes tokens that nobody sees."""
 TIMEOUT_S: Final = 40.0
 """For any one answer: longer than any that the provider gives."""
 HANG_UPS: Final = 0.12
@@ -147,8 +148,9 @@ def _request(rng: random.Random, user: str, token: str) -> tuple[bytes, bytes]:
     """Return the head and the body of a request of any shape, size and price."""
     streams = rng.random() < 0.4
     prompt = "What does it cost? " * rng.randrange(1, 30)
-    limit = None if rng.random() < 0.1 else rng.randrange(1, 120)
-    content: dict[str, object] = {"model": rng.choice(MODELS), "stream": streams}
+    is_long, model = rng.random() < 0.05, rng.choice(MODELS)
+    limit = None if rng.random() < 0.1 else rng.randrange(1, 600 if is_long else 120)
+    content: dict[str, object] = {"model": model, "stream": streams}
     shape = rng.choice(("chat", "chat", "responses", "messages"))
     path = {"chat": "/v1/chat/completions", "responses": "/v1/responses", "messages": "/v1/messages"}[shape]
     messages = [{"role": "user", "content": prompt}]
@@ -167,21 +169,23 @@ def _request(rng: random.Random, user: str, token: str) -> tuple[bytes, bytes]:
         f"Authorization: Bearer {token}",
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
-        f"X-Mock: {_wishes(rng, user)}",
+        f"X-Mock: {_wishes(rng, user, is_long=is_long, thinks=model == MODELS[1])}",
     ]
     if rng.random() < 0.3:
         fields.append("Accept-Encoding: gzip")
     return "\r\n".join((*fields, "", "")).encode(), body
 
 
-def _wishes(rng: random.Random, user: str) -> str:
-    wishes = [f"user={user}", f"output={rng.randrange(1, 100)}", "gzip=1"]
+def _wishes(rng: random.Random, user: str, *, is_long: bool, thinks: bool) -> str:
+    wishes = [f"user={user}", f"output={rng.randrange(100, 500) if is_long else rng.randrange(1, 100)}", "gzip=1"]
+    # What takes a while is made as quickly as the quickest make it, and goes on for a while when it is left.
+    wishes += [f"delay_ms={1 + rng.random():.2f}"] if is_long else []
     for chance, wish in (
-        (0.2, f"delay_ms={rng.random() * 2:.2f}"),
+        (0.2, f"delay_ms={1 + rng.random():.2f}"),
         (0.1, f"head_ms={rng.random() * 30:.1f}"),
-        (0.1, f"reasoning={rng.randrange(30)}"),
+        (0.3 * thinks, f"reasoning={rng.randrange(200)}"),
         (0.1, "dense=1"),
-        (0.2, f"lag_ms={rng.random() * 100:.0f}"),
+        (0.3, f"lag_ms={rng.random() * 200:.0f}"),
         (0.03, "usage=0"),
         (0.03, f"break_at={rng.randrange(40)}"),
         (0.02, f"fail_at={rng.randrange(40)}"),

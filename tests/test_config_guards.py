@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.budgets.pace import SpendGuard
-from gateway.config import describe
+from gateway.config.describing import describe
 from gateway.limits import Kind
 from tests.test_config import config, refusal
 

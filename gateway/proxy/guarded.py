@@ -19,7 +19,6 @@ from gateway.proxy.exchange import Exchange
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from gateway.http1.message import RequestHead
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import Destination
     from gateway.subject import Subject
@@ -32,8 +31,8 @@ class GuardedExchange(Exchange):
 
     __slots__ = ("_collecting", "_continued", "_mark")
 
-    def __init__(self, context: Destination, client: ClientConnection, head: RequestHead) -> None:
-        super().__init__(context, client, head)
+    def __init__(self, context: Destination, client: ClientConnection) -> None:
+        super().__init__(context, client)
         self._collecting = self._continued = False
         self._mark = ""
 

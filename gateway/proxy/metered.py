@@ -23,7 +23,7 @@ from gateway.proxy.overspent import Extension
 from gateway.stores.ledger import SpendVerdict
 
 if TYPE_CHECKING:
-    from gateway.http1.message import AnswerHead, RequestHead
+    from gateway.http1.message import AnswerHead
     from gateway.metering import Cost, Meter, Pricing, Quote
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import Destination
@@ -50,8 +50,8 @@ class MeteredExchange(GuardedExchange):
     )
     # fmt: on
 
-    def __init__(self, pricing: Pricing, context: Destination, client: ClientConnection, head: RequestHead) -> None:
-        super().__init__(context, client, head)
+    def __init__(self, pricing: Pricing, context: Destination, client: ClientConnection) -> None:
+        super().__init__(context, client)
         self._pricing = pricing
         self._settled = self._gone = False
         self._quote: Quote | None = None
@@ -175,10 +175,10 @@ class MeteredExchange(GuardedExchange):
     def _answer_body(self, length: int) -> framing.Body:
         meter = self._meter
         assert meter is not None  # noqa: S101 - the head came before
-        ask, subject = self._reservation, self.subject
-        assert ask is not None and subject is not None  # noqa: S101, PT018 - see above
+        ask, entry, subject = self._reservation, self._entry, self.subject
+        assert ask is not None and entry is not None and subject is not None  # noqa: S101, PT018 - see above
         if self.context.settings.budget_cut and subject.budgets:
-            self._extension = Extension(self.context.admission, subject, ask, self._granted, self)
+            self._extension = Extension(self.context.admission, subject, entry, self._reserved(ask), self)
         if length == UNTIL_CLOSE:
             return MeteredUntilClose(meter)
         # Trailers are not passed on: nothing is there to hold back the end for them.
@@ -297,7 +297,7 @@ class MeteredExchange(GuardedExchange):
             else:
                 cost = meter.result(whole=whole, elapsed_ms=elapsed_ms)
             self.cost = cost
-            reserved = {unit: ask.amount(unit, self._granted) for unit in {*ask.fixed, *ask.each}}
+            reserved = self._reserved(ask)
             entry = entry._replace(
                 model=cost.model or entry.model,
                 reserved=reserved,
@@ -308,9 +308,15 @@ class MeteredExchange(GuardedExchange):
                 upstream_id=cost.upstream_id,
             )
             settlement = Settlement(cost.cost, cost.mark, entry.text())
+            usage = self.context.usage  # its tally may be another by now: it is over, where its client has left
+            tally = usage.tallies.get(subject.id) or usage.open(subject.id, subject.about())
+            tally.on_settled(cost.cost, cost.mark)
         self.context.admission.settle(subject, ask, self._granted, settlement)
         if self._extension is not None:
             self._extension.close()
+
+    def _reserved(self, ask: Ask) -> dict[str, int]:
+        return {unit: ask.amount(unit, self._granted) for unit in {*ask.fixed, *ask.each}}
 
     def _elapsed_ms(self) -> int:
         return int((perf_counter() - self._sent_s) * 1000)

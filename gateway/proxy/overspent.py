@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from gateway.budgets.spending import Ask, Mark, Settlement
+from gateway.budgets.spending import Ask, Entry, Mark, Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,23 +36,35 @@ class Extension:
     Args:
         admission: Reserves and settles.
         subject: Whose request it is.
-        ask: Its first reservation.
-        granted: Output tokens that were granted then.
+        entry: What the ledger remembers of it, should nobody settle it.
+        first: What was reserved for it at first, in atoms by unit.
         held: Who waits.
     """
 
-    __slots__ = ("_admission", "_ask", "_asked", "_granted", "_held", "_over", "_subject", "_taken", "reserved")
+    __slots__ = (
+        "_admission",
+        "_asked",
+        "_entry",
+        "_first",
+        "_held",
+        "_over",
+        "_subject",
+        "_taken",
+        "reserved",
+    )
 
-    def __init__(self, admission: Admission, subject: Subject, ask: Ask, granted: int, held: Held) -> None:
+    def __init__(
+        self, admission: Admission, subject: Subject, entry: Entry, first: Mapping[str, int], held: Held
+    ) -> None:
         self._admission = admission
         self._subject = subject
-        self._ask = ask
-        self._granted = granted
+        self._entry = entry
         self._held = held
         self._asked: Ask | None = None
         self._taken: list[Ask] = []
         self._over = False
-        self.reserved = {unit: ask.amount(unit, granted) for unit in {*ask.fixed, *ask.each}}
+        self._first = first
+        self.reserved = dict(first)
 
     def covers(self, running: Mapping[str, int]) -> bool:
         """Whether what was spent so far, in atoms by unit, is no more than what is reserved."""
@@ -60,12 +72,13 @@ class Extension:
 
     def ask(self, running: Mapping[str, int]) -> None:
         """Ask for what was spent so far, and some more. To be called when nothing is asked for already."""
-        ask = self._ask
         fixed = {
-            unit: max(atoms - self.reserved.get(unit, 0), 0) + ask.amount(unit, self._granted) // SHARE + 1
+            unit: max(atoms - self.reserved.get(unit, 0), 0) + self._first.get(unit, 0) // SHARE + 1
             for unit, atoms in running.items()
         }
-        self._asked = Ask(f"{ask.id}-{len(self._taken) + 1}", fixed, about=ask.about)
+        name = f"{self._entry.id}-{len(self._taken) + 1}"
+        about = self._entry._replace(id=name, reserved=fixed, each={}).text()
+        self._asked = Ask(name, fixed, about=about)
         self._admission.reserve_more(self._subject, self._asked, self)
 
     @property

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from gateway.admission import Admission
     from gateway.certificates import ReloadedTls
     from gateway.config import Settings, Target
-    from gateway.http1.message import RequestHead
     from gateway.http1.parser import AnswerParser
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import ProxyContext
@@ -89,7 +88,7 @@ class Upstreams:
             context.clock.watched.add(pool)
             self._ends.append((pool, dialer))
             limited = admission.beside(target.name, target.common_limits)
-            metered: Callable[[Destination, ClientConnection, RequestHead], Exchange] | None = None
+            metered: Callable[[Destination, ClientConnection], Exchange] | None = None
             if target.cost is not None:
                 # Only here: whose requests cost nothing should not pay for what meters them.
                 from gateway.metering.pricing import pricing_of

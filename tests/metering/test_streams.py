@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.budgets.spending import Mark
+from gateway.metering.llm import SLACK_TOKENS
 from gateway.metering.readers import KEPT_BYTES
 from tests.metering.recorded import (
     ALL_STREAMS,
@@ -134,7 +135,7 @@ def test_what_is_held_back_is_bounded() -> None:
 def test_a_cut_stream_costs_its_request_and_what_passed() -> None:
     quoted = quote("/chat/completions", {**STREAMS, "max_tokens": 1000})
     cost = cost_of(quoted, sse(*CHAT_STREAM[:3]), EVENTS, whole=False)
-    output = len("Hello") + len(' \\"wor\\\\ld\\"') + 64
+    output = len("Hello") + len(' \\"wor\\\\ld\\"') + SLACK_TOKENS
     assert cost.mark is Mark.ESTIMATED
     assert cost.cost == {unit: quoted.fixed[unit] + quoted.each[unit] * output for unit in ("USD", "tokens")}
 
@@ -164,16 +165,25 @@ def test_before_the_first_word_all_of_it_counts() -> None:
 def test_what_a_message_said_of_its_input_is_exact() -> None:
     quoted = quote("/v1/messages", {**STREAMS, "max_tokens": 1000})
     cost = cost_of(quoted, sse(*MESSAGES_STREAM[:4]), EVENTS, whole=False)
-    output = 1 + len("Hello") + 64
+    output = 1 + len("Hello") + SLACK_TOKENS
     assert cost.cost == {"USD": (10 + 3 + 30 + 25) * 10**6 + output * 3 * 10**6, "tokens": 60 + output}
     assert (cost.mark, cost.upstream_id) == (Mark.ESTIMATED, "msg_1")
+
+
+@pytest.mark.parametrize(("logprobs", "counts"), [([], False), ([{"token": "Hel"}], True)])
+def test_events_of_responses_count_by_their_text_alone(logprobs: list[Any], *, counts: bool) -> None:
+    event = {"type": "response.output_text.delta", "sequence_number": 1, "delta": "Hel", "logprobs": logprobs}
+    quoted = quote("/responses", {"model": "m", "stream": True, "max_output_tokens": 1000})
+    cost = cost_of(quoted, sse(event), EVENTS, whole=False)
+    output = (len(sse(event)) if counts else len("Hel")) + SLACK_TOKENS
+    assert cost.cost["tokens"] == quoted.fixed["tokens"] + output
 
 
 def test_a_gemini_stream_that_is_cut_costs_what_it_said_and_some() -> None:
     quoted = quote(GEMINI_PATH, {"contents": [], "generationConfig": {"maxOutputTokens": 1000}})
     answer = sse(gemini("Hel", 5, 20)) + b'data: {"usageMetadata": {"promptTok'
     cost = cost_of(quoted, answer, EVENTS, whole=False)
-    assert cost.cost["tokens"] == 100 + 25 + len("Hel") + 64
+    assert cost.cost["tokens"] == 100 + 25 + len("Hel") + SLACK_TOKENS
 
 
 def test_a_whole_stream_without_usage_costs_all_that_was_reserved() -> None:

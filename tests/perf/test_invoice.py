@@ -65,6 +65,12 @@ def test_a_budget_is_held_against_beginnings_and_ends(late: str) -> None:
     assert judge_budget("a", limit, together, "UTC").over == 50
 
 
+def test_what_is_held_of_a_day_is_the_last_that_is_known_of_each_request() -> None:
+    (limit,) = limits_of("1 USD/day")
+    entries = [held(1, mark="assumed", nano=150), held(1), held(2, mark="assumed", nano=150)]
+    assert judge_budget("a", limit, [bill(1), bill(2)], "UTC", entries)[2:] == (200, None, 250)
+
+
 def test_a_ledger_that_agrees() -> None:
     entries = [
         held(1),
