@@ -64,9 +64,17 @@ class UsageView:
         admission: Knows how limits and budgets stand.
         book: Has what all instances counted.
         metrics: What this one counted, and has not entered yet.
+        pace_of: Tells of how fast a token spends; None: nobody looks at that.
     """
 
-    def __init__(self, admission: Admission, book: UsageBook, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        book: UsageBook,
+        metrics: Metrics,
+        pace_of: Callable[[str], Told | None] = lambda _: None,
+    ) -> None:
+        self._pace_of = pace_of
         self._admission = admission
         self._book = book
         self._metrics = metrics
@@ -100,6 +108,7 @@ class UsageView:
             },
             "shadowed": dict(denials.shadowed),
             "loops": [_loop(loop) for loop in denials.loops.values()],
+            "spend_guard": self._pace_of(subject.id),
         }
 
     async def all(self) -> Told:

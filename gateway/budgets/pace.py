@@ -52,9 +52,22 @@ class SpendGuard(NamedTuple):
         return self.window_us // SEGMENTS
 
     @property
+    def history_us(self) -> int:
+        """How long the history is, with the window, in microseconds."""
+        return max(HISTORY_US, MIN_WINDOWS * self.window_us)
+
+    @property
     def span_us(self) -> int:
         """A part of the history, in microseconds."""
-        return max(HISTORY_US, MIN_WINDOWS * self.window_us) // SPANS
+        return self.history_us // SPANS
+
+    def warns_at(self, usual: int) -> int:
+        """Return how many atoms in a window are too many, of so many that are usual."""
+        return max(usual * self.times, FLOOR)
+
+    def stops_at(self, usual: int) -> int:
+        """Return with how many a token is stopped."""
+        return 2 * self.warns_at(usual)
 
 
 class Reading(NamedTuple):
@@ -110,8 +123,8 @@ class Pace:
         usual = self._usual(guard, spent, sum(count for _, (_, count) in recent), now_us)
         if usual is None:
             return Reading(Level.USUAL, spent, None, 0)
-        warns_at = max(usual * guard.times, FLOOR)
-        slows_at, stops_at = warns_at * 3 // 2, warns_at * 2
+        warns_at, stops_at = guard.warns_at(usual), guard.stops_at(usual)
+        slows_at = (warns_at + stops_at) // 2
         if spent >= stops_at:
             left, wait_us = spent, 0
             for segment, (atoms, _) in recent:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gateway.proxy.events import EventStreams
+from gateway.proxy.pacing import Paces
 from gateway.proxy.spending import Spending
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class ProxyContext:
     """None: nobody wants a line for each request."""
     streams: EventStreams = field(default_factory=EventStreams)
     spending: Spending = field(default_factory=Spending)
+    paces: Paces = field(default_factory=Paces)
     on_client_gone: Callable[[], None] = lambda: None
     """Called when any connection has ended."""
 

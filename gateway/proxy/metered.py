@@ -11,6 +11,7 @@ import time
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
+from gateway.budgets.pace import Level
 from gateway.budgets.spending import Ask, Entry, Mark, Settlement
 from gateway.errors import GatewayError, NotImplementedHere, UpstreamProtocolError
 from gateway.http1 import fields, framing
@@ -20,6 +21,7 @@ from gateway.proxy.clock import NEVER
 from gateway.proxy.guarded import GuardedExchange
 from gateway.proxy.metered_body import MeteredBody, MeteredUntilClose
 from gateway.proxy.overspent import Extension
+from gateway.proxy.pacing import UNIT
 from gateway.stores.ledger import SpendVerdict
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from gateway.metering import Cost, Meter, Pricing, Quote
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import Destination
+    from gateway.proxy.pacing import Pacing
     from gateway.proxy.upstream import UpstreamConnection
     from gateway.stores import Verdict
     from gateway.subject import Subject
@@ -46,14 +49,14 @@ class MeteredExchange(GuardedExchange):
     __slots__ = (
         "_pricing", "_quote", "_entry", "_reservation", "_granted",  # what it may cost
         "_meter", "_sent_s", "_extension", "_settled", "cost",  # what it did
-        "_gone", "deadline_s",  # when the client has left
+        "_waits", "_gone", "deadline_s",  # when its token is slowed, when the client has left
     )
     # fmt: on
 
     def __init__(self, pricing: Pricing, context: Destination, client: ClientConnection) -> None:
         super().__init__(context, client)
         self._pricing = pricing
-        self._settled = self._gone = False
+        self._settled = self._waits = self._gone = False
         self._quote: Quote | None = None
         self._entry: Entry | None = None
         self._reservation: Ask | None = None
@@ -78,7 +81,23 @@ class MeteredExchange(GuardedExchange):
             super()._ask(subject)
 
     def _ask_read(self, subject: Subject) -> None:
-        self._reserve(subject)
+        pacing = self.context.shared.paces.now
+        if pacing is None:
+            self._reserve(subject)
+        else:
+            self._keep_pace(pacing, subject, waits=True)
+
+    def _keep_pace(self, pacing: Pacing, subject: Subject, *, waits: bool) -> None:
+        """Reserve when a token's pace allows it: at once, after a while (once, if `waits`), or not at all."""
+        reading = pacing.read(subject.id)
+        if reading.level is Level.STOP:
+            self._refuse(pacing.refusal(reading))
+        elif reading.level is Level.SLOW and waits:
+            self._waits = True
+            self.deadline_s = self.context.clock.soon_s + reading.wait_us / 1e6
+            self.context.clock.watched.add(self)
+        else:
+            self._reserve(subject)
 
     def _reserve(self, subject: Subject) -> None:
         context, head = self.context, self.head
@@ -248,10 +267,18 @@ class MeteredExchange(GuardedExchange):
         super().on_client_lost()
 
     def on_deadline(self) -> None:
-        """See `Exchange`."""
+        """See `Exchange`; or go on with a request that has waited."""
+        pacing, subject = self.context.shared.paces.now, self.subject
         if self._gone:
             self._settle(whole=False)
             self._end()
+        elif self._waits and subject is not None:
+            self._waits = False
+            self.context.clock.watched.discard(self)
+            if pacing is None:
+                self._reserve(subject)
+            else:
+                self._keep_pace(pacing, subject, waits=False)
         else:
             super().on_deadline()
 
@@ -311,6 +338,9 @@ class MeteredExchange(GuardedExchange):
             usage = self.context.usage  # its tally may be another by now: it is over, where its client has left
             tally = usage.tallies.get(subject.id) or usage.open(subject.id, subject.about())
             tally.on_settled(cost.cost, cost.mark)
+            pacing = self.context.shared.paces.now
+            if pacing is not None:
+                pacing.spent(subject.id, cost.cost.get(UNIT, 0))
         self.context.admission.settle(subject, ask, self._granted, settlement)
         if self._extension is not None:
             self._extension.close()
