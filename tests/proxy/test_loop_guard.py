@@ -143,6 +143,22 @@ def test_a_body_in_pieces_or_in_chunks_is_the_same_request(play: Playbook) -> No
         assert play.client.answer().status == status
 
 
+@pytest.mark.parametrize("cost", COSTS, ids=NAMES)
+def test_a_body_that_is_large_is_read_all_the_same(make: Callable[..., Playbook], cost: CostTable | None) -> None:
+    play = make("1/minute", cost=cost)
+    body = b"x" * (MAX_READ_BYTES - 1)
+    whole = play.request(b"POST", b"/api/x", body=body)
+    for _ in range(2):
+        play.client.sends(*(whole[at : at + 100_000] for at in range(0, len(whole), 100_000)))
+        if play.client.has_head():
+            play.client.problem(429, "loop_detected")
+            return
+        assert play.upstream.request().body == body
+        play.upstream.answers()
+        assert play.client.answer().status == 200
+    pytest.fail("it was not refused")
+
+
 def test_who_waits_for_100_gets_it_once(play: Playbook) -> None:
     expects = (b"Expect: 100-continue", b"Content-Length: 5", b"X-Other: 1")
     play.client.sends(play.request(b"POST", b"/api/x", *expects))
