@@ -147,7 +147,7 @@ def test_what_it_remembers_is_bounded() -> None:
     for at in range(5000):
         pace.spend(GUARD, CENT, T + at * MINUTE)
         pace.read(GUARD, T + at * MINUTE)
-    assert len(pace._recent) <= SEGMENTS
-    assert len(pace._spans) <= SPANS
-    assert not pace.is_idle(GUARD, T + 5000 * MINUTE)
-    assert pace.is_idle(GUARD, T + 5000 * MINUTE + DAY)
+        assert len(pace._window.parts) <= SEGMENTS
+        assert len(pace._history.parts) <= SPANS
+    assert pace.read(GUARD, T + 5000 * MINUTE + DAY) == (Level.USUAL, 0, None, 0)
+    assert pace._window.parts == pace._history.parts == {}
