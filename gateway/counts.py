@@ -74,15 +74,21 @@ def add_up(
     counts: Counts,
     about: Mapping[str, str],
     most: int,
-) -> None:
-    """Add a token's counts to what there is of it; where it has none and there are `most`, the first makes room."""
+) -> int:
+    """Add a token's counts to what there is of it; where it has none and there are `most`, the first makes room.
+
+    Returns:
+        How many tokens' counts were lost so: 0 or 1.
+    """
     known = tokens.get(token_id)
     if known is not None:
         known[0].update(counts)
-        return
-    if len(tokens) >= most:
+        return 0
+    is_full = len(tokens) >= most
+    if is_full:
         del tokens[next(iter(tokens))]
     tokens[token_id] = (counts, about)
+    return int(is_full)
 
 
 def told(counts: Mapping[str, int], in_flight: int) -> dict[str, Any]:

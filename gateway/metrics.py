@@ -26,6 +26,10 @@ MAX_TOKENS: Final = 8192
 CLIENT_GONE: Final = 499
 """The status of a request whose client left before there was an answer, for counts and the log; nginx has it so."""
 
+MAX_LISTED: Final = 1024
+"""Requests of one token to one target that are kept one by one, 100 bytes each; before there are more, they are folded
+into counts, in half a millisecond."""
+
 LINES_DROPPED: Final = "log_lines_dropped"
 
 _COUNTED: Final = ("upstream_errors", "failed", "retries", "bytes_in", "bytes_out")
@@ -60,31 +64,32 @@ class Tally:
         retries: How many of the refused and the upstream's errors an SDK had sent again by itself.
         bytes_in: Of the bodies that the client sent; chunk framing not counted.
         bytes_out: Likewise of those that it got, but for those in `passed`.
-        begun: How many requests have begun.
+        begun: How many requests have begun. Who finds `MAX_LISTED` calls `fold`.
         own_s, upstream_s: Of each answer, how long the gateway and the upstream took, to its head. Two lists of the
             same length: to sort them when they are gathered costs less than to find a bucket for each on the way.
         statuses: The answers' statuses, but for those of 200: these are the rest.
-        costs: Of requests that cost something, by name, as they are counted.
         about: What is known of the token, as fields for people to read.
+
+    All but the last are since it was last folded.
     """
 
     # fmt: off
     __slots__ = (
-        "about", "begun", "bytes_in", "bytes_out", "costs", "failed", "own_s", "passed", "refused", "retries",
-        "statuses", "upstream_errors", "upstream_s", "_flying",
+        "about", "begun", "bytes_in", "bytes_out", "failed", "own_s", "passed", "refused", "retries", "statuses",
+        "upstream_errors", "upstream_s", "_flying", "_folded",
     )
     # fmt: on
 
     def __init__(self, about: Mapping[str, str]) -> None:
         self.about = about
-        self._flying = 0  # when it was last gathered
+        self._flying = 0  # when it was last folded
+        self._folded: Counts = Counter()
         self._begin()
 
     def _begin(self) -> None:
         self.upstream_errors = self.failed = self.retries = self.bytes_in = self.bytes_out = self.begun = 0
         self.passed: list[int] = []
         self.refused: dict[str, int] = {}
-        self.costs: dict[str, int] = {}
         self.own_s: list[float] = []
         self.upstream_s: list[float] = []
         self.statuses: list[int] = []
@@ -132,38 +137,42 @@ class Tally:
             cost: Atoms by unit.
             mark: How sure that is.
         """
-        costs, name = self.costs, SETTLED + mark
-        costs[name] = costs.get(name, 0) + 1
+        self._folded[SETTLED + mark] += 1
         for unit, atoms in cost.items():
-            name = COST + unit
-            costs[name] = costs.get(name, 0) + atoms
+            self._folded[COST + unit] += atoms
 
     def take(self, usage: TargetUsage) -> Counts:
         """Return what was counted, enter in `usage` what is counted by target alone, and begin again."""
-        self.bytes_out += sum(self.passed)
-        counts: Counts = Counter({name: count for name in _COUNTED if (count := getattr(self, name))})
-        self._flying = self.in_flight
+        self.fold(usage)
+        counts, self._folded = self._folded, Counter()
+        return counts
+
+    def fold(self, usage: TargetUsage) -> None:
+        """Make a few numbers of the lists, which are as long as there were requests."""
         over = self._over
+        self._flying = self.in_flight
         self.begun = 0
+        if not over and not self.own_s:
+            return
+        self.bytes_out += sum(self.passed)
+        counts = self._folded
+        counts.update({name: count for name in _COUNTED if (count := getattr(self, name))})
         if self.passed:
-            counts["passed"] = len(self.passed)
+            counts["passed"] += len(self.passed)
         if self.refused:
             counts.update({REFUSED + code: count for code, count in self.refused.items()})
-        if self.costs:
-            counts.update(self.costs)
-        if not counts and not self.own_s:
-            return counts
         if over:
-            counts["requests"] = over
+            counts["requests"] += over
         latencies = list(map(add, self.own_s, self.upstream_s))
         counts.update({BUCKET_NAMES[place]: count for place, count in bucketed(latencies)})
         usage.own_s += self.own_s
         usage.upstream_s += self.upstream_s
+        if len(usage.own_s) >= MAX_LISTED:
+            usage.enter_times()
         usage.statuses[2] += over - len(self.statuses)
         for status in self.statuses:
             usage.statuses[status // 100] += 1
         self._begin()
-        return counts
 
 
 class TargetUsage:
@@ -247,12 +256,14 @@ class Metrics:
     Attributes:
         targets: By the target's name.
         nowhere: Of requests that could not be read, or were for no target.
+        dropped: How many tokens' counts were lost, because more than `MAX_TOKENS` had any before they were taken away.
     """
 
-    __slots__ = ("_denials", "_targets", "_tokens", "nowhere", "targets")
+    __slots__ = ("_denials", "_targets", "_tokens", "dropped", "nowhere", "targets")
 
     def __init__(self) -> None:
         self.nowhere = TargetUsage("")
+        self.dropped = 0
         self.targets: dict[str, TargetUsage] = {}
         self._denials: dict[str, Denials] = {}
         self._tokens: dict[str, tuple[Counts, Mapping[str, str]]] = {}  # gathered, and not taken yet
@@ -274,7 +285,7 @@ class Metrics:
                 counts = tally.take(usage)
                 if counts or tally.in_flight:
                     gathered.update(counts)
-                    add_up(self._tokens, token_id, counts, tally.about, MAX_TOKENS)
+                    self.dropped += add_up(self._tokens, token_id, counts, tally.about, MAX_TOKENS)
                 else:
                     unused.append(token_id)
             for token_id in unused:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
 from gateway.admission import Admission
-from gateway.config.values import lifetime_s
+from gateway.config.values import Address, lifetime_s
 from gateway.endpoints import Endpoints
 from gateway.http1.parser import AnswerParser, RequestParser
 from gateway.listening import Descriptors, Listener, soft_limit
@@ -166,7 +166,10 @@ class Gateway:
 
     def _endpoints(self, settings: Settings, admission: Admission, is_draining: Callable[[], bool]) -> Endpoints:
         assert self._store is not None  # noqa: S101 - it is connected to before anything else
-        return Endpoints(admission, self._store, self.metrics, settings.admin_key, is_draining, shared=self._shared)
+        names = frozenset(one.host.lower().encode() for one in settings.listen if isinstance(one, Address))
+        return Endpoints(
+            admission, self._store, self.metrics, settings.admin_key, is_draining, shared=self._shared, names=names
+        )
 
     def reload_certificates(self) -> None:
         """Read the PEM files now, as is done by itself within seconds of a change."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from gateway.budgets.budget import spelled
 from gateway.counts import histogram_ms, told
 from gateway.errors import TokenRevoked
 from gateway.limits import Kind
+from gateway.metrics import MAX_TOKENS
 from gateway.tokens import Claims
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ FLUSH_S: Final = 0.75
 """With the clock's tick on top, counts are under way to the book a second after they were made, at the latest."""
 MAX_SUBJECTS: Final = 256
 _OF_CLAIMS: Final = ("limits", "targets", "above", "budgets", "above_budgets")
+QUIET_S: Final = 60.0
+"""Between two warnings of the same."""
+
+_log = logging.getLogger("gateway")
 
 Told = dict[str, Any]
 """Members of a JSON object."""
@@ -44,11 +50,11 @@ class Stream:
 
     Args:
         make: Makes what there is to tell now. Raises GatewayError where there is nothing.
-        is_admins: Whether it is for an admin, not for a token's holder.
+        token_id: Whose holder it is for; None: an admin.
     """
 
     make: Callable[[], Awaitable[Told]]
-    is_admins: bool
+    token_id: str | None
 
 
 class UsageView:
@@ -176,6 +182,8 @@ class UsageFlush:
         self._metrics = metrics
         self._shared = shared
         self._now_s = now_s
+        self._dropped = 0
+        self._quiet_until_s = 0.0
         self.deadline_s = 0.0
 
     def on_deadline(self) -> None:
@@ -183,6 +191,15 @@ class UsageFlush:
         self.deadline_s = self._now_s() + FLUSH_S
         self._book.add(self._metrics.take())
         self._shared.write()
+        dropped = self._book.dropped + self._metrics.dropped
+        if dropped > self._dropped and self._now_s() >= self._quiet_until_s:
+            _log.warning(
+                "the counts of %d tokens were lost: more than %d had some that are not in Redis yet; what /usage and "
+                "/admin/usage say of these tokens is too little, their limits are kept, targets and totals are right",
+                dropped - self._dropped,
+                MAX_TOKENS,
+            )
+            self._dropped, self._quiet_until_s = dropped, self._now_s() + QUIET_S
 
     async def close(self) -> None:
         """Enter the rest, and return when it is where it belongs."""

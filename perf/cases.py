@@ -69,6 +69,7 @@ CASES: Final = (
     Case("limit-1", "decide one limit, embedded store", parts.limit_1, ROUND),
     Case("limit-3", "decide three limits, embedded store", parts.limit_3, ROUND),
     Case("log-line", "make a line of the access log, both ids in the head", parts.log_line, ROUND),
+    Case("log-line-plain", "the same, neither of them", parts.log_line_plain, ROUND),
     Case("counts-gathered", "gather the counts of a request, once a second", parts.counts_gathered, ROUND),
     Case(
         "meter-json",

@@ -58,6 +58,7 @@ _ANSWER_BODY: Final = (
 _FIRST_NUMBER: Final = 1_000_000
 # An odd number near 2^128 divided by the golden ratio: its multiples look like random ids, and none comes twice.
 _SPREAD: Final = 0x9E3779B97F4A7C15F39CC0605CEDC835
+_IDS: Final = re.compile(rb"(?i)\r\n(?:x-request-id|traceparent): [^\r]*")
 _LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length: ([0-9]+)\r\n")
 
 
@@ -83,6 +84,11 @@ def request(number: int, token: bytes) -> bytes:
 def request_head(number: int, token: bytes) -> bytes:
     """Return a request's head as parsers take it: without the empty line."""
     return request(number, token).partition(HEAD_END)[0]
+
+
+def without_ids(head: bytes) -> bytes:
+    """Return a request's head, or all of the request, without what names it and its trace: few clients send these."""
+    return _IDS.sub(b"", head)
 
 
 def sent_upstream(number: int) -> Message:

@@ -37,9 +37,11 @@ class RequestHead:
         minor: 0 or 1, of HTTP/1.x.
         lines: Field lines to pass on, in their order and case; an element may hold several, joined. Neither
             connection-specific ones nor credentials nor `Host` are among them; a `Content-Length` is, and
-            `TE: trailers` or `Upgrade` with its connection option. `lines[0]` is a free place for the request line.
+            `TE: trailers` or `Upgrade` with its connection option. `lines[0]` is a free place for the request line;
+            who puts it there adds one element of its own at the end.
         length: Bytes of body (0 to 10^18 - 1), or `CHUNKED`.
         keep_alive: Whether the client would use the connection again (RFC 9112 §9.3).
+        host: The value of `Host`; b"" where there is none, which only HTTP/1.0 allows.
         bearer: The text of `Authorization: Bearer`, or `Basic`'s user name, or of the API-key fields; `TWO_TOKENS`
             where they differ. Where `target` is no path and `Proxy-Authorization` has a token, that alone.
         expects_continue: Whether the client waits for 100 before it sends the body (RFC 9110 §10.1.1).
@@ -49,15 +51,18 @@ class RequestHead:
 
     # fmt: off
     __slots__ = (
-        "method", "target", "minor", "lines", "length", "keep_alive", "bearer", "expects_continue", "upgrade",
+        "method", "target", "minor", "lines", "length", "keep_alive", "host", "bearer", "expects_continue", "upgrade",
         "opening",
     )
     # fmt: on
 
-    def __init__(self, method: bytes, target: bytes, minor: int, bearer: bytes | None = None) -> None:
+    def __init__(
+        self, method: bytes, target: bytes, minor: int, bearer: bytes | None = None, host: bytes = b""
+    ) -> None:
         self.method = method
         self.target = target
         self.minor = minor
+        self.host = host
         self.lines: list[bytes] = []
         self.length = NO_BODY
         self.keep_alive = minor == 1
@@ -65,6 +70,11 @@ class RequestHead:
         self.expects_continue = False
         self.upgrade = NO_PROTOCOLS
         self.opening: Opening[RequestHead] | None = None
+
+    @property
+    def own_lines(self) -> list[bytes]:
+        """Those of `lines` that the client sent, whether they were passed on already or not."""
+        return self.lines[1:-1] if self.lines[0] else self.lines[1:]
 
 
 class AnswerHead:

@@ -20,6 +20,9 @@ MAX_OPENING_BYTES: Final = 2048
 
 Head = TypeVar("Head", bound=RequestHead | AnswerHead)
 
+Place = tuple[int, bytes, "Callable[[bytes, int], re.Match[bytes] | None]"]
+"""Where a field line was, its name, and what takes the line there."""
+
 
 class Ending(NamedTuple):
     """What all heads that one template takes have in common, and what of them follows an opening.
@@ -51,18 +54,20 @@ class Opening(Generic[Head]):
         ending: What follows.
 
     Attributes:
-        ids_at: Where the fields that name the request and its trace were in the last head that was looked at, and how
-            they are spelled: heads that begin so have the same fields. Empty: nobody has looked; None: there are none.
+        ids_at: Where the fields that name the request and its trace were in the last head that was looked at, None for
+            one that is not there: heads that begin so have the same fields. Empty: nobody has looked; None: neither is.
+        place: What the access log says of heads that begin so, and of which target's; None: nothing yet.
     """
 
-    __slots__ = ("_begins", "_make", "_size", "ending", "ids_at")
+    __slots__ = ("_begins", "_make", "_size", "ending", "ids_at", "place")
 
     def __init__(self, begins: bytes, make: Callable[[], Head], ending: Ending) -> None:
         self._begins = begins
         self._size = len(begins)
         self._make = make
         self.ending = ending
-        self.ids_at: tuple[int, bytes, int, bytes] | tuple[()] | None = ()
+        self.ids_at: tuple[Place | None, Place | None] | tuple[()] | None = ()
+        self.place: tuple[bytes, str | None] = (b"", None)
 
     def read(self, data: bytes) -> tuple[Head, int] | None:
         """Read the head that `data` begins with.

@@ -89,9 +89,10 @@ class RequestParser:
             head = RequestHead(*start)
             match = self._templates.read(head, block, end, start[2])
             if match is not None:
-                token = self._templates.ready[0].token
-                head.bearer = match[token] if token else None
-                head.opening = self._templates.opening(block, match, RequestHead, *start, head.bearer)
+                template = self._templates.ready[0]
+                head.bearer = match[template.token] if template.token else None
+                head.host = template.host
+                head.opening = self._templates.opening(block, match, RequestHead, *start, head.bearer, head.host)
                 return head
             lines = block.split(CRLF)
             if len(lines) <= MAX_FIELDS + 1:
@@ -141,7 +142,9 @@ class RequestParser:
                 credentials.append(value)
             else:
                 rare.append((kind, value))
-        if host is None and head.minor:
+        if host is not None:
+            head.host = host
+        elif head.minor:
             raise BadRequest("There is no Host field.")
         if options is not None:
             _apply_options(head, options)

@@ -12,7 +12,18 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
-from gateway.http1.fields import API_KEY, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, DATE, EXPECT, PLAIN, TE, TRAILER
+from gateway.http1.fields import (
+    API_KEY,
+    AUTHORIZATION,
+    CONNECTION,
+    CONTENT_LENGTH,
+    DATE,
+    EXPECT,
+    HOST,
+    PLAIN,
+    TE,
+    TRAILER,
+)
 from gateway.http1.message import CRLF, HEAD_END, MAX_LINE_BYTES, AnswerHead, RequestHead
 from gateway.http1.opening import MAX_OPENING_BYTES, MAX_OPENINGS, Ending, Opening
 
@@ -83,12 +94,13 @@ class Template(Generic[Head]):
         length: The group of a match that is the value of `Content-Length`, or 0 if the shape has none.
         token: The group of a match that is the client's token, or 0.
         dated: Whether such heads have a `Date`, which is looked for in answers only.
+        host: Their `Host`, which is the same in all.
     """
 
     # fmt: off
     __slots__ = (
-        "minor", "keep_alive", "fixed_length", "changing", "match", "length", "token", "dated", "_form",
-        "_passed_on", "_cut", "ending",
+        "minor", "keep_alive", "fixed_length", "changing", "match", "length", "token", "dated", "host",
+        "_form", "_passed_on", "_cut", "ending",
     )
     # fmt: on
 
@@ -108,6 +120,7 @@ class Template(Generic[Head]):
         self.length = _group(pieces, (CONTENT_LENGTH,))
         self.token = _group(pieces, _CREDENTIALS)
         self.dated = DATE in kinds
+        self.host = lines[kinds.index(HOST)].partition(b":")[2].strip() if HOST in kinds else b""
 
         # A token stays the same on its connection: an opening ends at the first value that does not.
         self._cut = _group(pieces, _PASSED_ON)

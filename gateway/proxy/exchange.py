@@ -48,7 +48,7 @@ class Exchange:
         "subject", "verdict", "sent", "_leased", "_connecting", "_upstream",  # what it holds
         "request_done", "_request", "_content", "upload",  # on the way up
         "answer_started", "_answered_early", "answer", "answer_bytes", "status", "timing",  # on the way down
-        "lap_began_s", "own_s", "tally", "own_lines", "opening",  # time spent, what counts it, what the log has to know
+        "lap_began_s", "own_s", "tally",  # time spent, and what counts it
     )
     # fmt: on
 
@@ -93,8 +93,6 @@ class Exchange:
         """Find out whose request this is, and ask for a place for it."""
         context, head = self.context, self.head
         self.client.deadline_s = NEVER  # the store and the pool have their own
-        if context.log is not None:
-            self.own_lines, self.opening = len(head.lines), self.client.opening
         try:
             if head.method in REFUSED_METHODS:
                 raise MethodNotAllowed(RELAYED_METHODS)

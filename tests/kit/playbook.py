@@ -178,9 +178,11 @@ class Lines:
         self._lines: list[str] = []
         self.takes = True
 
-    def put(self, lines: Sequence[str]) -> bool:
+    def put(self, lines: bytes, count: int) -> bool:
         if self.takes:
-            self._lines += lines
+            found = lines.decode("ascii").splitlines(keepends=True)
+            assert len(found) == count
+            self._lines += found
         return self.takes
 
     def close(self) -> None:
@@ -299,7 +301,7 @@ class Playbook:
 
     def request(self, method: bytes, target: bytes, *lines: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
         """Spell a request of the issued token's; with a `Content-Length` if there is a body."""
-        fields = [b"Host: gateway.test", b"Authorization: Bearer " + self.token, *lines]
+        fields = [b"Host: localhost", b"Authorization: Bearer " + self.token, *lines]
         if body and not any(line.lower().startswith(b"transfer-encoding") for line in lines):
             fields.append(b"Content-Length: %d" % len(body))
         return b"\r\n".join((method + b" " + target + b" HTTP/" + version, *fields, b"", body))

@@ -22,7 +22,7 @@ LABELS = {"target", "result", "reason", "status", "le", "unit", "mark"}
 
 
 def scrape(client: Client, *lines: bytes) -> Samples:
-    client.sends(b"\r\n".join((b"GET /metrics HTTP/1.1", b"Host: h", *lines, b"", b"")))
+    client.sends(b"\r\n".join((b"GET /metrics HTTP/1.1", b"Host: localhost", *lines, b"", b"")))
     answer = client.answer()
     assert answer.status == 200
     content_type = answer.value(b"content-type")
@@ -163,15 +163,15 @@ def test_from_elsewhere_it_takes_the_admin_key(make_play: Callable[..., Playbook
 
 def test_without_a_key_it_is_for_this_machine_alone(play: Playbook) -> None:
     client = play.connect(ELSEWHERE)
-    client.sends(b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
+    client.sends(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
     client.problem(403, "not_allowed")
 
 
 def test_a_web_page_on_this_machine_is_nobody(play: Playbook) -> None:
-    play.client.sends(b"GET /metrics HTTP/1.1\r\nHost: h\r\nOrigin: http://evil.test\r\n\r\n")
+    play.client.sends(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.test\r\n\r\n")
     play.client.problem(403, "not_allowed")
 
 
 def test_it_is_only_read(play: Playbook) -> None:
-    play.client.sends(b"POST /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
+    play.client.sends(b"POST /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert play.client.problem(405, "method_not_allowed").value(b"allow") == b"GET, HEAD"
