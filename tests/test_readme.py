@@ -568,8 +568,8 @@ def test_the_ledger(tmp_path: Path) -> None:
 
 
 def test_what_a_request_did_cost(api: Api, tmp_path: Path) -> None:
-    costing = {"TARGET_COST": "0.005 USD", "BUDGET": "1 USD/hour"}
-    with serving(runnable(block(SERVE), api=api.url), tmp_path, **costing) as ((url,), _):
+    serve = runnable(block(SERVE), api=api.url)
+    with serving(serve, tmp_path, TARGET_COST="0.005 USD", BUDGET="1 USD/hour") as ((url,), _):
         token = register(url)["token"]
         _, fields, _ = request(url, "GET", "/api/models", token)
         here = {"TOKEN": token, "REQUEST": dict(fields)["X-Gateway-Request"]}

@@ -39,7 +39,7 @@ def play(make: Callable[..., Playbook]) -> Playbook:
 def asks(play: Playbook, target: bytes, token: bytes | None = None) -> Message:
     client = play.connect()
     bearer = b"" if token == b"" else b"Authorization: Bearer " + (token or play.token) + b"\r\n"
-    client.sends(b"GET " + target + b" HTTP/1.1\r\nHost: h\r\n" + bearer + b"\r\n")
+    client.sends(b"GET " + target + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n" + bearer + b"\r\n")
     return client.answer()
 
 
