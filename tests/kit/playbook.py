@@ -39,8 +39,6 @@ from tests.kit.transport import FakeTransport
 from tests.kit.wire import Incomplete, Message, read_body, read_head
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from gateway.metering.costs import CostTable
     from gateway.proxy.upstream import UpstreamConnection
 
