@@ -84,6 +84,7 @@ CASES: Final = (
     Case("exchange-memory-4", "the same with four limits", _exchanges("memory_4"), EXCHANGES),
     Case("exchange-redis", "a whole exchange, Redis store, 1 in flight", _exchanges("redis"), EXCHANGES),
     Case("exchange-redis-32", "the same, 32 in flight", _exchanges("redis_32"), EXCHANGES),
+    Case("exchange-redis-32-wrk", "the same with fields in wrk's order", _exchanges("redis_32_wrk"), EXCHANGES),
     Case("exchange-redis-32-log", "the same with ACCESS_LOG=json", _exchanges("redis_32_logged"), EXCHANGES),
     Case("exchange-refused", "a request refused with 429, embedded store", _exchanges("refused"), EXCHANGES),
 )

@@ -77,6 +77,10 @@ HEALTHCHECK = "./tools/run healthcheck"
 VERIFY = "./tools/run verify"
 PROOF = "$ python -m perf.proof"
 SOAK = "$ python tools/soak.py"
+SERVE_A_DOLLAR = 'TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… TARGET_COST=llm BUDGET="1 USD/day"'
+AGENT = "$ OPENAI_BASE_URL=http://127.0.0.1:3000/api OPENAI_API_KEY=$TOKEN python tools/examples/agent_in_a_loop.py"
+RECONCILE_AGENT = "$ ./tools/run reconcile agent.csv"
+SIMULATE_AGENT = "$ ./tools/run simulate --since 24h"
 LEDGER = "$ ./tools/run ledger --since"
 RELEASE = "./tools/run ledger release $REQUEST"
 COST_OF = "curl http://127.0.0.1:3000/usage/requests/"
@@ -103,6 +107,10 @@ RUN = (
     PROOF,
     SOAK,
     RUN_COMMAND,
+    SERVE_A_DOLLAR,
+    AGENT,
+    RECONCILE_AGENT,
+    SIMULATE_AGENT,
     LEDGER,
     RELEASE,
     COST_OF,
@@ -595,6 +603,62 @@ def test_a_simulation(tmp_path: Path) -> None:
     with serving_ledger(morning()) as url:
         printed, shown = transcript(SIMULATE, 0, tmp_path, url)
     assert printed == shown
+
+
+def test_an_agent_in_a_loop(tmp_path: Path) -> None:
+    def alike(text: str) -> str:
+        """Leave out what another day, another token or other prices would change."""
+        text = re.sub(r"\d{4}-\d\d-\d\dT[\d:]+Z", "TIME", text)
+        return re.sub(r" +", " ", re.sub(r"\d[\d.]*", "N", re.sub(r"^[\w-]{22} ", "TOKEN ", text, flags=re.MULTILINE)))
+
+    def shell(start: str) -> tuple[str, str]:
+        command, _, shown = block(start).partition("\n")
+        command = runnable(command.removeprefix("$ "), gateway=url).replace(
+            "tools/examples", str(ROOT / "tools/examples")
+        )
+        environ = environment(GATEWAY_LISTEN=urlsplit(url).netloc, TOKEN=token, PYTHONWARNINGS="ignore")
+        done = subprocess.run(
+            ["sh", "-eu", "-c", command],
+            cwd=tmp_path,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=6 * TIMEOUT_S,  # the agent has some seventy turns
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout, shown
+
+    with (
+        running_provider() as provider,
+        serving(runnable(block(SERVE_A_DOLLAR), api=provider), tmp_path) as ((url,), _),
+    ):
+        token = register(url)["token"]
+        stopped, shown = shell(AGENT)
+        assert alike(stopped) == alike(shown)
+        status, _, invoice = request(provider, "GET", "/invoice.csv")
+        assert status == 200
+        (tmp_path / "agent.csv").write_bytes(invoice)
+        printed, shown = shell(RECONCILE_AGENT)
+        assert alike(printed) == alike(shown)
+        turns = len(invoice.splitlines()) - 1
+        assert printed.startswith(f"{turns} requests agree, 0 do not\n")
+        assert stopped.startswith(f"Stopped after {turns} turns: ")
+        printed, shown = shell(SIMULATE_AGENT)
+        assert alike(printed) == alike(shown)
+
+
+@contextlib.contextmanager
+def running_provider() -> Iterator[str]:
+    """Run the mock that bills; yield its address."""
+    command = [sys.executable, "-m", "tests.kit.provider"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().split()[-1]
+        finally:
+            process.terminate()
 
 
 def test_the_library(tmp_path: Path) -> None:

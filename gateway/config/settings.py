@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 from gateway.budgets.family import GatewayBudgets, is_long
 from gateway.budgets.grammar import parse_budgets
 from gateway.config import budgets, values
-from gateway.config.costs import cost_of, parse_cost, read_prices, units_of
 from gateway.config.itself import leads_to
 from gateway.config.reading import Reader
 from gateway.config.table import SETTINGS
@@ -25,12 +23,13 @@ from gateway.stamps import stamp
 from gateway.stores.address import parse_redis_url
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gateway.budgets.budget import Budget
     from gateway.config.reading import Spelling
     from gateway.config.values import UnixAddress
     from gateway.limits import Policy
     from gateway.metering.costs import CostTable
-    from gateway.metering.rates import Rates
     from gateway.stamps import Stamp
     from gateway.stores.address import StoreAddress
 
@@ -119,7 +118,7 @@ class Settings:
     def idle_budgets(self) -> tuple[Budget, ...]:
         """Those budgets of the gateway's that hold nothing: no target's requests have a cost in their unit."""
         tables = filter(None, (self.target_cost, *(target.cost for target in self.targets)))
-        units = {unit for table in tables for unit in units_of(table)}
+        units = {unit for table in tables for unit in table.units}
         return tuple(one for one in (*self.budgets.each, *self.budgets.together) if one.unit not in units)
 
     @property
@@ -220,13 +219,13 @@ def _compile(read: Reader) -> Settings:
     listen = read("gateway_listen", values.addresses)
     redis = read.optional("redis_url", _redis)
     state_file = _state_file(read, has_redis=redis is not None)
-    prices = read_prices(read.given("prices"), read.where("prices"))
+    prices = budgets.read_prices(read.given("prices"), read.where("prices"))
     return Settings(
         target=_target(read, listen),
         targets=TargetReader(read.where("targets"), lambda target: _check_other(target, listen), _ca_file, prices).read(
             read.given("targets")
         ),
-        target_cost=_target_cost(read, prices),
+        target_cost=budgets.target_cost(read, prices),
         limits=read("rate_limit", parse_limits),
         global_limits=read.optional("global_rate_limit", lambda text: parse_limits(text, shared=True)) or (),
         concurrency_limit=read.optional("concurrency_limit", parse_concurrency),
@@ -301,13 +300,6 @@ def _target(read: Reader, listen: tuple[Address | UnixAddress, ...]) -> Target:
     if client is not None and not target.tls:
         raise read.error("target_client_cert", "is of no use where TARGET_API_URL is http://")
     return replace(keyed or target, ca_file=read.optional("target_ca_file", _ca_file), client=client)
-
-
-def _target_cost(read: Reader, prices: Mapping[str, Rates] | None) -> CostTable | None:
-    given = read.given("target_cost")
-    if not isinstance(given, Mapping):
-        read.optional("target_cost", parse_cost)  # what is wrong with it is told as of any other setting
-    return cost_of("target_cost", read.where("target_cost"), given, prices)
 
 
 def _key_pair(read: Reader, name: str) -> KeyPair | None:

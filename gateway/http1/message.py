@@ -63,7 +63,7 @@ class RequestHead:
         self.target = target
         self.minor = minor
         self.host = host
-        self.lines: list[bytes] = []
+        self.lines = [b""]
         self.length = NO_BODY
         self.keep_alive = minor == 1
         self.bearer = bearer
@@ -82,8 +82,8 @@ class AnswerHead:
 
     Attributes:
         status: 100 to 599.
-        start_line: The status line as it goes to the client, always HTTP/1.1.
-        lines: Field lines to pass on; as in `RequestHead`.
+        lines: Field lines to pass on; as in `RequestHead`, but that `lines[0]` is the status line as it goes to the
+            client, always HTTP/1.1.
         length: Bytes of body as the fields say, `CHUNKED`, or `UNTIL_CLOSE`; `framing.answer_length` says what the
             request's method and the status make of it.
         keep_alive: Whether the upstream would use the connection again.
@@ -92,13 +92,12 @@ class AnswerHead:
         opening: As in `RequestHead`.
     """
 
-    __slots__ = ("dated", "keep_alive", "length", "lines", "opening", "start_line", "status", "upgrade")
+    __slots__ = ("dated", "keep_alive", "length", "lines", "opening", "status", "upgrade")
 
     def __init__(self, status: int, start_line: bytes, minor: int, dated: bool = False) -> None:  # noqa: FBT001, FBT002
         self.status = status
         self.dated = dated
-        self.start_line = start_line
-        self.lines: list[bytes] = []
+        self.lines = [start_line]
         self.length = UNTIL_CLOSE
         self.keep_alive = minor == 1
         self.upgrade = NO_PROTOCOLS

@@ -114,7 +114,14 @@ def answer(
     return head + HEAD_END if head_only else head + HEAD_END + content
 
 
-def answer_head(head: AnswerHead, minor: int, limits: bytes, timing: bytes, *, keep_alive: bool) -> bytes:
+def answer_head(  # noqa: PLR0917 - by their places, which takes less time
+    head: AnswerHead,
+    minor: int,
+    limits: bytes,
+    timing: bytes,
+    keep_alive: bool,  # noqa: FBT001
+    content: bytes = b"",
+) -> bytes:
     """Write an upstream's answer head as it goes to the client: what it keeps, then what the gateway adds.
 
     Args:
@@ -123,23 +130,22 @@ def answer_head(head: AnswerHead, minor: int, limits: bytes, timing: bytes, *, k
         limits: Field lines that say how the request's limits stand.
         timing: The `Server-Timing` line, which goes behind the upstream's own.
         keep_alive: Whether the client connection goes on.
+        content: What goes behind the head in the same piece.
     """
     lines = _without_length(head.lines) if head.status == 204 else head.lines
-    lines[0] = head.start_line
     if head.length == CHUNKED and minor == 1 and head.status != 204:
         lines.append(b"Transfer-Encoding: chunked")
     if not keep_alive:
         lines.append(b"Connection: close")
     elif minor == 0:
         lines.append(b"Connection: keep-alive")
-    lines += (limits, timing, CRLF)
+    lines += (limits, timing, b"", content)
     return CRLF.join(lines)
 
 
 def interim_head(head: AnswerHead) -> bytes:
     """Write an interim (1xx) answer of the upstream's as it goes to the client."""
     lines = _without_length(head.lines)
-    lines[0] = head.start_line
     return CRLF.join(lines) + HEAD_END
 
 
@@ -152,7 +158,6 @@ def switch_head(head: AnswerHead, limits: bytes, timing: bytes) -> bytes:
         timing: The `Server-Timing` line.
     """
     lines = _without_length(head.lines)
-    lines[0] = head.start_line
     lines += (limits, timing, CRLF)
     return CRLF.join(lines)
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.errors import PriceUnknown
 from gateway.metering.catalogue import Catalogue
-from gateway.metering.fields import Fields
+from gateway.metering.fields import CONTENT_ENCODING, Fields
 from gateway.metering.fixed import FixedQuote
-from gateway.metering.llm import LlmQuote, Terms, may_think_unseen, usual_is_none
+from gateway.metering.llm import LlmQuote, Terms, may_think_unseen
 from gateway.metering.measured import MeasuredQuote
 from gateway.metering.rates import PICO_IN_NANO, Rates, Tariff
 from gateway.metering.readers import name_of
@@ -98,12 +98,12 @@ class LlmPricing:
         def find(model: str, tier: str, speed: str) -> Tariff | None:
             return self._find(model, tier, speed, now_s)
 
-        if body is None or Fields(lines).get(b"content-encoding").lower() not in {b"", b"identity"}:
+        if body is None or Fields(lines).get(CONTENT_ENCODING).lower() not in {b"", b"identity"}:
             return self._unread(shape, named, body, find)
         wanted = read(shape, body)
         if wanted is None:
             return unknown(table, body, "a request whose JSON cannot be read", "send it as a JSON object in UTF-8")
-        model, tier, speed = named or wanted.model, usual_is_none(wanted.tier), usual_is_none(wanted.speed)
+        model, tier, speed = named or wanted.model, wanted.tier, wanted.speed
         tariff, notice = find(model, tier, speed), ""
         if tariff is None:
             tariff, notice = self._unknown(model)

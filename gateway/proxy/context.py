@@ -94,7 +94,7 @@ class Destination:
     route: TargetRoute
     pool: UpstreamPool
     keys: KeyRing | None = None
-    metered: Callable[[Destination, ClientConnection, RequestHead], Exchange] | None = None
+    metered: Callable[[Destination, ClientConnection], Exchange] | None = None
     usage: TargetUsage = field(init=False)
     log: AccessLog | None = field(init=False)
     writes_late: bool = field(init=False)

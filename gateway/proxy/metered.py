@@ -26,7 +26,7 @@ from gateway.proxy.overspent import Extension
 from gateway.stores.ledger import SpendVerdict
 
 if TYPE_CHECKING:
-    from gateway.http1.message import AnswerHead, RequestHead
+    from gateway.http1.message import AnswerHead
     from gateway.metering import Cost, Meter, Pricing, Quote
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import Destination
@@ -54,8 +54,8 @@ class MeteredExchange(Exchange):
     )
     # fmt: on
 
-    def __init__(self, pricing: Pricing, context: Destination, client: ClientConnection, head: RequestHead) -> None:
-        super().__init__(context, client, head)
+    def __init__(self, pricing: Pricing, context: Destination, client: ClientConnection) -> None:
+        super().__init__(context, client)
         self._pricing = pricing
         self._collecting = self._settled = self._gone = False
         self._quote: Quote | None = None
