@@ -37,8 +37,7 @@ class RequestHead:
         minor: 0 or 1, of HTTP/1.x.
         lines: Field lines to pass on, in their order and case; an element may hold several, joined. Neither
             connection-specific ones nor credentials nor `Host` are among them; a `Content-Length` is, and
-            `TE: trailers` or `Upgrade` with its connection option. `lines[0]` is a free place for the request line;
-            who puts it there adds one element of its own at the end.
+            `TE: trailers` or `Upgrade` with its connection option. `lines[0]` is a free place for the request line.
         length: Bytes of body (0 to 10^18 - 1), or `CHUNKED`.
         keep_alive: Whether the client would use the connection again (RFC 9112 §9.3).
         host: The value of `Host`; b"" where there is none, which only HTTP/1.0 allows.
@@ -73,8 +72,8 @@ class RequestHead:
 
     @property
     def own_lines(self) -> list[bytes]:
-        """Those of `lines` that the client sent, whether they were passed on already or not."""
-        return self.lines[1:-1] if self.lines[0] else self.lines[1:]
+        """Those of `lines` that the client sent."""
+        return self.lines[1:]
 
 
 class AnswerHead:
