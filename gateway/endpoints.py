@@ -60,6 +60,7 @@ class Endpoints:
         is_draining: Whether the gateway is stopping.
         shared: Has the counts of all workers; None: there are no others.
         names: By what names it listens, in lower case.
+        pace_of: Tells of how fast a token spends; None: nobody looks at that.
     """
 
     def __init__(
@@ -72,10 +73,11 @@ class Endpoints:
         *,
         shared: SharedCounts | None = None,
         names: frozenset[bytes] = frozenset(),
+        pace_of: Callable[[str], Told | None] = lambda _: None,
     ) -> None:
         self._admission = admission
         self._store = store
-        self._view = UsageView(admission, store.usage, metrics)
+        self._view = UsageView(admission, store.usage, metrics, pace_of)
         self._shared = shared or SharedCounts(metrics)
         self._admin_key = admin_key
         self._names = names

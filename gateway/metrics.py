@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 MAX_TOKENS: Final = 8192
 """Tokens that are counted apart: about 1 kB each. The one that came first makes room."""
 
+MAX_LOOPS: Final = 5
+"""Of one token, so many requests that repeat are remembered: half a kB each. The one refused longest ago makes room."""
+
 CLIENT_GONE: Final = 499
 """The status of a request whose client left before there was an answer, for counts and the log; nginx has it so."""
 
@@ -35,6 +38,25 @@ LINES_DROPPED: Final = "log_lines_dropped"
 _COUNTED: Final = ("upstream_errors", "failed", "retries", "bytes_in", "bytes_out")
 
 
+class Loop:
+    """A request that is refused because it repeats, since it began to be.
+
+    Attributes:
+        target: The target's name.
+        request: Method and path, for people.
+        body: The begin of its content, for people; "" if it has none.
+        refused: How often it was.
+        last_s: When it was last, in seconds since the epoch.
+    """
+
+    __slots__ = ("body", "last_s", "refused", "request", "target")
+
+    def __init__(self) -> None:
+        self.target = self.request = self.body = ""
+        self.refused = 0
+        self.last_s = 0.0
+
+
 class Denials:
     """What one token was refused, and what only a shadow let pass, since this process began to count for it.
 
@@ -42,14 +64,16 @@ class Denials:
         reasons: How many requests, by the limit's or the budget's name, or the error's code.
         shadowed: How many requests passed that a shadow would have refused, by the limit's name.
         retries: How many of the refused requests an SDK sent again by itself.
+        loops: What repeated, by what tells requests apart; the one refused last is the last.
     """
 
-    __slots__ = ("reasons", "retries", "shadowed")
+    __slots__ = ("loops", "reasons", "retries", "shadowed")
 
     def __init__(self) -> None:
         self.reasons: Counter[str] = Counter()
         self.shadowed: Counter[str] = Counter()
         self.retries = 0
+        self.loops: dict[str, Loop] = {}
 
 
 class Tally:
@@ -341,6 +365,26 @@ class Metrics:
         else:
             denials.reasons[error.budget if isinstance(error, BudgetExceeded) else error.code] += 1
         denials.retries += is_retry
+
+    def on_repeated(self, token_id: str, mark: str, now_s: float, *, quiet_s: float) -> Loop:
+        """Count a request that is refused because it repeats; return it with the others like it.
+
+        Args:
+            token_id: Whose it is.
+            mark: What tells it from others.
+            now_s: Seconds since the epoch.
+            quiet_s: When none was refused for as long, another loop begins.
+        """
+        loops = self._counted(token_id).loops
+        loop = loops.pop(mark, None)
+        if loop is None or loop.last_s + quiet_s < now_s:
+            loop = Loop()
+        loops[mark] = loop
+        if len(loops) > MAX_LOOPS:
+            del loops[next(iter(loops))]
+        loop.refused += 1
+        loop.last_s = now_s
+        return loop
 
     def on_shadowed(self, token_id: str, limits: Sequence[str]) -> None:
         """Count a request that passed, and that these limits, if any, would have refused were they not shadows."""

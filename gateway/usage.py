@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gateway.budgets.book import BudgetStanding
     from gateway.budgets.budget import Budget
     from gateway.limits import Policy
-    from gateway.metrics import Delta, Metrics
+    from gateway.metrics import Delta, Loop, Metrics
     from gateway.shared_counts import SharedCounts
     from gateway.stores import Standing
     from gateway.stores.usage import UsageBook, Used
@@ -64,9 +64,17 @@ class UsageView:
         admission: Knows how limits and budgets stand.
         book: Has what all instances counted.
         metrics: What this one counted, and has not entered yet.
+        pace_of: Tells of how fast a token spends; None: nobody looks at that.
     """
 
-    def __init__(self, admission: Admission, book: UsageBook, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        book: UsageBook,
+        metrics: Metrics,
+        pace_of: Callable[[str], Told | None] = lambda _: None,
+    ) -> None:
+        self._pace_of = pace_of
         self._admission = admission
         self._book = book
         self._metrics = metrics
@@ -99,6 +107,8 @@ class UsageView:
                 "by_reason": dict(denials.reasons),
             },
             "shadowed": dict(denials.shadowed),
+            "loops": [_loop(loop) for loop in denials.loops.values()],
+            "spend_guard": self._pace_of(subject.id),
         }
 
     async def all(self) -> Told:
@@ -229,6 +239,16 @@ def _limit(policy: Policy, standing: Standing) -> Told:
         "used": standing.used,
         "remaining": standing.remaining,
         "reset": None if is_lease else round(standing.reset_us / 1e6, 3),
+    }
+
+
+def _loop(loop: Loop) -> Told:
+    return {
+        "target": loop.target,
+        "request": loop.request,
+        "body": loop.body,
+        "refused": loop.refused,
+        "last_at": rfc3339(int(loop.last_s)),
     }
 
 

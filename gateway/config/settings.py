@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gateway.budgets.family import GatewayBudgets, is_long
 from gateway.budgets.grammar import parse_budgets
-from gateway.config import budgets, values
+from gateway.config import budgets, guards, values
 from gateway.config.itself import leads_to
 from gateway.config.reading import Reader
 from gateway.config.table import SETTINGS
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.budgets.budget import Budget
+    from gateway.budgets.pace import SpendGuard
     from gateway.config.reading import Spelling
     from gateway.config.values import UnixAddress
     from gateway.limits import Policy
@@ -51,6 +52,8 @@ class Settings:
         budget_clamp: Requests ask for no more output tokens than there is money for.
         budget_cut: A stream that costs more than was reserved, and can reserve no more, is ended.
         disconnect_drain_s: How long an answer is still read whose client has left, for what it did cost; 0: not at all.
+        loop_guard: How often the same request may be sent, as the bucket that each is counted in; None: any.
+        spend_guard: How many times its usual pace a token may spend; None: any.
         state_file: Where the embedded store keeps budgets; None: in memory.
         redis: Where the shared store is; None for the embedded one.
         on_store_loss: Who decides when the shared store cannot: `deny`, `local` or `allow`.
@@ -86,6 +89,8 @@ class Settings:
     budget_clamp: bool
     budget_cut: bool
     disconnect_drain_s: float
+    loop_guard: Policy | None
+    spend_guard: SpendGuard | None
     state_file: str | None
     redis: StoreAddress | None = field(repr=False)
     on_store_loss: str
@@ -115,10 +120,15 @@ class Settings:
         return (*((own,) if own else ()), *self.global_limits, *((shared,) if shared else ()))
 
     @property
+    def cost_units(self) -> frozenset[str]:
+        """What the requests to any target have a cost in."""
+        tables = filter(None, (self.target_cost, *(target.cost for target in self.targets)))
+        return frozenset(unit for table in tables for unit in table.units)
+
+    @property
     def idle_budgets(self) -> tuple[Budget, ...]:
         """Those budgets of the gateway's that hold nothing: no target's requests have a cost in their unit."""
-        tables = filter(None, (self.target_cost, *(target.cost for target in self.targets)))
-        units = {unit for table in tables for unit in table.units}
+        units = self.cost_units
         return tuple(one for one in (*self.budgets.each, *self.budgets.together) if one.unit not in units)
 
     @property
@@ -163,6 +173,8 @@ class Config:
     budget_clamp: str = "off"
     budget_cut: str = "off"
     on_disconnect: str = "cancel"
+    loop_guard: str | int = "off"
+    spend_guard: str = "off"
     state_file: str | None = None
     redis_url: str | None = field(default=None, repr=False)
     on_store_loss: str = "deny"
@@ -237,6 +249,8 @@ def _compile(read: Reader) -> Settings:
         budget_clamp=read("budget_clamp", values.one_of("on", "off")) == "on",
         budget_cut=read("budget_cut", values.one_of("on", "off")) == "on",
         disconnect_drain_s=read("on_disconnect", budgets.drain_s),
+        loop_guard=read("loop_guard", guards.loop_guard),
+        spend_guard=read("spend_guard", guards.spend_guard),
         state_file=state_file,
         redis=redis,
         on_store_loss=read("on_store_loss", values.one_of("deny", "local", "allow")),

@@ -11,6 +11,7 @@ from gateway.errors import (
     BudgetExceeded,
     ConcurrencyLimited,
     Draining,
+    GuardRefused,
     MethodNotAllowed,
     RateLimited,
     StoreUnavailable,
@@ -204,6 +205,8 @@ def error_fields(error: GatewayError, *, jitter: float = 0.0) -> list[tuple[str,
         fields += [(name, value) for name, _, value in (line.partition(": ") for line in lines.split("\r\n"))]
     elif isinstance(error, BudgetExceeded):
         fields += _budget_fields(error.retry_after_us, jitter)
+    elif isinstance(error, GuardRefused):
+        fields += _budget_fields(error.retry_after_us, jitter, ends_retries=error.ends_retries)
     elif isinstance(error, TokenError):
         fields.append(("WWW-Authenticate", _challenge(error)))
     elif isinstance(error, MethodNotAllowed):
@@ -213,8 +216,8 @@ def error_fields(error: GatewayError, *, jitter: float = 0.0) -> list[tuple[str,
     return fields
 
 
-def _budget_fields(wait_us: int | None, jitter: float) -> list[tuple[str, str]]:
-    """Say when to come back to a budget, and to SDKs that they need not, where that is not soon or never."""
+def _budget_fields(wait_us: int | None, jitter: float, *, ends_retries: bool = False) -> list[tuple[str, str]]:
+    """Say when to come back to a budget or a guard, and to SDKs that they need not, where that is not soon or never."""
     longest_us = STORM_AFTER_S * 1_000_000
     fields = []
     if wait_us is not None:
@@ -223,7 +226,7 @@ def _budget_fields(wait_us: int | None, jitter: float) -> list[tuple[str, str]]:
         if wait_us <= longest_us:
             told_us = min(told_us, longest_us)
         fields += [("Retry-After", str(_ceil(told_us, 1_000_000))), ("retry-after-ms", str(_ceil(told_us, 1000)))]
-    if wait_us is None or wait_us > longest_us:
+    if ends_retries or wait_us is None or wait_us > longest_us:
         fields.append(("x-should-retry", "false"))
     return fields
 
