@@ -7,6 +7,7 @@ behind it, and small money never is.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -34,32 +35,32 @@ class Level(IntEnum):
     STOP = 3
 
 
-class SpendGuard(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SpendGuard:
     """`SPEND_GUARD`: `10x/5m`.
 
     Args:
         times: At so many times the usual pace it warns, at half as many more it slows, at twice as many it stops; 2 to
             1000.
         window_us: What the pace is measured in, in microseconds; 1 minute to 24 hours.
+
+    Attributes:
+        segment_us: A part of the window, in microseconds.
+        history_us: How long the history is, with the window.
+        span_us: A part of the history.
     """
 
     times: int
     window_us: int
+    segment_us: int = field(init=False)
+    history_us: int = field(init=False)
+    span_us: int = field(init=False)
 
-    @property
-    def segment_us(self) -> int:
-        """A part of the window, in microseconds."""
-        return self.window_us // SEGMENTS
-
-    @property
-    def history_us(self) -> int:
-        """How long the history is, with the window, in microseconds."""
-        return max(HISTORY_US, MIN_WINDOWS * self.window_us)
-
-    @property
-    def span_us(self) -> int:
-        """A part of the history, in microseconds."""
-        return self.history_us // SPANS
+    def __post_init__(self) -> None:
+        history_us = max(HISTORY_US, MIN_WINDOWS * self.window_us)
+        object.__setattr__(self, "segment_us", self.window_us // SEGMENTS)
+        object.__setattr__(self, "history_us", history_us)
+        object.__setattr__(self, "span_us", history_us // SPANS)
 
     def warns_at(self, usual: int) -> int:
         """Return how many atoms in a window are too many, of so many that are usual."""
@@ -140,12 +141,14 @@ class Pace:
             share: Of it, as much counts.
         """
         history, span = self._history, at_us // guard.span_us
-        if span not in history.parts:
+        window, segment = self._window, at_us // guard.segment_us
+        if segment not in window.parts:
+            window.advance(segment, SEGMENTS)
             history.advance(span, SPANS)
         if not history.parts or at_us < self._first_us:
             self._first_us = at_us
         history.add(span, int(atoms * share))
-        self._window.add(at_us // guard.segment_us, int(atoms * share))
+        window.add(segment, int(atoms * share))
 
     def read(self, guard: SpendGuard, now_us: int) -> Reading:
         """Say how the pace stands."""
