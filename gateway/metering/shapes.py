@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from gateway.metering.rates import Counts
+from gateway.scope import is_ambiguous, names_another
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,10 +54,11 @@ _PATH: Final = re.compile(
     rb"(?:(/chat/completions|/completions|/responses|/embeddings|/messages)|/models/([^/:]+)(:[A-Za-z]+))\Z"
 )
 _DEPLOYMENT: Final = re.compile(rb"/openai/deployments/([^/]+)/")
-_FREE: Final = (b"/messages/count_tokens", b"/responses/input_tokens", b"/moderations", b":countTokens")
+# Without an escape: what some server decodes may be another path.
+_FREE: Final = re.compile(rb"[\w./:@~-]*(?:/messages/count_tokens|/responses/input_tokens|/moderations|:countTokens)")
 _READING: Final = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS"))
-# What goes on behind an upgrade is not seen, and some servers take a method from a field.
-_ODD_FIELD: Final = re.compile(rb"(?i)\r\n(?:upgrade|x-http-method-override):")
+# What goes on behind an upgrade is not seen.
+_UPGRADE: Final = re.compile(rb"(?i)\r\nupgrade:")
 
 
 @lru_cache(maxsize=1024)
@@ -79,9 +81,11 @@ def shape_of(method: bytes, path: bytes) -> tuple[Shape, str] | None:
 
 def is_free(method: bytes, path: bytes, lines: Sequence[bytes]) -> bool:
     """Whether a language model's API takes no money for a request that is none of the shapes."""
+    if names_another(lines):
+        return False
     if method == b"POST":
-        return path.endswith(_FREE)
-    return method in _READING and not _ODD_FIELD.search(b"\r\n" + b"\r\n".join(lines))
+        return _FREE.fullmatch(path) is not None and not is_ambiguous(path)
+    return method in _READING and not _UPGRADE.search(b"\r\n" + b"\r\n".join(lines))
 
 
 def counts_of(shape: Shape, usage: Mapping[str, Any]) -> Counts | None:
