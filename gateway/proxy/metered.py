@@ -226,7 +226,7 @@ class MeteredExchange(Exchange):
 
     def on_more(self) -> None:
         """See `overspent.Held`."""
-        if self.client.writable and self.answer is not None:
+        if (self._gone or self.client.writable) and self.answer is not None:
             self.answer.resume()
         waiting.await_upstream(self)
 
@@ -254,12 +254,13 @@ class MeteredExchange(Exchange):
 
     def on_client_lost(self) -> None:
         """See `Exchange`; but its answer may be read on for a while, so that what it cost is known."""
-        drain_s = self.context.settings.disconnect_drain_s
-        if drain_s and self.sent and self.request_done and not self._over:
+        drain_s, shared = self.context.settings.disconnect_drain_s, self.context.shared
+        if drain_s and self.sent and self.request_done and not self._over and not shared.closed:
             account.left(self)
             self._gone = True
             self.deadline_s = self.context.clock.soon_s + drain_s
             self.context.clock.watched.add(self)
+            shared.spending.left.add(self)
             if self.answer is not None:
                 self.answer.resume()
             return
@@ -297,7 +298,9 @@ class MeteredExchange(Exchange):
 
     def _end(self) -> None:
         self._settle(whole=False)
-        self.context.clock.watched.discard(self)
+        if self._gone:
+            self.context.clock.watched.discard(self)
+            self.context.shared.spending.left.discard(self)
         super()._end()
 
     def _settle(self, *, whole: bool) -> None:
