@@ -443,3 +443,20 @@ async def test_a_limit_check_is_no_reservation(shared: RedisServer) -> None:
         plan = store.spend_plan("abc", parse_limits("5/minute"), BUDGETS)
         assert (await ask(store, plan)).admitted
         assert await stands(store, plan) == [(0, 0)] * 3
+
+
+async def test_what_is_held_is_known_as_long_as_its_sum_is(shared: RedisServer) -> None:
+    """Else the sum of a process that died would hold its money for ever, on a budget that is not asked for long."""
+    minute = Budget(unit="USD", amount=100, window_us=60_000_000)
+    async with on_clock(shared) as store:
+        plan = store.spend_plan("abc", (), (minute,))
+        keys = [f"gateway:{{abc}}:{minute.counter}{end}" for end in ("", ":held")]
+        shared.call("SET", CLOCK_KEY, BEGIN_US)
+        await reserve(store, plan, asking("dies"))
+        await reserve(store, plan, asking("settles"))
+        for key in keys:
+            shared.call("PEXPIRE", key, 1000)  # as if most of it had gone by
+        store.ledger.settle(plan, asking("settles"), 0, cost("settles", 5))
+        await store.ping()
+        sum_ms, held_ms = (int(str(shared.call("PTTL", key))) for key in keys)
+    assert held_ms >= sum_ms - 100
