@@ -50,7 +50,7 @@ class Terms(NamedTuple):
     Args:
         shape: Of the request.
         model: As it names it; "" where that is not known.
-        tier, speed: Likewise.
+        tier, speed, geo: Likewise.
         find: Finds the prices of models, of the request's and of the answer's.
         tariff: The request's prices; None where its model is not known.
         fixed, each: As of `Quote`.
@@ -64,6 +64,7 @@ class Terms(NamedTuple):
     model: str
     tier: str
     speed: str
+    geo: str
     find: FindTariff
     tariff: Tariff | None
     fixed: Mapping[str, int]
@@ -86,7 +87,8 @@ class Terms(NamedTuple):
             tariff = self.find(self.model or said.model, tier, speed) or tariff
         if tariff is None:
             return None
-        return {"USD": tariff.nano(counts), "tokens": counts.input + counts.output}
+        percent = percent_of(said.geo or self.geo) if self.shape.of_anthropic else 100
+        return {"USD": tariff.nano(counts, percent), "tokens": counts.input + counts.output}
 
     def passed(self, said: Said, granted: int) -> dict[str, int]:
         """Return what has been spent by what passed of an answer that is not over, at the most."""
@@ -263,6 +265,14 @@ def units_of(counts: Counts) -> dict[str, int]:
 def usual_is_none(tier: str) -> str:
     """Return a service tier or a speed, "" for the one that prices are made for."""
     return "" if tier in {"default", "standard", "auto", "on_demand"} else tier
+
+
+def percent_of(geo: str) -> int:
+    """Return what of the usual price Anthropic takes for where a model runs.
+
+    Source: https://platform.claude.com/docs/en/build-with-claude/data-residency#pricing
+    """
+    return 100 if geo in {"", "global", "not_available"} else 110
 
 
 @lru_cache(maxsize=1024)

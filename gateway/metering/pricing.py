@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from gateway.errors import PriceUnknown
 from gateway.metering.catalogue import Catalogue
 from gateway.metering.costs import plain_path
 from gateway.metering.fixed import FixedQuote
-from gateway.metering.llm import LlmQuote, Terms, may_think_unseen, usual_is_none
+from gateway.metering.llm import LlmQuote, Terms, may_think_unseen, percent_of, usual_is_none
 from gateway.metering.measured import MeasuredQuote
 from gateway.metering.rates import PICO_IN_NANO, Rates, Tariff
 from gateway.metering.readers import name_of
@@ -39,6 +40,8 @@ _ASKED: Final = frozenset((Shape.CHAT, Shape.COMPLETIONS))
 # Refuses members that it does not know, and says its usage unasked.
 _MISTRAL: Final = re.compile(r"(?i)https?://(?:[^/]*\.)?mistral\.ai[:/]")
 
+_NO_DEARER: Final = frozenset(("", "flex", "batch", "standard_only"))
+"""Service tiers that take no more than the usual price, whether or not that of the tier is known."""
 _CODING: Final = re.compile(rb"\r\ncontent-encoding:[ \t]*([^\r]*?)[ \t]*(?=\r)")
 _CHARSET: Final = re.compile(rb"\r\ncontent-type:[^\r]*;[ \t]*charset[ \t]*=[ \t]*([^\r]*?)[ \t]*(?=\r)")
 _UTF_8: Final = frozenset((b"utf-8", b"utf8", b'"utf-8"', b'"utf8"', b"us-ascii"))
@@ -79,12 +82,13 @@ class PlainPricing:
 class LlmPricing:
     """See `Pricing`: prices by token, and by method and path for what is paid otherwise."""
 
-    __slots__ = ("_catalogue", "_clamp", "_is_mistral", "_limit", "_table", "needs_body")
+    __slots__ = ("_base", "_catalogue", "_clamp", "_is_mistral", "_limit", "_table", "needs_body")
 
     def __init__(self, table: CostTable, url: str, *, clamp: bool) -> None:
         self.needs_body = True
         self._table = table
         self._clamp = clamp
+        self._base = urlsplit(url).path.rstrip("/").encode()
         self._catalogue = Catalogue(url)
         self._is_mistral = _MISTRAL.match(f"{url}/") is not None
         self._limit = "max_completion_tokens" if _OPENAI.match(f"{url}/") else "max_tokens"
@@ -95,7 +99,7 @@ class LlmPricing:
         price = fixed_price(table, method, plain, lines) if table.fixed else None
         if price is not None:
             return FixedQuote(price, body)
-        shaped = shape_of(method, plain) if len(plain) <= MAX_PATH_BYTES else None
+        shaped = shape_of(method, self._base + plain) if len(plain) <= MAX_PATH_BYTES else None
         if shaped is None or is_ambiguous(plain):
             if is_free(method, plain, lines):
                 return FixedQuote({}, body)
@@ -115,8 +119,13 @@ class LlmPricing:
             return self._unread(shape, named, body, find, unknown(table, body, what, mend))
         model, tier, speed = named or wanted.model, usual_is_none(wanted.tier), usual_is_none(wanted.speed)
         tariff, notice = find(model, tier, speed), ""
-        if tier and (usual := find(model, "", speed)) is not None and is_cheaper(tariff, usual):
-            tariff, tier = usual, ""  # a discount counts when the answer confirms it
+        if (tier or speed) and tariff is not None:
+            usual = find(model, "", speed) or tariff
+            if is_cheaper(tariff, usual):
+                tariff, tier = usual, ""  # a discount counts when the answer confirms it
+            elif (tier not in _NO_DEARER and tariff == usual) or (speed and tariff == find(model, tier, "")):
+                what = f"the model '{name_of(model)}' at the service tier or speed that is asked for"
+                unknown(table, body, what, "leave it out")
         if tariff is None:
             tariff, notice = self._unknown(model)
         most = (wanted.limit or table.max_output) * wanted.choices if shape in LIMITS else 0
@@ -124,7 +133,19 @@ class LlmPricing:
         bounded, hidden = self._clamp or wanted.limit is not None, wanted.unseen or may_think_unseen(model)
         strips = wanted.streams and shape in _ASKED and not self._is_mistral and not asks_usage(wanted)
         terms = Terms(
-            shape, model, tier, speed, find, tariff, fixed, each if most else {}, bounded, hidden, wanted.fees, strips
+            shape=shape,
+            model=model,
+            tier=tier,
+            speed=speed,
+            geo=wanted.geo,
+            find=find,
+            tariff=tariff,
+            fixed=fixed,
+            each=each if most else {},
+            bounded=bounded,
+            hidden=hidden,
+            fees=wanted.fees,
+            strips=strips,
         )
         return LlmQuote(terms, body, wanted, most=most, limit=self._limit_of(shape) if most else "", notice=notice)
 
@@ -177,14 +198,15 @@ class LlmPricing:
             written_1h=shape is Shape.MESSAGES and (b'1h"' in body or b"\\u00" in body),
             media=more,
         )
-        pico = tokens * per_input + rates.request
+        percent = percent_of(wanted.geo) if shape.of_anthropic else 100
+        pico = tokens * per_input * percent // 100 + rates.request
         if "prediction" in wanted.members:  # what of it is not taken is billed as output, beyond the limit
             pico += len(body) * rates.dearest_output
         fixed = {"USD": -(-pico // PICO_IN_NANO), "tokens": tokens}
         if more and reserve:
             for unit, atoms in {"tokens": unbounded, **reserve}.items():
                 fixed[unit] = fixed.get(unit, 0) + atoms
-        return fixed, {"USD": -(-rates.dearest_output // PICO_IN_NANO), "tokens": 1}
+        return fixed, {"USD": -(-rates.dearest_output * percent // (100 * PICO_IN_NANO)), "tokens": 1}
 
     @staticmethod
     def _unread(shape: Shape, model: str, body: bytes | None, find: FindTariff, held: FixedQuote) -> Quote:
@@ -206,6 +228,7 @@ class LlmPricing:
             model=model,
             tier="",
             speed="",
+            geo="",
             find=find,
             tariff=tariff,
             fixed=fixed,

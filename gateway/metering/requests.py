@@ -72,6 +72,7 @@ _READ_IN_ANY_CASE: Final = frozenset(
     (
         *("model", "models", "stream", "stream_options", "n", "best_of", "prompt", "service_tier", "speed", "thinking"),
         *("tools", "functions", "prediction", "reasoning", "reasoning_effort", "background"),
+        "inference_geo",
         *(name for names in (*LIMITS.values(), *_OPEN_KEYS.values()) for name in names),
     )
 )
@@ -93,7 +94,7 @@ class Wanted(NamedTuple):
         tools: Whether it brings functions to call.
         unseen: Whether it asks for output that does not show in its stream, or goes on when that is left.
         thinking_tokens: How many tokens of its output are for that, at the least.
-        tier, speed: Its `service_tier` and `speed`; "" if it has none, or leaves it to the provider.
+        tier, speed, geo: Its `service_tier`, `speed` and `inference_geo`; "" if it leaves them to the provider.
         ambiguous: Whether it has two members of a name, of which others may read the first.
     """
 
@@ -110,6 +111,7 @@ class Wanted(NamedTuple):
     thinking_tokens: int
     tier: str
     speed: str
+    geo: str
     ambiguous: bool
 
 
@@ -180,6 +182,7 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
         0 if thinking is None else _number(_object(thinking).get("budget_tokens")) or 0,
         tier if isinstance(tier, str) and tier != "auto" else "",
         speed if isinstance(speed, str) else "",
+        str(get("inference_geo") or ""),
         ambiguous,
     )
 

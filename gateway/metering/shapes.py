@@ -148,6 +148,10 @@ def _of_openai(usage: Mapping[str, Any]) -> Counts:
 
 
 def _of_anthropic(usage: Mapping[str, Any]) -> Counts:
+    """See `counts_of`. The sums leave out what a summary of the context took, which is billed.
+
+    Source: https://platform.claude.com/docs/en/build-with-claude/compaction#understanding-usage
+    """
     get = usage.get
     said = get("output_tokens")
     if type(said) is not int:
@@ -156,7 +160,14 @@ def _of_anthropic(usage: Mapping[str, Any]) -> Counts:
     written, split, tools = _whole(get("cache_creation_input_tokens")), get("cache_creation"), get("server_tool_use")
     hour = _whole(split.get("ephemeral_1h_input_tokens")) if split else 0
     searches = _whole(tools.get("web_search_requests")) if tools else 0
-    return Counts(plain + cached + written, said, cached, written, hour, searches=searches)
+    counts = Counts(plain + cached + written, said, cached, written, hour, searches=searches)
+    for one in get("iterations") or ():
+        if one.get("type") == "message":
+            continue
+        if one.get("type") != "compaction":
+            raise TypeError("what another model has made has another price")
+        counts = Counts(*map(sum, zip(counts, _of_anthropic({**one, "iterations": None}), strict=True)))
+    return counts
 
 
 def _of_gemini(usage: Mapping[str, Any]) -> Counts:

@@ -224,7 +224,7 @@ def test_a_discount_has_to_be_confirmed() -> None:
     """A server that does not know `flex` leaves it out of its answer, and bills the whole price."""
     table = CostTable(llm=True)
     body = json.dumps({**ASKS, "model": "gpt-5", "service_tier": "flex"}).encode()
-    usual = json.dumps({**ASKS, "model": "gpt-5", "service_tier": "usual"}).encode()
+    usual = json.dumps({**ASKS, "model": "gpt-5", "service_tier": "default"}).encode()
     quoted, plain = (
         pricing_of(table, "https://api.openai.com/v1", clamp=False).quote(b"POST", CHAT_PATH.encode(), (), one, FLEX_S)
         for one in (body, usual)
@@ -252,3 +252,52 @@ def test_a_picture_of_a_message_is_a_picture() -> None:
     for source in ({"type": "base64", "data": "AAAA"}, {"type": "url", "url": "https://x.example"}):
         body = {**ASKS, "messages": [{"role": "user", "content": [{"type": "image", "source": source}]}]}
         assert quote("/v1/messages", body).fixed["tokens"] == len(json.dumps(body)) + 50_000
+
+
+# --- prices that depend on more than the model ------------------------------------------------------------------------
+
+
+def test_a_deployment_in_the_targets_own_url_names_the_model() -> None:
+    """Azure does not read the one in the body."""
+    url = "https://x.openai.azure.com/openai/deployments/o3"
+    assert pricing(url).quote(b"POST", b"/chat/completions", (), json.dumps(ASKS).encode(), NOW_S).model == "o3"
+
+
+@pytest.mark.parametrize("more", [{"service_tier": "priority"}, {"service_tier": "ultrafast"}, {"speed": "fast"}])
+def test_a_tier_whose_price_nobody_has_said_is_refused(more: dict[str, str]) -> None:
+    with pytest.raises(PriceUnknown, match="service tier or speed"):
+        quote(CHAT_PATH, {**ASKS, **more})
+    assert quote(CHAT_PATH, {**ASKS, **more}, unknown_price="warn").model == "m"
+
+
+@pytest.mark.parametrize("tier", ["auto", "default", "flex", "standard_only", None])
+def test_one_that_costs_no_more_is_not(tier: str | None) -> None:
+    assert quote(CHAT_PATH, {**ASKS, "service_tier": tier}).model == "m"
+
+
+def test_where_a_model_runs_may_cost_more() -> None:
+    body = {**ASKS, "inference_geo": "us"}
+    usual, there = quote("/v1/messages", ASKS), quote("/v1/messages", body)
+    assert there.each["USD"] == usual.each["USD"] * 11 // 10
+    assert there.fixed["USD"] == len(json.dumps(body)) * 1_100_000
+    answer = {"type": "message", "usage": {"input_tokens": 10, "output_tokens": 5}}
+    cost = 10 * 1_000_000 + 5 * 3_000_000
+    assert cost_of(there, json.dumps(answer).encode(), JSON).cost["USD"] == cost * 11 // 10
+    answer["usage"] |= {"inference_geo": "us"}  # type: ignore[operator]
+    assert cost_of(usual, json.dumps(answer).encode(), JSON).cost["USD"] == cost * 11 // 10
+    answer["usage"] |= {"inference_geo": "global"}  # type: ignore[operator]
+    assert cost_of(usual, json.dumps(answer).encode(), JSON).cost["USD"] == cost
+
+
+def test_a_summary_that_a_message_took_is_paid() -> None:
+    iterations = [
+        {"type": "compaction", "input_tokens": 180, "output_tokens": 35},
+        {"type": "message", "input_tokens": 23, "output_tokens": 10},
+    ]
+    usage: dict[str, Any] = {"input_tokens": 23, "output_tokens": 10, "iterations": iterations}
+    quoted = quote("/v1/messages", ASKS)
+    told = cost_of(quoted, json.dumps({"type": "message", "usage": usage}).encode(), JSON)
+    assert (told.cost["tokens"], told.mark) == (180 + 35 + 23 + 10, Mark.EXACT)
+    usage["iterations"] = [{"type": "advisor_message", "model": "o3", "input_tokens": 1, "output_tokens": 1}]
+    told = cost_of(quoted, json.dumps({"type": "message", "usage": usage}).encode(), JSON)
+    assert (told.cost["tokens"], told.mark) == (quoted.fixed["tokens"] + quoted.most, Mark.ESTIMATED)
