@@ -9,6 +9,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from gateway.errors import BadRequest
 from gateway.metering.shapes import Shape
 
 if TYPE_CHECKING:
@@ -243,7 +244,11 @@ class Changes(NamedTuple):
 
 
 def rewritten(shape: Shape, body: bytes, wanted: Wanted, changes: Changes) -> bytes:
-    """Return the body with changes: what is new is put in front; to change anything else means writing it all again."""
+    """Return the body with changes: what is new is put in front; to change anything else means writing it all again.
+
+    Raises:
+        BadRequest: It is nested so deep that it can be read, but not be written.
+    """
     members = _changed(shape, wanted.members, changes)
     if not wanted.ambiguous:
         if not members:
@@ -252,8 +257,11 @@ def rewritten(shape: Shape, body: bytes, wanted: Wanted, changes: Changes) -> by
             at = body.index(b"{") + 1
             added = json.dumps(members, separators=(",", ":")).encode()[1:-1]
             return b"%b%b%b%b" % (body[:at], added, b"," if wanted.members else b"", body[at:])
-    whole = json.loads(body)
-    return json.dumps(whole | _changed(shape, whole, changes), separators=(",", ":")).encode()
+    try:
+        whole = json.loads(body)
+        return json.dumps(whole | _changed(shape, whole, changes), separators=(",", ":")).encode()
+    except RecursionError:
+        raise BadRequest("The JSON of the body is nested too deep.") from None
 
 
 def _changed(shape: Shape, members: Mapping[str, Any], changes: Changes) -> dict[str, Any]:

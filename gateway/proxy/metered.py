@@ -154,7 +154,11 @@ class MeteredExchange(Exchange):
             added.append(b"Accept-Encoding: " + quote.accepts)
         if self.upload is None and self._pricing.needs_body:
             content = self._content
-            body = quote.body(self._granted)
+            try:
+                body = quote.body(self._granted)
+            except GatewayError as error:
+                self._refuse(error)
+                return
             if body is not None and body is not content:
                 self._content = content = body
             if head.length == CHUNKED or len(content) != head.length:
