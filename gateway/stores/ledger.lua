@@ -36,3 +36,10 @@ local function unassumed(name)
   call('XDEL', LEDGER, found[1])
   return found[2][4], time
 end
+
+-- What a request is named in a set of what is open or was assumed, whatever is held for it.
+local function named(key, request)
+  for _, name in ipairs(call('ZRANGE', key, '0', '-1')) do
+    if string.match(name, '^%S+') == request then return name end
+  end
+end

@@ -11,19 +11,13 @@ local request = ARGV[1]
 
 -- @ledger
 
-local function named(key)
-  for _, name in ipairs(call('ZRANGE', key, '0', '-1')) do
-    if string.match(name, '^%S+') == request then return name end
-  end
-end
-
-local name, time, entry = named(ENDS), '0', ''
+local name, time, entry = named(ENDS, request), '0', ''
 if name then
   entry = call('HGET', OPEN, request) or ''
   call('HDEL', OPEN, request)
   call('ZREM', ENDS, name)
 else
-  name = named(ASSUMED)
+  name = named(ASSUMED, request)
   if not name then return {} end
   entry, time = unassumed(name)
 end

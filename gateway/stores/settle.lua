@@ -3,7 +3,7 @@
 -- KEYS     three for each budget (see budgets.lua); then the family's `open`, `open:ends`, `open:settled`, `open:assumed`
 --          and `ledger`
 -- ARGV     how many budgets; the request; a lease in microseconds; the mark; the entry, '' for none; then each budget's,
---          the last two: atoms reserved, and spent
+--          the last two: atoms reserved, and spent. With the mark `released`, those reserved may be others.
 -- returns  1; 0 if it had been settled
 
 local call, format = redis.call, string.format
@@ -19,6 +19,15 @@ if not close(request) then return 0 end
 local atoms = {}
 for i = 1, budgets do atoms[i] = tonumber(ARGV[5 + STRIDE * i - 1]) end
 local name = name_of(request, KEYS, atoms)
+if ARGV[4] == 'released' and not call('ZSCORE', ENDS, name) then
+  -- Given back by somebody who has not heard how much was granted.
+  local found, held = named(ENDS, request) or named(ASSUMED, request), {}
+  if found then
+    name = found
+    for key, much in string.gmatch(found, ' (%S+) (%d+)') do held[key] = tonumber(much) end
+    for i = 1, budgets do atoms[i] = held[KEYS[3 * i - 2]] or 0 end
+  end
+end
 local known = true
 if call('ZREM', ENDS, name) == 1 then
   call('HDEL', OPEN, request)

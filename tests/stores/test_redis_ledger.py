@@ -460,3 +460,20 @@ async def test_what_is_held_is_known_as_long_as_its_sum_is(shared: RedisServer) 
         await store.ping()
         sum_ms, held_ms = (int(str(shared.call("PTTL", key))) for key in keys)
     assert held_ms >= sum_ms - 100
+
+
+async def test_what_is_reserved_too_late_is_given_back_whatever_was_granted(server: RedisServer) -> None:
+    """Nobody has heard how many output tokens were."""
+    async with started(server, timeout_s=0.05) as store:
+        plan = store.spend_plan("abc", (), BUDGETS)
+        server.signal(signal.SIGSTOP)
+        for number in range(3):
+            with contextlib.suppress(StoreUnavailable):
+                await reserve(store, plan, asking(f"r-{number}", 10, each={"USD": 1}, most=9, least=number))
+        store.link._timeout_s = TIMEOUT_S
+        server.signal(signal.SIGCONT)
+        await until_back(store)
+        while store.ledger._kept:
+            await store.ping()
+        assert await stands(store, plan) == [(0, 0)] * 3
+        assert await store.ledger.open() == []
