@@ -42,6 +42,8 @@ _MISTRAL: Final = re.compile(r"(?i)https?://(?:[^/]*\.)?mistral\.ai[:/]")
 
 _NO_DEARER: Final = frozenset(("", "flex", "batch", "standard_only"))
 """Service tiers that take no more than the usual price, whether or not that of the tier is known."""
+_SEARCHES: Final = re.compile("-search-(?:preview|api)")
+"""Models that search the web for each answer."""
 _CODING: Final = re.compile(rb"\r\ncontent-encoding:[ \t]*([^\r]*?)[ \t]*(?=\r)")
 _CHARSET: Final = re.compile(rb"\r\ncontent-type:[^\r]*;[ \t]*charset[ \t]*=[ \t]*([^\r]*?)[ \t]*(?=\r)")
 _UTF_8: Final = frozenset((b"utf-8", b"utf8", b'"utf-8"', b'"utf8"', b"us-ascii"))
@@ -144,7 +146,7 @@ class LlmPricing:
             each=each if most else {},
             bounded=bounded,
             hidden=hidden,
-            fees=wanted.fees,
+            fees=wanted.fees or _SEARCHES.search(model) is not None,
             strips=strips,
         )
         return LlmQuote(terms, body, wanted, most=most, limit=self._limit_of(shape) if most else "", notice=notice)

@@ -55,7 +55,10 @@ _PATH: Final = re.compile(
 )
 _DEPLOYMENT: Final = re.compile(rb"/openai/deployments/([^/]+)/")
 # Without an escape: what some server decodes may be another path.
-_FREE: Final = re.compile(rb"[\w./:@~-]*(?:/messages/count_tokens|/responses/input_tokens|/moderations|:countTokens)")
+_FREE: Final = re.compile(
+    rb"[\w./:@~-]*(?:/messages/count_tokens|/responses/input_tokens|/moderations|:countTokens|"
+    rb"/responses/[\w-]+/cancel)"
+)
 _READING: Final = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS"))
 # What goes on behind an upgrade is not seen.
 _UPGRADE: Final = re.compile(rb"(?i)\r\nupgrade:")

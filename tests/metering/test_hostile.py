@@ -12,7 +12,20 @@ from gateway.errors import PriceUnknown
 from gateway.metering.costs import CostTable, FixedPrice
 from gateway.metering.pricing import pricing_of
 from gateway.metering.rates import Rates
-from tests.metering.recorded import ASKS, CHAT, EVENTS, JSON, NOW_S, RESPONSE, STREAMS, cost_of, pricing, quote, sse
+from tests.metering.recorded import (
+    ASKS,
+    CHAT,
+    EVENTS,
+    JSON,
+    NOW_S,
+    RESPONSE,
+    STREAMS,
+    cost_of,
+    feed,
+    pricing,
+    quote,
+    sse,
+)
 
 FLEX_S = 1_796_000_000.0
 """When `genai-prices` knows prices by tier."""
@@ -301,3 +314,49 @@ def test_a_summary_that_a_message_took_is_paid() -> None:
     usage["iterations"] = [{"type": "advisor_message", "model": "o3", "input_tokens": 1, "output_tokens": 1}]
     told = cost_of(quoted, json.dumps({"type": "message", "usage": usage}).encode(), JSON)
     assert (told.cost["tokens"], told.mark) == (quoted.fixed["tokens"] + quoted.most, Mark.ESTIMATED)
+
+
+# --- what tools cost -------------------------------------------------------------------------------------------------
+
+SEARCHES = [{"type": "web_search_call", "id": f"ws_{number}"} for number in range(4)]
+
+
+def test_searches_of_a_response_are_paid_by_their_number() -> None:
+    """Of a small model they cost a hundred times what its tokens do."""
+    body = {"model": "m", "max_output_tokens": 50, "tools": [{"type": "web_search"}]}
+    answer = json.dumps(RESPONSE | {"output": SEARCHES}).encode()
+    plain = cost_of(quote("/v1/responses", body), json.dumps(RESPONSE).encode(), JSON)
+    told = cost_of(quote("/v1/responses", body), answer, JSON)
+    assert (told.cost["USD"] - plain.cost["USD"], told.mark) == (40_000_000, Mark.ESTIMATED)
+    preview = RESPONSE | {"output": SEARCHES, "tools": [{"type": "web_search_preview"}]}
+    told = cost_of(quote("/v1/responses", body), json.dumps(preview).encode(), JSON)
+    assert told.cost["USD"] - plain.cost["USD"] == 100_000_000
+
+
+def test_in_a_stream_each_of_them_once() -> None:
+    items: list[Any] = []
+    for item in SEARCHES:
+        items += [{"type": f"response.output_item.{what}", "item": item} for what in ("added", "done")]
+    answer = sse(*items, {"type": "response.completed", "response": RESPONSE | {"output": SEARCHES}})
+    body = {"model": "m", "max_output_tokens": 50, "tools": [{"type": "web_search"}], "stream": True}
+    plain = cost_of(quote("/v1/responses", body), sse({"type": "response.completed", "response": RESPONSE}), EVENTS)
+    for size in (1, 7, len(answer)):
+        meter = quote("/v1/responses", body).meter(50, 200, (b"", EVENTS))
+        feed(meter, *(answer[at : at + size] for at in range(0, len(answer), size)))
+        told = meter.result(whole=True, elapsed_ms=1)
+        assert told.cost["USD"] - plain.cost["USD"] == 40_000_000
+
+
+def test_a_chat_that_may_search_is_paid_for_it_and_geminis_if_it_has() -> None:
+    plain = cost_of(quote(CHAT_PATH, ASKS), json.dumps(CHAT).encode(), JSON).cost["USD"]
+    told = cost_of(quote(CHAT_PATH, {**ASKS, "web_search_options": {}}), json.dumps(CHAT).encode(), JSON)
+    assert (told.cost["USD"] - plain, told.mark) == (30_000_000, Mark.ESTIMATED)
+    table = CostTable(llm=True, prices={"gpt-4o-search-preview": Rates(1, 1)})
+    body = json.dumps({**ASKS, "model": "gpt-4o-search-preview"}).encode()
+    model = pricing_of(table, "", clamp=False).quote(b"POST", CHAT_PATH.encode(), (), body, NOW_S)
+    assert cost_of(model, json.dumps(CHAT).encode(), JSON).cost["USD"] >= 30_000_000
+    searching: dict[str, Any] = {"tools": [{"google_search": {}}], "contents": []}
+    said: dict[str, Any] = {"usageMetadata": {"promptTokenCount": 5, "totalTokenCount": 9}}
+    found: dict[str, Any] = said | {"candidates": [{"groundingMetadata": {}}]}
+    usd = [cost_of(quote(GEMINI_PATH, searching), json.dumps(one).encode(), JSON).cost["USD"] for one in (said, found)]
+    assert usd[1] - usd[0] == 35_000_000
