@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import stat
 import threading
 import time
 from queue import SimpleQueue
@@ -18,19 +19,18 @@ from gateway.access_lines import CommonLines, JsonLines
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator
 
-    from gateway.access_lines import Lines, Record
+    from gateway.access_lines import Lines
 
     OnDropped = Callable[[int], None]
 
 FLUSH_S: Final = 0.1
 MAX_LINES: Final = 32_768
 """Under way at most: about 10 MB."""
-MAX_BATCH: Final = 256
-"""Lines in one batch: of more in a tenth of a second, some go sooner. To make them takes less than a millisecond."""
 ATOMIC_BYTES: Final = 4096
 """What a pipe takes in one piece (PIPE_BUF), so that the lines of several workers on one pipe do not mix."""
+FILE_BYTES: Final = 1 << 20
 STOP_S: Final = 1.0
 """How long a stop waits for stdout to take the rest."""
 QUIET_S: Final = 60.0
@@ -41,8 +41,8 @@ _log = logging.getLogger("gateway")
 class Sink(Protocol):
     """Takes lines."""
 
-    def put(self, lines: Sequence[str]) -> bool:
-        """Take some, or say that they are too many."""
+    def put(self, lines: bytes, count: int) -> bool:
+        """Take so many whole lines, or say that they are too many."""
         ...
 
     def close(self) -> None:
@@ -59,20 +59,23 @@ class LineWriter:
 
     def __init__(self, descriptor: int = 1) -> None:
         self._descriptor = descriptor
+        # What is written to a file at once stays together, however much it is.
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        self._most_bytes = FILE_BYTES if is_file else ATOMIC_BYTES
         self._taken = 0
         self._written = 0  # the thread's
         self._broken = False
-        self._queue: SimpleQueue[Sequence[str] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[bytes, int] | None] = SimpleQueue()
         # A daemon: it may wait for ever for somebody to read.
         self._thread = threading.Thread(target=self._run, name="access log", daemon=True)
         self._thread.start()
 
-    def put(self, lines: Sequence[str]) -> bool:
+    def put(self, lines: bytes, count: int) -> bool:
         """See `Sink`."""
-        if self._broken or self._taken - self._written + len(lines) > MAX_LINES:
+        if self._broken or self._taken - self._written + count > MAX_LINES:
             return False
-        self._taken += len(lines)
-        self._queue.put(lines)
+        self._taken += count
+        self._queue.put((lines, count))
         return True
 
     def close(self) -> None:
@@ -81,14 +84,15 @@ class LineWriter:
         self._thread.join(STOP_S)
 
     def _run(self) -> None:
-        while (lines := self._queue.get()) is not None:
+        while (taken := self._queue.get()) is not None:
+            lines, count = taken
             try:
-                for piece in _pieces(lines):
+                for piece in _pieces(lines, self._most_bytes):
                     self._write(piece)
             except OSError:  # nobody will ever read it
                 self._broken = True
                 return
-            self._written += len(lines)
+            self._written += count
 
     def _write(self, piece: bytes) -> None:
         while piece:
@@ -98,20 +102,18 @@ class LineWriter:
                 select.select((), (self._descriptor,), ())
 
 
-def _pieces(lines: Sequence[str]) -> list[bytes]:
-    """Join lines, which are ASCII, to pieces that are written as one."""
-    pieces, first, size = [], 0, 0
-    for at, line in enumerate(lines):
-        size += len(line)
-        if size > ATOMIC_BYTES and at > first:
-            pieces.append("".join(lines[first:at]).encode())
-            first, size = at, len(line)
-    pieces.append("".join(lines[first:]).encode())
-    return pieces
+def _pieces(lines: bytes, most_bytes: int = ATOMIC_BYTES) -> Iterator[bytes]:
+    """Cut whole lines into pieces that are written as one."""
+    begin = 0
+    while len(lines) - begin > most_bytes:
+        end = lines.rfind(b"\n", begin, begin + most_bytes) + 1 or lines.find(b"\n", begin) + 1
+        yield lines[begin:end]
+        begin = end
+    yield lines[begin:]
 
 
 class AccessLog:
-    """Keeps what there is to tell of requests, and makes lines of it in batches: that costs half of one at a time.
+    """Has lines made, in batches, and hands them over.
 
     Args:
         style: `json` or `common`.
@@ -121,46 +123,41 @@ class AccessLog:
 
     Attributes:
         wants_host: Whether lines have the client's address.
+        add, again: Take what there is to tell of a request that is over; see `Lines`.
     """
 
     # fmt: off
     __slots__ = (
-        "_lines", "_loop", "_lost", "_on_dropped", "_quiet_until_s", "_records", "_sink", "_stamp", "_timer",
-        "wants_host",
+        "_lines", "_loop", "_lost", "_on_dropped", "_quiet_until_s", "_sink", "_timer", "add", "again", "wants_host",
     )
     # fmt: on
 
     def __init__(self, style: str, sink: Sink, loop: asyncio.AbstractEventLoop, on_dropped: OnDropped) -> None:
         self.wants_host = style == "common"
-        self._lines: Lines = CommonLines() if style == "common" else JsonLines()
+        kind = CommonLines if style == "common" else JsonLines
+        self._lines: Lines = kind(self._begin, self.flush)
+        self.add, self.again = self._lines.add, self._lines.again
         self._sink = sink
         self._loop = loop
         self._on_dropped = on_dropped
-        self._records: list[Record] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._stamp = 0.0
         self._lost = 0
         self._quiet_until_s = 0.0
 
-    def add(self, record: Record) -> None:
-        """Take what there is to tell of a request that is over."""
-        records = self._records
-        if not records:
-            self._timer = self._loop.call_later(FLUSH_S, self.flush)
-            self._stamp = time.time()
-        records.append(record)
-        if len(records) >= MAX_BATCH:
-            self.flush()
+    def _begin(self) -> float:
+        self._timer = self._loop.call_later(FLUSH_S, self.flush)
+        return time.time()
 
     def flush(self) -> None:
         """Hand all lines over."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        records, self._records = self._records, []
-        if records and not self._sink.put(self._lines.make(records, self._stamp)):
-            self._lost += len(records)
-            self._on_dropped(len(records))
+        if self._timer is None:
+            return
+        self._timer.cancel()
+        self._timer = None
+        lines, count = self._lines.take()
+        if not self._sink.put(lines, count):
+            self._lost += count
+            self._on_dropped(count)
             now_s = self._loop.time()
             if now_s >= self._quiet_until_s:
                 _log.warning("%d lines of the access log were dropped: stdout is not read fast enough", self._lost)

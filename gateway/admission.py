@@ -14,6 +14,7 @@ from gateway.budgets.family import Forgotten, GatewayBudgets
 from gateway.errors import TokenExpired, TokenInvalid, TokenMissing, TokenRevoked
 from gateway.limits import parse_limits
 from gateway.limits.policy import check_subject, lineage
+from gateway.repeated import Repeated
 from gateway.stores import REVOKED
 from gateway.stores.awaited import Awaited
 from gateway.subject import REVOKED_DETAIL, Subject, as_counted, policies_of
@@ -23,11 +24,13 @@ from gateway.wishes import claims_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gateway.budgets.book import BudgetStanding
+    from gateway.budgets.budget import Budget
     from gateway.budgets.spending import Ask, Settlement
-    from gateway.errors import BudgetExceeded, RateLimited
     from gateway.limits import Policy
     from gateway.stores import Plan, Standing, Verdict, Waiter
     from gateway.stores.ledger import SpendPlan, SpendStore
+    from gateway.subject import Refusal
     from gateway.tokens import TokenSigner
     from gateway.wishes import Wishes
 
@@ -60,6 +63,9 @@ class Admission:
         token_ttl_s: How long a token is good that is issued without saying so; None: without end.
         shadow: No limit ever refuses; each only tells what it would do.
         budgets: What requests that cost something may cost.
+
+    Attributes:
+        repeated: Has a subject's requests counted by what they are, too.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class Admission:
         self._revoked: dict[str, None] = {}
         self._memories = [self._subjects]
         self._targets: dict[str, tuple[Policy, ...]] = {}
+        self.repeated = Repeated(store)
 
     def renewed(
         self,
@@ -187,9 +194,7 @@ class Admission:
             subject.spend_plan = plan
         return plan
 
-    def refusal(
-        self, subject: Subject, verdict: Verdict, now_s: float | None = None
-    ) -> RateLimited | BudgetExceeded | TokenRevoked:
+    def refusal(self, subject: Subject, verdict: Verdict, now_s: float | None = None) -> Refusal:
         """Say what refused, and until when; that a token is revoked is remembered, whatever becomes of the store.
 
         Args:
@@ -243,6 +248,17 @@ class Admission:
             policies = as_counted(limits, subject.claims, shadow=self._shadow)
             found += await self._look(subject, policies, self._store.plan(subject.id, policies))
         return found
+
+    async def spending(self, subject: Subject) -> list[tuple[Budget, BudgetStanding]]:
+        """Say how each of a subject's budgets stands, the shared ones last.
+
+        Raises:
+            StoreUnavailable: The store does not answer.
+        """
+        if not subject.budgets:
+            return []
+        standings = await self._store.ledger.standings(self._spend_plan(subject))
+        return list(zip(subject.budgets, standings, strict=True))
 
     async def look(self, subject: Subject) -> list[tuple[Policy, Standing]]:
         """Say how each of a subject's limits stands that does not depend on the target. Raises as `usage` does."""

@@ -1,13 +1,16 @@
 """What is counted of requests, by name, and how it is told: the same names in memory, in Redis and on the wire. Pure.
 
 Counts are a flat `Counter`, so that those of two instances, or of two seconds, add up: `passed`, `refused:CODE`,
-`latency<=1ms`, … A count that is not there is 0.
+`latency<=1ms`, `cost:USD`, … A count that is not there is 0. Costs are counted in atoms, whole billionths of a dollar
+among them: see `budgets.budget`.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from gateway.budgets.budget import spelled
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -17,6 +20,10 @@ Counts: TypeAlias = "Counter[str]"
 
 REFUSED: Final = "refused:"
 LATENCY: Final = "latency<="
+COST: Final = "cost:"
+"""Before a unit: atoms."""
+SETTLED: Final = "settled:"
+"""Before a mark: requests that cost something, or could have."""
 
 QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
@@ -67,15 +74,21 @@ def add_up(
     counts: Counts,
     about: Mapping[str, str],
     most: int,
-) -> None:
-    """Add a token's counts to what there is of it; where it has none and there are `most`, the first makes room."""
+) -> int:
+    """Add a token's counts to what there is of it; where it has none and there are `most`, the first makes room.
+
+    Returns:
+        How many tokens' counts were lost so: 0 or 1.
+    """
     known = tokens.get(token_id)
     if known is not None:
         known[0].update(counts)
-        return
-    if len(tokens) >= most:
+        return 0
+    is_full = len(tokens) >= most
+    if is_full:
         del tokens[next(iter(tokens))]
     tokens[token_id] = (counts, about)
+    return int(is_full)
 
 
 def told(counts: Mapping[str, int], in_flight: int) -> dict[str, Any]:
@@ -93,8 +106,15 @@ def told(counts: Mapping[str, int], in_flight: int) -> dict[str, Any]:
         },
         **{name: counts.get(name, 0) for name in _PLAIN[1:]},
         "in_flight": in_flight,
+        "cost": cost_of(counts),
         "latency_ms": quantiles_ms(buckets_of(counts)),
     }
+
+
+def cost_of(counts: Mapping[str, int]) -> dict[str, str]:
+    """Return what requests did cost by unit, as decimal numbers in full: as texts, which lose nothing."""
+    units = {name.removeprefix(COST): atoms for name, atoms in sorted(counts.items()) if name.startswith(COST)}
+    return {unit: spelled(atoms, unit) for unit, atoms in units.items()}
 
 
 def buckets_of(counts: Mapping[str, int]) -> list[int]:

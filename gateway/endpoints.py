@@ -7,6 +7,7 @@ import json
 import re
 import time
 from functools import partial
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway import ledger_pages
@@ -37,7 +38,9 @@ _JSON: Final = ("Content-Type", "application/json")
 _NO_STORE: Final = ("Cache-Control", "no-store")
 _TOKENS: Final = b"/admin/tokens/"
 _LEDGER: Final = b"/admin/ledger/"
+_REQUESTS: Final = b"/usage/requests/"
 _THIS_MACHINE: Final = re.compile(rb"https?://(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?/")
+_NAMES_A_PORT: Final = re.compile(rb":[0-9]*\Z")
 _SCOPE: Final = ("targets", "methods", "paths")
 _LISTS: Final = ("limits", "budgets", *_SCOPE)
 _REGISTER_TAKES: Final = (
@@ -56,6 +59,8 @@ class Endpoints:
         admin_key: Guards `/register` and `/admin/…`; None: local peers only.
         is_draining: Whether the gateway is stopping.
         shared: Has the counts of all workers; None: there are no others.
+        names: By what names it listens, in lower case.
+        pace_of: Tells of how fast a token spends; None: nobody looks at that.
     """
 
     def __init__(
@@ -67,12 +72,15 @@ class Endpoints:
         is_draining: Callable[[], bool],
         *,
         shared: SharedCounts | None = None,
+        names: frozenset[bytes] = frozenset(),
+        pace_of: Callable[[str], Told | None] = lambda _: None,
     ) -> None:
         self._admission = admission
         self._store = store
-        self._view = UsageView(admission, store.usage, metrics)
+        self._view = UsageView(admission, store.usage, metrics, pace_of)
         self._shared = shared or SharedCounts(metrics)
         self._admin_key = admin_key
+        self._names = names
         self._is_draining = is_draining
 
     async def __call__(self, head: RequestHead, body: bytes, peer: Peer) -> Answer | Stream:
@@ -105,7 +113,7 @@ class Endpoints:
             case b"/admin/usage":
                 _need(head, b"GET", b"HEAD")
                 self._need_right(head, "This endpoint", peer)
-                return await _once_or_streamed(head, self._view.all, is_admins=True)
+                return await _once_or_streamed(head, self._view.all, None)
             case b"/admin/ledger":
                 _need(head, b"GET", b"HEAD")
                 self._need_right(head, "This endpoint", peer)
@@ -119,6 +127,12 @@ class Endpoints:
             case b"/usage":
                 _need(head, b"GET", b"HEAD")
                 return await self._usage(head)
+            case path if path.startswith(_REQUESTS):
+                _need(head, b"GET", b"HEAD")
+                subject = self._admission.authenticate(head.bearer, time.time())
+                await self._admission.look(subject)  # the store knows whether it is revoked
+                request = path[len(_REQUESTS) :].decode("latin-1")
+                return _json(200, await ledger_pages.of_request(ledger_of(self._store), subject.id, request))
             case b"/metrics":
                 _need(head, b"GET", b"HEAD")
                 return await self._scrape(head, peer)
@@ -172,20 +186,36 @@ class Endpoints:
             raise NotAllowed(f"{what} takes the admin key as 'Authorization: Bearer KEY'.")
         if not peer.is_local:
             raise NotAllowed(f"{what} is for peers on the gateway's own machine, as long as no ADMIN_KEY is set.")
+        if not self._is_asked_by_its_name(head, peer):
+            raise NotAllowed(
+                f"{what} takes an ADMIN_KEY, or else a Host that is an address, localhost or a name in GATEWAY_LISTEN: "
+                "any other could be a web page's, made to point here."
+            )
         if _comes_from_a_page(head) and not (by_dashboard and _comes_from_the_dashboard(head)):
             raise NotAllowed(f"{what}, used from a web page, takes an ADMIN_KEY.")
 
     async def _usage(self, head: RequestHead) -> Answer | Stream:
         """Tell a token's holder how its limits stand and what became of its requests. Nothing is charged."""
         subject = self._admission.authenticate(head.bearer, time.time())
-        return await _once_or_streamed(head, lambda: self._view.of(subject), is_admins=False)
+        return await _once_or_streamed(head, lambda: self._view.of(subject), subject.id)
 
     async def _scrape(self, head: RequestHead, peer: Peer) -> Answer:
         """Tell Prometheus; it needs no key on this machine."""
-        if not peer.is_local or _comes_from_a_page(head):
+        if not peer.is_local or _comes_from_a_page(head) or not self._is_asked_by_its_name(head, peer):
             self._need_right(head, "This endpoint", peer)
         content_type, text = await scraped(self._shared.all())
         return 200, [("Content-Type", content_type), _NO_STORE], text
+
+    def _is_asked_by_its_name(self, head: RequestHead, peer: Peer) -> bool:
+        """Whether `Host` says nothing that a page could have made a browser say (DNS rebinding).
+
+        Such a page is, to the browser, of the same origin: of what it asks by GET there may be no other sign. No page
+        has an address for its name, nor one below `localhost` (RFC 6761 §6.3); and none reaches a unix socket.
+        """
+        name = _NAMES_A_PORT.sub(b"", head.host.lower()).rstrip(b".")
+        if not name or peer.name == "unix" or name in self._names:
+            return True
+        return name.startswith(b"[") or name == b"localhost" or name.endswith(b".localhost") or _is_ipv4(name)
 
     def _is_admin(self, bearer: bytes | None) -> bool:
         key = self._admin_key
@@ -235,6 +265,14 @@ def _comes_from_the_dashboard(head: RequestHead) -> bool:
     return sites == [b"same-origin"] and len(referers) == 1 and _THIS_MACHINE.match(referers[0]) is not None
 
 
+def _is_ipv4(name: bytes) -> bool:
+    try:
+        IPv4Address(name.decode("latin-1"))
+    except ValueError:
+        return False
+    return True
+
+
 def _values(head: RequestHead, name: bytes) -> list[bytes]:
     """Return the values of a field, in lower case."""
     lines = [line.partition(b":") for line in CRLF.join(head.lines).lower().split(CRLF)]
@@ -242,10 +280,10 @@ def _values(head: RequestHead, name: bytes) -> list[bytes]:
 
 
 async def _once_or_streamed(
-    head: RequestHead, make: Callable[[], Awaitable[Told]], *, is_admins: bool
+    head: RequestHead, make: Callable[[], Awaitable[Told]], token_id: str | None
 ) -> Answer | Stream:
     is_streamed = b"stream" in head.target.partition(b"?")[2].split(b"&") and head.method == b"GET"
-    return Stream(make, is_admins) if is_streamed else _json(200, await make())
+    return Stream(make, token_id) if is_streamed else _json(200, await make())
 
 
 def _json(status: int, members: dict[str, object]) -> Answer:

@@ -1,4 +1,4 @@
-"""The ledger as admins read it over HTTP, a page at a time, and what can be done about it."""
+"""The ledger over HTTP: for admins a page at a time, and what can be done about it; for others their own requests."""
 
 from __future__ import annotations
 
@@ -78,6 +78,24 @@ async def open_of(ledger: Ledger, token: str | None) -> list[Entry]:
     """
     found = await ledger.open()
     return found if token is None else [one for one in found if f"{one.token}.".startswith(f"{token}.")]
+
+
+async def of_request(ledger: Ledger, token: str, request: str) -> dict[str, Any]:
+    """Answer `GET /usage/requests/REQUEST`: say what a request did cost, or may cost as long as it is not over.
+
+    Args:
+        ledger: Where it is.
+        token: Whose, or of one made from it: nobody else is told that there is such a request.
+        request: Its id.
+
+    Raises:
+        NotFound: There is no such request, or it is another's.
+        StoreUnavailable: The store does not answer.
+    """
+    entry = await ledger.find(token, request) if _REQUEST.fullmatch(request) else None
+    if entry is None:
+        raise NotFound("The ledger knows no such request of this token or one made from it, or no longer.")
+    return told(entry)
 
 
 async def release(ledger: Ledger, request: str) -> dict[str, Any]:

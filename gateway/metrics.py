@@ -11,7 +11,7 @@ from collections import Counter
 from operator import add
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from gateway.counts import BUCKET_NAMES, BUCKETS, REFUSED, add_up, bucketed
+from gateway.counts import BUCKET_NAMES, BUCKETS, COST, REFUSED, SETTLED, add_up, bucketed
 from gateway.errors import BudgetExceeded, RateLimited
 
 if TYPE_CHECKING:
@@ -23,12 +23,38 @@ if TYPE_CHECKING:
 MAX_TOKENS: Final = 8192
 """Tokens that are counted apart: about 1 kB each. The one that came first makes room."""
 
+MAX_LOOPS: Final = 5
+"""Of one token, so many requests that repeat are remembered: half a kB each. The one refused longest ago makes room."""
+
 CLIENT_GONE: Final = 499
 """The status of a request whose client left before there was an answer, for counts and the log; nginx has it so."""
+
+MAX_LISTED: Final = 1024
+"""Requests of one token to one target that are kept one by one, 100 bytes each; before there are more, they are folded
+into counts, in half a millisecond."""
 
 LINES_DROPPED: Final = "log_lines_dropped"
 
 _COUNTED: Final = ("upstream_errors", "failed", "retries", "bytes_in", "bytes_out")
+
+
+class Loop:
+    """A request that is refused because it repeats, since it began to be.
+
+    Attributes:
+        target: The target's name.
+        request: Method and path, for people.
+        body: The begin of its content, for people; "" if it has none.
+        refused: How often it was.
+        last_s: When it was last, in seconds since the epoch.
+    """
+
+    __slots__ = ("body", "last_s", "refused", "request", "target")
+
+    def __init__(self) -> None:
+        self.target = self.request = self.body = ""
+        self.refused = 0
+        self.last_s = 0.0
 
 
 class Denials:
@@ -38,14 +64,16 @@ class Denials:
         reasons: How many requests, by the limit's or the budget's name, or the error's code.
         shadowed: How many requests passed that a shadow would have refused, by the limit's name.
         retries: How many of the refused requests an SDK sent again by itself.
+        loops: What repeated, by what tells requests apart; the one refused last is the last.
     """
 
-    __slots__ = ("reasons", "retries", "shadowed")
+    __slots__ = ("loops", "reasons", "retries", "shadowed")
 
     def __init__(self) -> None:
         self.reasons: Counter[str] = Counter()
         self.shadowed: Counter[str] = Counter()
         self.retries = 0
+        self.loops: dict[str, Loop] = {}
 
 
 class Tally:
@@ -60,29 +88,34 @@ class Tally:
         retries: How many of the refused and the upstream's errors an SDK had sent again by itself.
         bytes_in: Of the bodies that the client sent; chunk framing not counted.
         bytes_out: Likewise of those that it got, but for those in `passed`.
-        begun: How many requests have begun.
+        begun: How many requests have begun. Who finds `MAX_LISTED` calls `fold`.
         own_s, upstream_s: Of each answer, how long the gateway and the upstream took, to its head. Two lists of the
             same length: to sort them when they are gathered costs less than to find a bucket for each on the way.
         statuses: The answers' statuses, but for those of 200: these are the rest.
+        costs: Of requests that cost something, by name, as they are counted.
         about: What is known of the token, as fields for people to read.
+
+    All but the last are since it was last folded.
     """
 
     # fmt: off
     __slots__ = (
-        "about", "begun", "bytes_in", "bytes_out", "failed", "own_s", "passed", "refused", "retries", "statuses",
-        "upstream_errors", "upstream_s", "_flying",
+        "about", "begun", "bytes_in", "bytes_out", "costs", "failed", "own_s", "passed", "refused", "retries",
+        "statuses", "upstream_errors", "upstream_s", "_flying", "_folded",
     )
     # fmt: on
 
     def __init__(self, about: Mapping[str, str]) -> None:
         self.about = about
-        self._flying = 0  # when it was last gathered
+        self._flying = 0  # when it was last folded
+        self._folded: Counts = Counter()
         self._begin()
 
     def _begin(self) -> None:
         self.upstream_errors = self.failed = self.retries = self.bytes_in = self.bytes_out = self.begun = 0
         self.passed: list[int] = []
         self.refused: dict[str, int] = {}
+        self.costs: dict[str, int] = {}
         self.own_s: list[float] = []
         self.upstream_s: list[float] = []
         self.statuses: list[int] = []
@@ -123,30 +156,53 @@ class Tally:
             self.failed += 1
         self.statuses.append(status or CLIENT_GONE)
 
+    def on_settled(self, cost: Mapping[str, int], mark: str) -> None:
+        """Count what a request did cost.
+
+        Args:
+            cost: Atoms by unit.
+            mark: How sure that is.
+        """
+        costs, name = self.costs, SETTLED + mark
+        costs[name] = costs.get(name, 0) + 1
+        for unit, atoms in cost.items():
+            name = COST + unit
+            costs[name] = costs.get(name, 0) + atoms
+
     def take(self, usage: TargetUsage) -> Counts:
         """Return what was counted, enter in `usage` what is counted by target alone, and begin again."""
-        self.bytes_out += sum(self.passed)
-        counts: Counts = Counter({name: count for name in _COUNTED if (count := getattr(self, name))})
-        self._flying = self.in_flight
+        self.fold(usage)
+        counts, self._folded = self._folded, Counter()
+        return counts
+
+    def fold(self, usage: TargetUsage) -> None:
+        """Make a few numbers of the lists, which are as long as there were requests."""
         over = self._over
+        self._flying = self.in_flight
         self.begun = 0
+        if not over and not self.own_s and not self.costs:
+            return
+        self.bytes_out += sum(self.passed)
+        counts = self._folded
+        counts.update({name: count for name in _COUNTED if (count := getattr(self, name))})
         if self.passed:
-            counts["passed"] = len(self.passed)
+            counts["passed"] += len(self.passed)
         if self.refused:
             counts.update({REFUSED + code: count for code, count in self.refused.items()})
-        if not counts and not self.own_s:
-            return counts
+        if self.costs:
+            counts.update(self.costs)
         if over:
-            counts["requests"] = over
+            counts["requests"] += over
         latencies = list(map(add, self.own_s, self.upstream_s))
         counts.update({BUCKET_NAMES[place]: count for place, count in bucketed(latencies)})
         usage.own_s += self.own_s
         usage.upstream_s += self.upstream_s
+        if len(usage.own_s) >= MAX_LISTED:
+            usage.enter_times()
         usage.statuses[2] += over - len(self.statuses)
         for status in self.statuses:
             usage.statuses[status // 100] += 1
         self._begin()
-        return counts
 
 
 class TargetUsage:
@@ -230,12 +286,14 @@ class Metrics:
     Attributes:
         targets: By the target's name.
         nowhere: Of requests that could not be read, or were for no target.
+        dropped: How many tokens' counts were lost, because more than `MAX_TOKENS` had any before they were taken away.
     """
 
-    __slots__ = ("_denials", "_targets", "_tokens", "nowhere", "targets")
+    __slots__ = ("_denials", "_targets", "_tokens", "dropped", "nowhere", "targets")
 
     def __init__(self) -> None:
         self.nowhere = TargetUsage("")
+        self.dropped = 0
         self.targets: dict[str, TargetUsage] = {}
         self._denials: dict[str, Denials] = {}
         self._tokens: dict[str, tuple[Counts, Mapping[str, str]]] = {}  # gathered, and not taken yet
@@ -257,7 +315,7 @@ class Metrics:
                 counts = tally.take(usage)
                 if counts or tally.in_flight:
                     gathered.update(counts)
-                    add_up(self._tokens, token_id, counts, tally.about, MAX_TOKENS)
+                    self.dropped += add_up(self._tokens, token_id, counts, tally.about, MAX_TOKENS)
                 else:
                     unused.append(token_id)
             for token_id in unused:
@@ -313,6 +371,26 @@ class Metrics:
         else:
             denials.reasons[error.budget if isinstance(error, BudgetExceeded) else error.code] += 1
         denials.retries += is_retry
+
+    def on_repeated(self, token_id: str, mark: str, now_s: float, *, quiet_s: float) -> Loop:
+        """Count a request that is refused because it repeats; return it with the others like it.
+
+        Args:
+            token_id: Whose it is.
+            mark: What tells it from others.
+            now_s: Seconds since the epoch.
+            quiet_s: When none was refused for as long, another loop begins.
+        """
+        loops = self._counted(token_id).loops
+        loop = loops.pop(mark, None)
+        if loop is None or loop.last_s + quiet_s < now_s:
+            loop = Loop()
+        loops[mark] = loop
+        if len(loops) > MAX_LOOPS:
+            del loops[next(iter(loops))]
+        loop.refused += 1
+        loop.last_s = now_s
+        return loop
 
     def on_shadowed(self, token_id: str, limits: Sequence[str]) -> None:
         """Count a request that passed, and that these limits, if any, would have refused were they not shadows."""

@@ -1,6 +1,7 @@
 """`/metrics`: the counts of all workers in Prometheus's text, by the official client.
 
-Label values are names of targets, the gateway's error codes and classes of statuses: none that a client could choose.
+Label values are names of targets, the gateway's error codes, classes of statuses, units and marks of costs: none that a
+client could choose.
 The client library is loaded when the first scrape comes: it costs a process 3.5 MB.
 """
 
@@ -12,7 +13,8 @@ from importlib import import_module
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway.counts import BOUNDS_US, REFUSED
+from gateway.budgets.budget import COUNTED, NANO
+from gateway.counts import BOUNDS_US, COST, REFUSED, SETTLED
 from gateway.metrics import LINES_DROPPED
 
 if TYPE_CHECKING:
@@ -72,13 +74,25 @@ class _Collector:
         upstream = core.HistogramMetricFamily(
             PREFIX + "upstream_seconds", "The upstream's share of the time to the answer's head.", labels=["target"]
         )
+        cost = core.CounterMetricFamily(
+            PREFIX + "cost", "What requests did cost, in US dollars or what the unit says.", labels=["target", "unit"]
+        )
+        settled = core.CounterMetricFamily(
+            PREFIX + "settled_requests",
+            "Requests whose cost was settled, by how sure it is.",
+            labels=["target", "mark"],
+        )
         for name, told in self._targets.items():
             counts = told["counts"]
-            reasons = {key.removeprefix(REFUSED): count for key, count in counts.items() if key.startswith(REFUSED)}
+            reasons = _under(REFUSED, counts)
+            for unit, atoms in _under(COST, counts).items():
+                cost.add_metric([name, unit], atoms if unit in COUNTED else atoms / NANO)
+            for mark, count in _under(SETTLED, counts).items():
+                settled.add_metric([name, mark], count)
             for key, result in RESULTS.items():
                 requests.add_metric([name, result], counts.get(key, 0))
             requests.add_metric([name, "refused"], sum(reasons.values()))
-            for reason, count in sorted(reasons.items()):
+            for reason, count in reasons.items():
                 refused.add_metric([name, reason], count)
             for digit in range(1, 6):
                 answers.add_metric([name, f"{digit}xx"], told["statuses"][digit])
@@ -93,7 +107,11 @@ class _Collector:
             "Lines of the access log that stdout did not take.",
             value=sum(told["counts"].get(LINES_DROPPED, 0) for told in self._targets.values()),
         )
-        yield from (lost, requests, refused, answers, retries, received, sent, in_flight, own, upstream)
+        yield from (lost, requests, refused, answers, retries, received, sent, in_flight, own, upstream, cost, settled)
+
+
+def _under(kind: str, counts: Mapping[str, int]) -> dict[str, int]:
+    return {name.removeprefix(kind): count for name, count in sorted(counts.items()) if name.startswith(kind)}
 
 
 def _cumulative(buckets: list[int]) -> list[tuple[str, int]]:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
 from gateway.admission import Admission
-from gateway.config.values import lifetime_s
+from gateway.config.values import Address, lifetime_s
 from gateway.endpoints import Endpoints
 from gateway.http1.parser import AnswerParser, RequestParser
 from gateway.listening import Descriptors, Listener, soft_limit
@@ -22,6 +22,7 @@ from gateway.metrics import Metrics
 from gateway.proxy.client import GRACE_S, ClientConnection
 from gateway.proxy.clock import Clock
 from gateway.proxy.context import ProxyContext
+from gateway.proxy.pacing import Paces
 from gateway.proxy.routes import Routes
 from gateway.proxy.upstreams import Upstreams
 from gateway.scope import Scope
@@ -96,6 +97,7 @@ class Gateway:
         self._store: SpendStore | None = None
         self._context: ProxyContext | None = None
         self._upstreams = Upstreams(AnswerParser())
+        self._paces = Paces()
         self._tls: SpokenTls | None = None
         self._signer: TokenSigner | None = None
         self._flush: UsageFlush | None = None
@@ -131,8 +133,10 @@ class Gateway:
                 endpoint=self._endpoints(settings, admission, lambda: context.draining),
                 metrics=self.metrics,
                 access_log=self._log_on(loop),
+                paces=self._paces,
             )
             self._context = context
+            self._paces.renew(settings, store.ledger)
             tls.renew(settings)
             context.routes = self._upstreams.connect(settings, context, admission, tls.with_target)
             self._shared.open()
@@ -168,7 +172,17 @@ class Gateway:
 
     def _endpoints(self, settings: Settings, admission: Admission, is_draining: Callable[[], bool]) -> Endpoints:
         assert self._store is not None  # noqa: S101 - it is connected to before anything else
-        return Endpoints(admission, self._store, self.metrics, settings.admin_key, is_draining, shared=self._shared)
+        names = frozenset(one.host.lower().encode() for one in settings.listen if isinstance(one, Address))
+        return Endpoints(
+            admission,
+            self._store,
+            self.metrics,
+            settings.admin_key,
+            is_draining,
+            shared=self._shared,
+            names=names,
+            pace_of=self._paces.told,
+        )
 
     def reload_certificates(self) -> None:
         """Read the PEM files now, as is done by itself within seconds of a change."""
@@ -245,8 +259,8 @@ class Gateway:
             OSError, ValueError: A CA file, or a certificate to show, cannot be read. Then nothing has changed.
             RuntimeError: The gateway is not running.
         """
-        context, tls, signer, listener = self._context, self._tls, self._signer, self._listener
-        if context is None or tls is None or signer is None or listener is None:
+        context, tls, signer, listener, store = self._context, self._tls, self._signer, self._listener, self._store
+        if context is None or tls is None or signer is None or listener is None or store is None:
             raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
         settings, left = _reloadable(self._settings, config.settings)
         if settings.token_secrets and settings.token_secrets != self._settings.token_secrets:
@@ -261,6 +275,7 @@ class Gateway:
         tls.reload()
         listener.handshake_timeout_s = settings.header_timeout_s
         context.settings, context.admission, context.routes = settings, admission, routes
+        self._paces.renew(settings, store.ledger)
         context.endpoint = self._endpoints(settings, admission, lambda: context.draining)
         return left
 
@@ -343,6 +358,7 @@ class Gateway:
             context.spending.end()
             self._upstreams.close()
             context.clock.stop()
+            self._paces.close()
             # Transports tell their protocols of the end in the loop's next turn, those of TLS in the one after it; then
             # places in flight come back, and what was reserved is settled.
             for _ in range(TURNS):

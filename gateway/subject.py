@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from gateway.budgets.refusing import exceeded
-from gateway.errors import BudgetExceeded, ConcurrencyLimited, RateLimited, TokenRevoked
+from gateway.errors import BudgetExceeded, ConcurrencyLimited, LoopDetected, RateLimited, TokenRevoked
 from gateway.limits import Kind, parse_limits
 from gateway.stores import REVOKED, UNCHECKED
 from gateway.stores.ledger import SpendVerdict
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from gateway.tokens import Claims
 
 REVOKED_DETAIL: Final = "The token was revoked; get a new one from whoever issued it."
+
+Refusal: TypeAlias = RateLimited | BudgetExceeded | LoopDetected | TokenRevoked
+"""What a refused request is told."""
 
 _UNCHECKED: Final = b"X-Gateway-Limits: unchecked"
 """In place of what nobody knows: Redis is out, and `ON_STORE_LOSS=allow` let the request pass."""
@@ -69,6 +73,18 @@ class Subject:
             for policy in policies
         ]
 
+    def with_guard(self, guard: Policy, plan: Plan, spend_plan: SpendPlan | None) -> Subject:
+        """Return the same subject, of which one more policy is asked, as it has to be for one of its requests.
+
+        Args:
+            guard: That policy: it is the last one, and no header tells of it.
+            plan: The store's preparation of all of them.
+            spend_plan: The same with the budgets, where the request costs something.
+        """
+        other = copy.copy(self)
+        other.policies, other.plan, other.spend_plan = (*self.policies, guard), plan, spend_plan
+        return other
+
     def about(self) -> dict[str, str]:
         """Return what is kept beside the token's usage, for people and for whoever has to know its limits: no secret.
 
@@ -107,7 +123,7 @@ class Subject:
             return b""
         return lines % (verdict.remaining, -(-verdict.reset_us // 1_000_000))
 
-    def refusal(self, verdict: Verdict, now_s: float | None = None) -> RateLimited | BudgetExceeded | TokenRevoked:
+    def refusal(self, verdict: Verdict, now_s: float | None = None) -> Refusal:
         """Say what refused, and until when.
 
         Args:
@@ -121,6 +137,8 @@ class Subject:
             now_s = time.time() if now_s is None else now_s
             return exceeded(self.budgets[index], verdict.used[index], verdict.reset_us, now_s)
         policy = self.policies[verdict.policy]
+        if policy.guard:
+            return LoopDetected(policy.quota, policy.window_s, verdict.reset_us)
         kind = ConcurrencyLimited if policy.kind is Kind.LEASE else RateLimited
         return kind(policy.label, policy.quota, policy.window_s, verdict.reset_us)
 

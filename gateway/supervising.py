@@ -15,8 +15,7 @@ from gateway.activation import inherited_sockets, listening_socket
 from gateway.config import UnixAddress
 from gateway.errors import ConfigError
 from gateway.listening import BACKLOG
-from gateway.supervisor.crew import START_TIMEOUT_S
-from gateway.supervisor.plan import Plan, make_shared_directory, signal_pipe, spawn_worker
+from gateway.supervisor.plan import START_TIMEOUT_S, Plan, make_shared_directory, signal_pipe, spawn_worker
 from gateway.unix_sockets import listen_on
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ WIDE: Final = 100
 WIDE_REST: Final = 72
 NARROW_REST: Final = 52
 """What the other columns take, of a name the beginning; limits get what is left of the terminal's."""
+WIDER: Final = 116
+SPENT: Final = 14
+"""What the column of money takes, where some was spent, of a terminal that wide; else it stands below the name."""
+_DIGITS: Final = 4
+"""Of an amount that is told in short."""
 
 
 class Row(NamedTuple):
@@ -99,16 +105,12 @@ def _retries(counts: Told) -> int:
 def as_text(now: Told) -> str:
     """Return a whole report, as text without a line end behind it."""
     totals = now["totals"]
-    lines = [
-        f"{now['at']}: {_instances(now)}",
-        f"{totals['requests']} requests: {_outcomes(totals)}; {totals['in_flight']} in flight; {_latency(totals)}",
-    ]
+    flying = f"{totals['in_flight']} in flight"
+    lines = [f"{now['at']}: {_instances(now)}", _joined(_outcomes(totals), flying, _latency(totals), _spent(totals))]
+    for name, target in now["targets"].items():
+        lines.append(f"target {name}: {_joined(_outcomes(target), _latency(target), _spent(target))}")
     lines += [
-        f"target {name}: {target['requests']} requests: {_outcomes(target)}; {_latency(target)}"
-        for name, target in now["targets"].items()
-    ]
-    lines += [
-        f"token {row.label}: {row.told['requests']} requests: {_outcomes(row.told)}; {_limits(row.told)}"
+        f"token {row.label}: {_joined(_outcomes(row.told), _limits(row.told), _spent(row.told))}"
         for row in rows(None, now)
     ]
     return "\n".join(lines)
@@ -121,6 +123,8 @@ def as_line(before: Told | None, now: Told) -> str:
         f"{now['at'][11:19]} {total.per_s:.1f} requests/s, {total.refused_per_s:.1f} refused/s, "
         f"{total.told['in_flight']} in flight, {_latency(total.told)}"
     )
+    if total.told["cost"]:
+        line += f", {', '.join(_in_short(total.told))} spent"
     busiest = rows(before, now)[:3]
     if busiest:
         line += "; busiest: " + ", ".join(f"{row.label} {row.per_s:.1f}/s" for row in busiest)
@@ -142,7 +146,7 @@ class _Fitting:
 
 
 def as_table(before: Told | None, now: Told) -> RenderableType:
-    """Return a table for a terminal: limits as bars, requests a second, refusals, storms marked."""
+    """Return a table for a terminal: limits and budgets as bars, money, requests a second, refusals, storms marked."""
     return _Fitting(before, now)
 
 
@@ -162,11 +166,14 @@ def _table(before: Told | None, now: Told, columns: int) -> RenderableType:
     )
     table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False, padding=(0, 1, 0, 0))
     is_wide = columns >= WIDE
-    limits_cells = max(columns - (WIDE_REST if is_wide else NARROW_REST), BAR_CELLS + 1)
+    has_column = columns >= WIDER and bool(total.told["cost"])
+    rest = (WIDE_REST if is_wide else NARROW_REST) + (SPENT if has_column else 0)
+    limits_cells = max(columns - rest, BAR_CELLS + 1)
     # Only a column that may wrap is made narrower: names are cut, which are not, and numbers never.
     table.add_column("token")
     table.add_column("limits", overflow="ellipsis", no_wrap=True, max_width=limits_cells)
-    for name in ("req/s", "total", "refused", "flight", *(("p50 ms", "p99 ms") if is_wide else ())):
+    names = ("req/s", "total", "refused", "flight", *(("p50 ms", "p99 ms") if is_wide else ()))
+    for name in (*(("spent",) if has_column else ()), *names):
         table.add_column(name, justify="right", no_wrap=True)
     shown = rows(before, now)
     for row in shown[:MAX_ROWS]:
@@ -174,12 +181,16 @@ def _table(before: Told | None, now: Told, columns: int) -> RenderableType:
         label = Text(row.label, overflow="ellipsis", no_wrap=True)
         if told.get("revoked"):
             label.append(" revoked", "dim")
+        if not has_column:
+            for amount in _in_short(told):
+                label.append(f"\n{amount}", "dim")
         if row.is_storm:
             label.append("\nRETRY STORM", "bold red")
         quantiles = told["latency_ms"]
         table.add_row(
             label,
-            Text("\n").join([_bar(limit) for limit in told["limits"]]),
+            Text("\n").join([*map(_bar, told["limits"]), *map(_budget_bar, told["budgets"])]),
+            *(("\n".join(_in_short(told)),) if has_column else ()),
             f"{row.per_s:.1f}",
             str(told["requests"]),
             Text(str(refused(told)), "yellow" if row.refused_per_s else ""),
@@ -188,7 +199,9 @@ def _table(before: Told | None, now: Told, columns: int) -> RenderableType:
         )
     left = len(shown) - MAX_ROWS
     reasons = ", ".join(f"{reason} {count}" for reason, count in total.told["refused"].items())
-    foot = Text(f"refused so far: {reasons or 'none'}" + (f"   {left} more tokens" if left > 0 else ""), "dim")
+    spent = ", ".join(_in_short(total.told))
+    foot = Text(f"spent so far: {spent}   " if spent else "", "bold")
+    foot.append(f"refused so far: {reasons or 'none'}" + (f"   {left} more tokens" if left > 0 else ""), "dim")
     return Group(head, table, foot)
 
 
@@ -197,13 +210,55 @@ def _bar(limit: Told) -> Any:  # noqa: ANN401 - rich's
 
     share = min(limit["used"] / limit["limit"], 1.0)
     full = round(share * BAR_CELLS) if limit["used"] else 0
-    style = "red" if share >= 1 else "yellow" if share >= 0.8 else "green"
+    style = _style(share)
     shadow = " shadow" if limit["shadow"] else ""
     return Text.assemble(
         ("█" * full, style),
         ("░" * (BAR_CELLS - full), "dim"),
         f" {limit['used']}/{limit['limit']} {limit['name']}{shadow}",
     )
+
+
+def _budget_bar(budget: Told) -> Any:  # noqa: ANN401 - rich's
+    """Draw what is spent, and behind it what is held."""
+    from rich.text import Text  # see `as_table`
+
+    amount, spent, held = (Decimal(budget[name]) for name in ("limit", "spent", "held"))
+    share = min((spent + held) / amount, Decimal(1))
+    used = round(share * BAR_CELLS)
+    full = min(round(spent / amount * BAR_CELLS), used)
+    waiting = f"+{_rounded(budget['held'])}" if held else ""
+    return Text.assemble(
+        ("█" * full, _style(float(share))),
+        ("▒" * (used - full), _style(float(share))),
+        ("░" * (BAR_CELLS - used), "dim"),
+        f" {_rounded(budget['spent'])}{waiting}/{budget['limit']} {budget['name']}",
+    )
+
+
+def _style(share: float) -> str:
+    return "red" if share >= 1 else "yellow" if share >= 0.8 else "green"
+
+
+def _in_short(counts: Told) -> list[str]:
+    """Spell what was spent, by unit, with as many digits as can be read at a glance."""
+    return [f"{_rounded(amount)} {unit}" for unit, amount in counts["cost"].items()]
+
+
+def _rounded(amount: str) -> str:
+    number = Decimal(amount)
+    places = max(_DIGITS - 1 - number.adjusted(), 2) if number else 0
+    text = f"{number:.{places}f}"
+    return text.rstrip("0").rstrip(".") if places else text
+
+
+def _spent(counts: Told) -> str:
+    amounts = [f"{amount} {unit}" for unit, amount in counts["cost"].items()]
+    return f"{', '.join(amounts)} spent" if amounts else ""
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(filter(None, parts))
 
 
 def _instances(now: Told) -> str:
@@ -226,7 +281,8 @@ def _rate(old: Told | None, new: Told, seconds: float, count: Callable[[Told], i
 def _outcomes(counts: Told) -> str:
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts["refused"].items())
     return (
-        f"{counts['passed']} passed, {refused(counts)} refused{f' ({reasons})' if reasons else ''}, "
+        f"{counts['requests']} requests: {counts['passed']} passed, "
+        f"{refused(counts)} refused{f' ({reasons})' if reasons else ''}, "
         f"{counts['upstream_errors']} upstream errors, {counts['failed']} failed, {counts['retries']} retries"
     )
 
@@ -245,4 +301,8 @@ def _ms(value: float | None) -> str:
 def _limits(token: Told) -> str:
     if token.get("revoked"):
         return "revoked"
-    return ", ".join(f"{limit['name']} {limit['used']}/{limit['limit']}" for limit in token["limits"]) or "no limits"
+    told = [f"{limit['name']} {limit['used']}/{limit['limit']}" for limit in token["limits"]] or ["no limits"]
+    for budget in token["budgets"]:
+        held = "" if budget["held"] == "0" else f" ({budget['held']} more held)"
+        told.append(f"{budget['name']} {budget['spent']}/{budget['limit']}{held}")
+    return ", ".join(told)

@@ -69,6 +69,7 @@ CASES: Final = (
     Case("limit-1", "decide one limit, embedded store", parts.limit_1, ROUND),
     Case("limit-3", "decide three limits, embedded store", parts.limit_3, ROUND),
     Case("log-line", "make a line of the access log, both ids in the head", parts.log_line, ROUND),
+    Case("log-line-plain", "the same, neither of them", parts.log_line_plain, ROUND),
     Case("counts-gathered", "gather the counts of a request, once a second", parts.counts_gathered, ROUND),
     Case(
         "meter-json",
@@ -83,6 +84,7 @@ CASES: Final = (
     Case("exchange-memory-4", "the same with four limits", _exchanges("memory_4"), EXCHANGES),
     Case("exchange-redis", "a whole exchange, Redis store, 1 in flight", _exchanges("redis"), EXCHANGES),
     Case("exchange-redis-32", "the same, 32 in flight", _exchanges("redis_32"), EXCHANGES),
+    Case("exchange-redis-32-wrk", "the same with fields in wrk's order", _exchanges("redis_32_wrk"), EXCHANGES),
     Case("exchange-redis-32-log", "the same with ACCESS_LOG=json", _exchanges("redis_32_logged"), EXCHANGES),
     Case("exchange-refused", "a request refused with 429, embedded store", _exchanges("refused"), EXCHANGES),
 )

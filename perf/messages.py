@@ -35,6 +35,23 @@ _REQUEST: Final = (
     b"traceparent: 00-%032x-0000000000000001-01\r\n"
     b"Content-Length: %d\r\n\r\n%s"
 )
+# The same as wrk sends it, whose order is Lua's: what differs comes first, and the token and the length behind that.
+_REQUEST_OF_WRK: Final = (
+    b"POST /api/chat/completions HTTP/1.1\r\n"
+    b"X-Stainless-Runtime: CPython\r\n"
+    b"Accept: application/json\r\n"
+    b"Accept-Encoding: gzip, deflate, br\r\n"
+    b"X-Request-Id: req-%d\r\n"
+    b"Content-Type: application/json\r\n"
+    b"traceparent: 00-%032x-0000000000000001-01\r\n"
+    b"Authorization: Bearer %s\r\n"
+    b"User-Agent: OpenAI/Python 1.50.0\r\n"
+    b"Content-Length: %d\r\n"
+    b"X-Stainless-Lang: python\r\n"
+    b"Host: 127.0.0.1:3000\r\n"
+    b"X-Stainless-OS: Linux\r\n"
+    b"X-Stainless-Arch: x64\r\n\r\n%s"
+)
 _REQUEST_BODY: Final = b'{"model":"gpt-4o-mini","messages":[{"role":"user","content":"hi %d"}]}'
 _ANSWER: Final = (
     b"HTTP/1.1 200 OK\r\n"
@@ -58,6 +75,7 @@ _ANSWER_BODY: Final = (
 _FIRST_NUMBER: Final = 1_000_000
 # An odd number near 2^128 divided by the golden ratio: its multiples look like random ids, and none comes twice.
 _SPREAD: Final = 0x9E3779B97F4A7C15F39CC0605CEDC835
+_IDS: Final = re.compile(rb"(?i)\r\n(?:x-request-id|traceparent): [^\r]*")
 _LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length: ([0-9]+)\r\n")
 
 
@@ -80,9 +98,20 @@ def request(number: int, token: bytes) -> bytes:
     return _REQUEST % (token, number, number * _SPREAD % 2**128, len(body), body)
 
 
+def request_of_wrk(number: int, token: bytes) -> bytes:
+    """Return the same with its fields in the order of the load generator's that the peers are compared with."""
+    body = _REQUEST_BODY % number
+    return _REQUEST_OF_WRK % (number, number * _SPREAD % 2**128, token, len(body), body)
+
+
 def request_head(number: int, token: bytes) -> bytes:
     """Return a request's head as parsers take it: without the empty line."""
     return request(number, token).partition(HEAD_END)[0]
+
+
+def without_ids(head: bytes) -> bytes:
+    """Return a request's head, or all of the request, without what names it and its trace: few clients send these."""
+    return _IDS.sub(b"", head)
 
 
 def sent_upstream(number: int) -> Message:

@@ -259,6 +259,18 @@ def test_healthcheck_does_not_load_a_server() -> None:
     assert not {"asyncio", "uvloop", "gateway.server", "gateway.demo", "tomllib"} & imported
 
 
+def test_a_server_does_not_load_what_only_other_commands_need() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = environment(TARGET_API_URL=URL, GATEWAY_LISTEN=f"127.0.0.1:{taken.getsockname()[1]}")
+        command = [sys.executable, "-X", "importtime", "-m", "gateway"]
+        ended = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert ended.returncode == 1, ended.stderr[-500:]
+    imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
+    assert "gateway.server" in imported
+    others = {"argparse", "gateway.commands", "gateway.config.describing", "gateway.supervisor.crew", "tomllib"}
+    assert not {*others, "hiredis", "rich", "prometheus_client"} & imported
+
+
 def test_a_port_in_use_is_a_failure_at_run_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -10,7 +10,8 @@ import pytest
 from gateway import Gateway
 from gateway.budgets.budget import NANO
 from gateway.budgets.grammar import written
-from gateway.config import describe, load
+from gateway.config import load
+from gateway.config.describing import describe
 from tests.test_config import config, from_file, refusal
 
 if TYPE_CHECKING:

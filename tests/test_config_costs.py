@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.budgets.budget import NANO
-from gateway.config import Config, describe, load
+from gateway.config import Config, load
+from gateway.config.describing import describe
 from gateway.errors import ConfigError
 from gateway.metering.costs import CostTable, FixedPrice, Measured, UnitPrice
 from gateway.metering.rates import Rates

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.config import SETTINGS, Config, describe
+from gateway.config import SETTINGS, Config
+from gateway.config.describing import describe
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.config import Config, TargetSettings, describe, load
+from gateway.config import Config, TargetSettings, load
+from gateway.config.describing import describe
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:

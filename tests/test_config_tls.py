@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-from gateway.config import Config, describe
+from gateway.config import Config
+from gateway.config.describing import describe
 from gateway.errors import ConfigError
 from tests.kit.tls import Pem
 

@@ -12,6 +12,10 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.budgets.book import NEVER_US
+from gateway.budgets.budget import Budget
+from gateway.budgets.refusing import exceeded
+from gateway.budgets.spending import Mark
 from gateway.errors import StoreUnavailable
 from gateway.metrics import Metrics
 from gateway.prometheus import scraped
@@ -56,7 +60,10 @@ def expressions(dashboard: dict[str, Any]) -> list[str]:
 
 async def test_its_expressions_name_what_metrics_has_and_nothing_else(dashboard: dict[str, Any]) -> None:
     metrics = Metrics()
-    metrics.target("api").strangers.on_refused(StoreUnavailable())
+    api = metrics.target("api").strangers
+    for refusal in (StoreUnavailable(), exceeded(Budget(unit="USD", amount=1, calendar="day"), 1, NEVER_US, 0)):
+        api.on_refused(refusal)
+    api.on_settled({"USD": 1}, Mark.EXACT)
     _, text = await scraped(SharedCounts(metrics).all())
     labels: dict[str, set[str]] = {}
     values: dict[str, set[str]] = {}

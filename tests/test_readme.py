@@ -77,8 +77,13 @@ HEALTHCHECK = "./tools/run healthcheck"
 VERIFY = "./tools/run verify"
 PROOF = "$ python -m perf.proof"
 SOAK = "$ python tools/soak.py"
+SERVE_A_DOLLAR = 'TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… TARGET_COST=llm BUDGET="1 USD/day"'
+AGENT = "$ OPENAI_BASE_URL=http://127.0.0.1:3000/api OPENAI_API_KEY=$TOKEN python tools/examples/agent_in_a_loop.py"
+RECONCILE_AGENT = "$ ./tools/run reconcile agent.csv"
+SIMULATE_AGENT = "$ ./tools/run simulate --since 24h"
 LEDGER = "$ ./tools/run ledger --since"
 RELEASE = "./tools/run ledger release $REQUEST"
+COST_OF = "curl http://127.0.0.1:3000/usage/requests/"
 RECONCILE = "$ ./tools/run reconcile invoice.csv"
 SIMULATE = "$ ./tools/run simulate --budget"
 RUN_COMMAND = "TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… ./tools/run run -- "
@@ -102,8 +107,13 @@ RUN = (
     PROOF,
     SOAK,
     RUN_COMMAND,
+    SERVE_A_DOLLAR,
+    AGENT,
+    RECONCILE_AGENT,
+    SIMULATE_AGENT,
     LEDGER,
     RELEASE,
+    COST_OF,
     RECONCILE,
     SIMULATE,
 )
@@ -117,6 +127,7 @@ PROXIED = "RateLimit-Policy:"
 REFUSED = "HTTP/1.1 429 Too Many Requests"
 SHOWN = (PROXIED, REFUSED)
 LOG_LINE = '{"time":'
+ENTRY = '{"request": '
 
 
 class Block(NamedTuple):
@@ -297,7 +308,7 @@ def register(url: str) -> dict[str, Any]:
 def test_every_block_is_covered() -> None:
     """A new block needs a test here, and its first line in `RUN`."""
     covered = {"sh": RUN + CHECKED_OTHERWISE, "python": RUN, "console": RUN, "http": SHOWN, "text": ("  client",)}
-    covered["json"] = (LOG_LINE,)
+    covered["json"] = (LOG_LINE, ENTRY)
     covered["toml"] = ("target_api_url = ", TARGETS, COSTS)
     for language, text in BLOCKS:
         assert language in covered, f"a block of an unknown language: {language!r}"
@@ -380,8 +391,9 @@ def test_answers_look_as_shown(gateway: str, api: Api, tmp_path: Path) -> None:
 
 def test_a_line_of_the_access_log_has_what_is_shown() -> None:
     shown = json.loads(block(LOG_LINE))
-    one = Record(None, 0, None, "id", "api", "", 200, 81, 310, writer.TIMING % (0.071, 412.771), None)
-    (made,) = JsonLines().make([one], time.time())
+    lines = JsonLines(time.time, lambda: None)
+    lines.add(Record(None, None, "id", "api", "", 200, 81, 310, writer.TIMING % (0.071, 412.771), None))
+    made, _ = lines.take()
     assert list(json.loads(made)) == list(shown)
     assert {name: json.loads(made)[name] for name in ("gateway_ms", "upstream_ms", "bytes_in", "bytes_out")} == {
         name: shown[name] for name in ("gateway_ms", "upstream_ms", "bytes_in", "bytes_out")
@@ -563,6 +575,22 @@ def test_the_ledger(tmp_path: Path) -> None:
     assert marks == [*Mark, OPEN]
 
 
+def test_what_a_request_did_cost(api: Api, tmp_path: Path) -> None:
+    serve = runnable(block(SERVE), api=api.url)
+    with serving(serve, tmp_path, TARGET_COST="0.005 USD", BUDGET="1 USD/hour") as ((url,), _):
+        token = register(url)["token"]
+        _, fields, _ = request(url, "GET", "/api/models", token)
+        here = {"TOKEN": token, "REQUEST": dict(fields)["X-Gateway-Request"]}
+        told = json.loads(run_sh(runnable(block(COST_OF), gateway=url), cwd=tmp_path, **here))
+        (budget,) = json.loads(request(url, "GET", "/usage", token)[2])["budgets"]
+    assert list(told) == list(json.loads(block(ENTRY)))
+    assert told["cost"] == {"USD": "0.005"}
+    section = README.partition("### Seen\n")[2].partition("\n#")[0]
+    for name in ("limit", "spent", "held", "remaining", "reset"):
+        assert name in budget
+        assert f"`{name}`" in section
+
+
 def test_an_invoice(tmp_path: Path) -> None:
     lines = ["request_id,cost_usd", "req_7d1,0.0123", "req_7d2,0.0031", "req_7d3,0.0005"]
     (tmp_path / "invoice.csv").write_text("\n".join(lines), encoding="utf-8")
@@ -575,6 +603,62 @@ def test_a_simulation(tmp_path: Path) -> None:
     with serving_ledger(morning()) as url:
         printed, shown = transcript(SIMULATE, 0, tmp_path, url)
     assert printed == shown
+
+
+def test_an_agent_in_a_loop(tmp_path: Path) -> None:
+    def alike(text: str) -> str:
+        """Leave out what another day, another token or other prices would change."""
+        text = re.sub(r"\d{4}-\d\d-\d\dT[\d:]+Z", "TIME", text)
+        return re.sub(r" +", " ", re.sub(r"\d[\d.]*", "N", re.sub(r"^[\w-]{22} ", "TOKEN ", text, flags=re.MULTILINE)))
+
+    def shell(start: str) -> tuple[str, str]:
+        command, _, shown = block(start).partition("\n")
+        command = runnable(command.removeprefix("$ "), gateway=url).replace(
+            "tools/examples", str(ROOT / "tools/examples")
+        )
+        environ = environment(GATEWAY_LISTEN=urlsplit(url).netloc, TOKEN=token, PYTHONWARNINGS="ignore")
+        done = subprocess.run(
+            ["sh", "-eu", "-c", command],
+            cwd=tmp_path,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=6 * TIMEOUT_S,  # the agent has some seventy turns
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout, shown
+
+    with (
+        running_provider() as provider,
+        serving(runnable(block(SERVE_A_DOLLAR), api=provider), tmp_path) as ((url,), _),
+    ):
+        token = register(url)["token"]
+        stopped, shown = shell(AGENT)
+        assert alike(stopped) == alike(shown)
+        status, _, invoice = request(provider, "GET", "/invoice.csv")
+        assert status == 200
+        (tmp_path / "agent.csv").write_bytes(invoice)
+        printed, shown = shell(RECONCILE_AGENT)
+        assert alike(printed) == alike(shown)
+        turns = len(invoice.splitlines()) - 1
+        assert printed.startswith(f"{turns} requests agree, 0 do not\n")
+        assert stopped.startswith(f"Stopped after {turns} turns: ")
+        printed, shown = shell(SIMULATE_AGENT)
+        assert alike(printed) == alike(shown)
+
+
+@contextlib.contextmanager
+def running_provider() -> Iterator[str]:
+    """Run the mock that bills; yield its address."""
+    command = [sys.executable, "-m", "tests.kit.provider"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().split()[-1]
+        finally:
+            process.terminate()
 
 
 def test_the_library(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 from rich.console import Console
 
+from gateway.budgets.grammar import atoms_of
 from gateway.counts import told
 from gateway.usage_table import as_line, as_table, as_text, rows
 from tools.usage_image import IMAGE, svg
@@ -18,16 +19,23 @@ def limit(name: str = "minute", quota: int = 60, used: int = 0) -> dict[str, Any
     return {"name": name, "limit": quota, "used": used, "remaining": quota - used, "shadow": False}
 
 
+def budget(name: str = "day-USD", spent: str = "0", held: str = "0", amount: str = "5") -> dict[str, Any]:
+    return {"name": name, "unit": "USD", "limit": amount, "spent": spent, "held": held}
+
+
 def token(token_id: str, requests: int, refusals: int = 0, retries: int = 0, **more: Any) -> dict[str, Any]:
     counts = {"requests": requests, "passed": requests - refusals, "retries": retries}
     if refusals:
         counts["refused:rate_limited"] = refusals
-    shown = {"id": token_id, "name": None, "revoked": False, "limits": [limit(used=12)]}
+    shown = {"id": token_id, "name": None, "revoked": False, "limits": [limit(used=12)], "budgets": []}
     return shown | told(counts, 0) | more
 
 
 def look(second: int, *tokens: dict[str, Any]) -> dict[str, Any]:
     counts = {"requests": sum(one["requests"] for one in tokens), "latency<=100ms": 1}
+    for one in tokens:
+        for unit, amount in one["cost"].items():
+            counts[f"cost:{unit}"] = counts.get(f"cost:{unit}", 0) + atoms_of(amount, unit)
     counts["passed"] = sum(one["passed"] for one in tokens)
     if counts["requests"] > counts["passed"]:
         counts["refused:rate_limited"] = counts["requests"] - counts["passed"]
@@ -133,3 +141,45 @@ def test_the_readmes_picture_is_what_the_program_draws() -> None:
     assert len(picture) < 100_000
     ElementTree.fromstring(picture)  # noqa: S314 - our own
     assert "RETRY&#160;STORM" in picture
+
+
+# --- money -----------------------------------------------------------------------------------------------------------
+
+SPENDER = token(
+    "abc", 10, name="agent", budgets=[budget(spent="1.250000001", held="0.5")], cost={"USD": "12.340000001"}
+)
+
+
+def test_a_report_has_budgets_and_money_to_the_last_digit() -> None:
+    _, totals, target, agent, other = as_text(look(0, SPENDER, token("def", 1))).splitlines()
+    assert totals.endswith("; 12.340000001 USD spent")
+    assert target.endswith("; 12.340000001 USD spent")
+    assert agent.endswith("minute 12/60, day-USD 1.250000001/5 (0.5 more held); 12.340000001 USD spent")
+    assert other.endswith("minute 12/60")
+
+
+def test_a_line_says_what_was_spent() -> None:
+    assert ", 12.34 USD spent; busiest" in as_line(None, look(0, SPENDER))
+    assert "spent" not in as_line(None, look(0, token("def", 1)))
+
+
+def test_a_budget_is_a_bar_of_what_is_spent_and_what_is_held() -> None:
+    shown = drawn(None, look(0, SPENDER), width=120)
+    assert "███▒░░░░░░░░ 1.25+0.5/5 day-USD" in shown
+    full = token("abc", 10, budgets=[budget(spent="5.1"), budget("hour-USD", "0.000000001")])
+    shown = drawn(None, look(0, full), width=120)
+    assert "████████████ 5.1/5 day-USD" in shown
+    assert "░░░░░░░░░░░░ 0.000000001/5 hour-USD" in shown
+
+
+def test_what_each_token_spent_is_a_column_and_on_a_narrow_terminal_below_its_name() -> None:
+    now = look(0, SPENDER, token("def", 1, cost={"USD": "0.000123457", "tokens": "123456"}))
+    wide, narrow = drawn(None, now, width=120), drawn(None, now, width=80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "spent so far: 12.34 USD, 123456 tokens   refused so far: none" in wide
+    assert "spent" in wide.splitlines()[2]
+    assert re.search(r"agent +█\S+ 12/60 minute +12.34 USD +0.0 +10 ", wide)
+    assert re.search(r"agent +█\S+ 12/60 minute +0.0 +10 ", narrow)
+    for line in ("12.34 USD", "0.0001235 USD", "123456 tokens"):
+        assert re.search(rf"^ ?{line} ", narrow, re.MULTILINE), narrow
+    assert "spent" not in drawn(None, look(0, token("def", 1)), width=120)

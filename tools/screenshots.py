@@ -22,7 +22,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from gateway.counts import BUCKETS, bucketed  # noqa: E402 - found only now
-from tests.kit.admin import Admin, Usage, counts, limit, running_admin, token, usage  # noqa: E402
+from tests.kit.admin import Admin, Usage, budget, counts, limit, running_admin, token, usage  # noqa: E402
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page, Response
@@ -39,14 +39,14 @@ STORM: Final = range(170, 215)
 COLOURS: Final = 128
 """Of the palette: a picture of text needs no more, and is a third as large."""
 
-# Name, id, requests a second, requests a minute that are allowed.
+# Name, id, requests a second, requests a minute that are allowed, US dollars a day, and what a request costs.
 TOKENS: Final = (
-    ("nightly-batch", "Zk3vQ0aYp8", 34.0, 3000),
-    ("support-bot", "b7XwLr2MtE", 22.0, 1500),
-    ("search-index", "Qm9dT4sVhA", 15.0, 1200),
-    ("eval run 12", "Qm9dT4sVhA.u5Yc", 8.0, 600),
-    ("notebook (ana)", "f2GpN6kJwR", 3.0, 600),
-    ("ci", "xC8eB1oUzH", 1.4, 120),
+    ("nightly-batch", "Zk3vQ0aYp8", 34.0, 3000, 100, 0.0021),
+    ("support-bot", "b7XwLr2MtE", 22.0, 1500, 120, 0.0012),
+    ("search-index", "Qm9dT4sVhA", 15.0, 1200, 10, 0.0001),
+    ("eval run 12", "Qm9dT4sVhA.u5Yc", 8.0, 600, 25, 0.0012),
+    ("notebook (ana)", "f2GpN6kJwR", 3.0, 600, 5, 0.0014),
+    ("ci", "xC8eB1oUzH", 1.4, 120, 2, 0.0002),
 )
 
 
@@ -55,7 +55,7 @@ class Traffic:
 
     def __init__(self) -> None:
         self._random = random.Random(7)  # noqa: S311 - no secret comes of it
-        self._requests = [900 * round(rate) for _, _, rate, _ in TOKENS]
+        self._requests = [900 * round(rate) for _, _, rate, *_ in TOKENS]
         self._refused: list[dict[str, int]] = [{} for _ in TOKENS]
         self._errors = 31
         self._times = [0] * BUCKETS
@@ -74,17 +74,22 @@ class Traffic:
         for bucket, times in bucketed(times_s):
             self._times[bucket] += times
         latency = {"p50": 208.0, "p90": 464.0, "p99": 985.0}
+        spent = sum(map(self._spent, range(len(TOKENS))))
+        cost = {"USD": f"{spent:.6f}"}
         common: dict[str, Any] = {"upstream_errors": self._errors, "failed": 4, "latency_ms": latency}
-        totals = counts(requests, refused, in_flight=self._random.randint(24, 31), **common)
-        api = counts(round(requests * 0.86), refused, in_flight=22, **common)
+        totals = counts(requests, refused, in_flight=self._random.randint(24, 31), cost=cost, **common)
+        api = counts(round(requests * 0.86), refused, in_flight=22, cost=cost, **common)
         maps = counts(round(requests * 0.14), in_flight=3, latency_ms={"p50": 31.0, "p90": 58.0, "p99": 120.0})
         return {
             **usage(second, *tokens, totals=totals, targets={"api": api, "maps": maps}, times=self._times),
             "instances": 3,
         }
 
+    def _spent(self, index: int) -> float:
+        return self._requests[index] * float(TOKENS[index][-1])
+
     def _token(self, index: int, second: int) -> Usage:
-        name, token_id, rate, quota = TOKENS[index]
+        name, token_id, rate, quota, dollars, price = TOKENS[index]
         storm = name == "support-bot" and second in STORM
         load = rate * (1 + 0.2 * math.sin(second / 30 + index)) * (2.6 if storm else 1)
         asked = max(0, round(self._random.gauss(load, math.sqrt(load) / 2)))
@@ -101,10 +106,13 @@ class Traffic:
             limit("concurrency", in_flight, 8, kind="concurrency", window=None, reset=None),
             limit("global-minute", 4630 + 10 * round(10 * math.sin(second / 30)), 6000, shared=True),
         ]
+        spent = self._spent(index)
         return token(
             token_id,
             name,
             *limits,
+            budgets=[budget("day-USD", f"{spent:.6f}", f"{in_flight * 20 * price:.6f}", str(dollars))],
+            cost={"USD": f"{spent:.6f}"},
             requests=self._requests[index],
             refused=dict(refused),
             in_flight=in_flight,

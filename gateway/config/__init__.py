@@ -2,11 +2,10 @@
 
 Text comes in through `load` (command line, environment, file) or `Config(...)` (the library). `values` and
 `target` read single values, `table` has the words for messages, `settings` puts the two together, and
-`describing` says what came out. `targets` reads the tables `[targets.NAME]`. Nothing here opens a connection; of the
-file system, only the TOML file, key files and CA files are read.
+`describing`, which a server does without, says what came out. `targets` reads the tables `[targets.NAME]`. Nothing
+here opens a connection; of the file system, only the TOML file, key files and CA files are read.
 """
 
-from gateway.config.describing import describe
 from gateway.config.loading import listen_address, load
 from gateway.config.settings import Config, Settings
 from gateway.config.table import SETTINGS, Setting
@@ -24,7 +23,6 @@ __all__ = [
     "Target",
     "TargetSettings",
     "UnixAddress",
-    "describe",
     "listen_address",
     "load",
 ]

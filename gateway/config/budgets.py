@@ -1,11 +1,26 @@
-"""Readers of what is said about budgets, beside their own grammar."""
+"""Readers of what is said about budgets, beside their own grammar; and the way to those of costs, where there are any.
+
+What reads costs is loaded where something has a cost: it takes half a megabyte.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from gateway.config.values import duration_s, quoted
+
+if TYPE_CHECKING:
+    from gateway.config.reading import Reader
+    from gateway.metering.costs import CostTable
+    from gateway.metering.rates import Rates
+
+COST_TAKES: Final = (
+    "a table with one of fixed, llm, json, header, bytes, seconds, or a text: llm, or an amount like 0.005 USD"
+)
+COST_EXAMPLE: Final = 'cost = "llm"'
 
 
 def time_zone(text: str) -> str:
@@ -44,3 +59,33 @@ def drain_s(text: str) -> float:
     if word != "drain" or not colon:
         raise ValueError(f"{quoted(text)} is neither cancel nor like drain:10s")
     return duration_s(duration)
+
+
+def read_prices(tables: object, where: str) -> Mapping[str, Rates] | None:
+    """Read the tables `[prices."MODEL"]`, if there are any; see `costs.read_prices`."""
+    if tables == {}:
+        return None
+    from gateway.config import costs  # see the module's docstring
+
+    return costs.read_prices(tables, where)
+
+
+def target_cost(read: Reader, prices: Mapping[str, Rates] | None) -> CostTable | None:
+    """Read `TARGET_COST`; None if nothing is said of it."""
+    given = read.given("target_cost")
+    if given is None:
+        return None
+    from gateway.config import costs  # see the module's docstring
+
+    if not isinstance(given, Mapping):
+        read.optional("target_cost", costs.parse_cost)  # what is wrong with it is told as of any other setting
+    return costs.cost_of("target_cost", read.where("target_cost"), given, prices)
+
+
+def cost_of(name: str, where: str, value: object, prices: Mapping[str, Rates] | None) -> CostTable | None:
+    """Read what a target's requests cost, if anything is said of it; see `costs.cost_of`."""
+    if value is None:
+        return None
+    from gateway.config import costs  # see the module's docstring
+
+    return costs.cost_of(name, where, value, prices)

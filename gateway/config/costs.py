@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, cast, get_args
 
 from gateway.budgets.budget import COUNTED, NANO
 from gateway.budgets.grammar import check_unit, parse_amount
+from gateway.config.budgets import COST_EXAMPLE, COST_TAKES
 from gateway.config.target import FIELD_NAME
 from gateway.config.values import kind_of, quoted
 from gateway.errors import ConfigError
@@ -64,8 +65,6 @@ KEYS: Final[dict[str, Key]] = {
     "max_output": Key(f"a whole number of tokens from 1 to {MAX_OUTPUT}", "max_output = 4096"),
 }
 MEASURES: Final = ("json", "header", "bytes", "seconds")
-TAKES: Final = f"a table with one of fixed, llm, {', '.join(MEASURES)}, or a text: llm, or an amount like 0.005 USD"
-EXAMPLE: Final = 'cost = "llm"'
 PRICES_TAKES: Final = 'tables [prices."MODEL"] of USD per million tokens: input, output, cached_input, cache_write'
 PRICES_EXAMPLE: Final = '[prices."my-model"] with input = 2.5 and output = 10'
 
@@ -148,26 +147,13 @@ def cost_of(name: str, where: str, value: object, prices: Mapping[str, Rates] | 
                 raise TypeError(f"is {kind_of(value)}, not a table or a text")
             table = parse_cost(value)
         except (TypeError, ValueError) as error:
-            raise ConfigError(name + where, str(error), TAKES, EXAMPLE) from None
+            raise ConfigError(name + where, str(error), COST_TAKES, COST_EXAMPLE) from None
     if not table.llm:
         return table
     if not prices and find_spec("genai_prices") is None:
         problem = "llm needs the package genai-prices, of the extra 'llm', or prices of your own"
-        raise ConfigError(name + where, problem, TAKES, PRICES_EXAMPLE)
+        raise ConfigError(name + where, problem, COST_TAKES, PRICES_EXAMPLE)
     return replace(table, prices=prices)
-
-
-def units_of(table: CostTable) -> set[str]:
-    """Return the units that a target's costs may be in."""
-    amounts = [one.price for one in table.fixed]
-    if table.default is not None:
-        amounts.append(table.default)
-    units = {unit for amount in amounts for unit in amount}
-    if table.llm:
-        units |= {"USD", "tokens"}
-    if table.measured is not None:
-        units.add(table.measured.price.unit)
-    return units
 
 
 class _CostReader:
@@ -197,7 +183,9 @@ class _CostReader:
         llm = self._llm()
         fixed = self._fixed()
         if not (measure or llm or fixed):
-            raise ConfigError(self._name + self._where, "says nothing of what a request costs", TAKES, EXAMPLE)
+            raise ConfigError(
+                self._name + self._where, "says nothing of what a request costs", COST_TAKES, COST_EXAMPLE
+            )
         table = CostTable(
             fixed=fixed,
             llm=llm,

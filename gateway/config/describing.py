@@ -80,6 +80,8 @@ def _resolved(config: Config) -> dict[str, str]:
         "budget": _budgets(settings.budgets.each, settings.idle_budgets),
         "global_budget": _budgets(settings.budgets.together, settings.idle_budgets),
         "on_disconnect": f"read on for {drain_s} s" if (drain_s := settings.disconnect_drain_s) else "cancel",
+        "loop_guard": _loop_guard(settings.loop_guard),
+        "spend_guard": _spend_guard(config),
         "state_file": _state_file(config),
         "redis_url": _redis(settings.redis),
         "gateway_listen": ", ".join(map(str, settings.listen)),
@@ -105,6 +107,20 @@ def _key_file(pair: KeyPair | None) -> str:
 
     path = pair.key_file
     return f"{path} (too open: chmod 600 {path})" if is_open_to_others(path) else path
+
+
+def _loop_guard(guard: Policy | None) -> str:
+    return "off" if guard is None else f"of the same request {_limit(guard)}"
+
+
+def _spend_guard(config: Config) -> str:
+    guard = config.settings.spend_guard
+    if guard is None:
+        return "off"
+    window_s, times = guard.window_us / 1e6, guard.times
+    words = f"in {window_s:g} s warns at {times} times the usual, slows at {times * 1.5:g}, stops at {times * 2}"
+    note = " (holds nothing: no target's requests have a cost in USD)"
+    return words + ("" if "USD" in config.settings.cost_units else note)
 
 
 def _state_file(config: Config) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from gateway.budgets.family import GatewayBudgets, is_long
 from gateway.budgets.grammar import parse_budgets
-from gateway.config import budgets, values
-from gateway.config.costs import cost_of, parse_cost, read_prices, units_of
+from gateway.config import budgets, guards, values
 from gateway.config.itself import leads_to
 from gateway.config.reading import Reader
 from gateway.config.table import SETTINGS
@@ -25,12 +23,14 @@ from gateway.stamps import stamp
 from gateway.stores.address import parse_redis_url
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gateway.budgets.budget import Budget
+    from gateway.budgets.pace import SpendGuard
     from gateway.config.reading import Spelling
     from gateway.config.values import UnixAddress
     from gateway.limits import Policy
     from gateway.metering.costs import CostTable
-    from gateway.metering.rates import Rates
     from gateway.stamps import Stamp
     from gateway.stores.address import StoreAddress
 
@@ -52,6 +52,8 @@ class Settings:
         budget_clamp: Requests ask for no more output tokens than there is money for.
         budget_cut: A stream that costs more than was reserved, and can reserve no more, is ended.
         disconnect_drain_s: How long an answer is still read whose client has left, for what it did cost; 0: not at all.
+        loop_guard: How often the same request may be sent, as the bucket that each is counted in; None: any.
+        spend_guard: How many times its usual pace a token may spend; None: any.
         state_file: Where the embedded store keeps budgets; None: in memory.
         redis: Where the shared store is; None for the embedded one.
         on_store_loss: Who decides when the shared store cannot: `deny`, `local` or `allow`.
@@ -87,6 +89,8 @@ class Settings:
     budget_clamp: bool
     budget_cut: bool
     disconnect_drain_s: float
+    loop_guard: Policy | None
+    spend_guard: SpendGuard | None
     state_file: str | None
     redis: StoreAddress | None = field(repr=False)
     on_store_loss: str
@@ -116,10 +120,15 @@ class Settings:
         return (*((own,) if own else ()), *self.global_limits, *((shared,) if shared else ()))
 
     @property
+    def cost_units(self) -> frozenset[str]:
+        """What the requests to any target have a cost in."""
+        tables = filter(None, (self.target_cost, *(target.cost for target in self.targets)))
+        return frozenset(unit for table in tables for unit in table.units)
+
+    @property
     def idle_budgets(self) -> tuple[Budget, ...]:
         """Those budgets of the gateway's that hold nothing: no target's requests have a cost in their unit."""
-        tables = filter(None, (self.target_cost, *(target.cost for target in self.targets)))
-        units = {unit for table in tables for unit in units_of(table)}
+        units = self.cost_units
         return tuple(one for one in (*self.budgets.each, *self.budgets.together) if one.unit not in units)
 
     @property
@@ -164,6 +173,8 @@ class Config:
     budget_clamp: str = "off"
     budget_cut: str = "off"
     on_disconnect: str = "cancel"
+    loop_guard: str | int = "off"
+    spend_guard: str = "off"
     state_file: str | None = None
     redis_url: str | None = field(default=None, repr=False)
     on_store_loss: str = "deny"
@@ -220,13 +231,13 @@ def _compile(read: Reader) -> Settings:
     listen = read("gateway_listen", values.addresses)
     redis = read.optional("redis_url", _redis)
     state_file = _state_file(read, has_redis=redis is not None)
-    prices = read_prices(read.given("prices"), read.where("prices"))
+    prices = budgets.read_prices(read.given("prices"), read.where("prices"))
     return Settings(
         target=_target(read, listen),
         targets=TargetReader(read.where("targets"), lambda target: _check_other(target, listen), _ca_file, prices).read(
             read.given("targets")
         ),
-        target_cost=_target_cost(read, prices),
+        target_cost=budgets.target_cost(read, prices),
         limits=read("rate_limit", parse_limits),
         global_limits=read.optional("global_rate_limit", lambda text: parse_limits(text, shared=True)) or (),
         concurrency_limit=read.optional("concurrency_limit", parse_concurrency),
@@ -238,6 +249,8 @@ def _compile(read: Reader) -> Settings:
         budget_clamp=read("budget_clamp", values.one_of("on", "off")) == "on",
         budget_cut=read("budget_cut", values.one_of("on", "off")) == "on",
         disconnect_drain_s=read("on_disconnect", budgets.drain_s),
+        loop_guard=read("loop_guard", guards.loop_guard),
+        spend_guard=read("spend_guard", guards.spend_guard),
         state_file=state_file,
         redis=redis,
         on_store_loss=read("on_store_loss", values.one_of("deny", "local", "allow")),
@@ -301,13 +314,6 @@ def _target(read: Reader, listen: tuple[Address | UnixAddress, ...]) -> Target:
     if client is not None and not target.tls:
         raise read.error("target_client_cert", "is of no use where TARGET_API_URL is http://")
     return replace(keyed or target, ca_file=read.optional("target_ca_file", _ca_file), client=client)
-
-
-def _target_cost(read: Reader, prices: Mapping[str, Rates] | None) -> CostTable | None:
-    given = read.given("target_cost")
-    if not isinstance(given, Mapping):
-        read.optional("target_cost", parse_cost)  # what is wrong with it is told as of any other setting
-    return cost_of("target_cost", read.where("target_cost"), given, prices)
 
 
 def _key_pair(read: Reader, name: str) -> KeyPair | None:

@@ -95,6 +95,18 @@ SETTINGS: dict[str, Setting] = {
             "when the client of an answer that costs leaves: end it, or read on for its cost (default: cancel)",
         ),
         Setting(
+            "loop_guard",
+            "off, or one of N/second, N/minute, N/hour, N/day or N/30s",
+            "20/minute",
+            "how often a token may send the same request (default: off)",
+        ),
+        Setting(
+            "spend_guard",
+            "off, or Nx/WINDOW with N from 2 to 1000 and a window from 1m to 24h",
+            "10x/5m",
+            "warns, slows, then stops a token that spends so many times its usual (default: off)",
+        ),
+        Setting(
             "state_file",
             "the path of a file, in a directory that can be written to",
             "/var/lib/gateway/state.db",

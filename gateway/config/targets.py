@@ -9,9 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from gateway.config.costs import EXAMPLE as COST_EXAMPLE
-from gateway.config.costs import TAKES as COST_TAKES
-from gateway.config.costs import cost_of
+from gateway.config.budgets import COST_EXAMPLE, COST_TAKES, cost_of
 from gateway.config.target import FIELD_NAME, NOT_FOR_KEYS, Target, parse_key_style, parse_url, with_key
 from gateway.config.values import duration_s, kind_of, quoted
 from gateway.errors import ConfigError

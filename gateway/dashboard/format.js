@@ -2,6 +2,8 @@
 
 const NONE = "–";
 const WHOLE = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
+const EXACT = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
+const CENTS = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });
 const SHORT = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 
 function known(number) {
@@ -11,6 +13,14 @@ function known(number) {
 export function count(number) {
   if (!known(number)) return NONE;
   return number < 100000 ? WHOLE.format(number) : SHORT.format(number);
+}
+
+// An amount of money or of whatever is counted, given as a decimal text: to the cent, or with four digits that count.
+export function amount(text) {
+  const number = Number(text);
+  if (!known(number)) return NONE;
+  if (number >= 100000) return SHORT.format(number);
+  return (number < 10 ? EXACT : CENTS).format(number);
 }
 
 export function rate(perSecond) {

@@ -60,6 +60,7 @@ function draw() {
 }
 
 function show({ usage, at_s }) {
+  document.body.classList.toggle("unpaid", Object.keys(usage.totals.cost).length === 0);
   showNow($("now"), usage, history);
   rates.show(history.points);
   latencies.show(history.points);

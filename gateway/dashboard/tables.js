@@ -1,9 +1,10 @@
 // What an event says, put into the page. All text goes in as text: names of tokens are chosen by clients.
 
-import { bytes, count, duration, rate, seconds } from "./format.js";
+import { amount, bytes, count, duration, rate, seconds } from "./format.js";
 import { sum } from "./history.js";
 
 const MOST_LIMITS = 3;
+const MOST_BUDGETS = 3;
 const NEARLY_FULL = 0.8;
 
 export function say(node, text) {
@@ -42,10 +43,11 @@ function keyed(parent, items, { key, template, update, still = false }) {
 
 // --- bars ------------------------------------------------------------------------------------------------------------
 
-function bar(row, { name, share, used, value, most, words, level }) {
+function bar(row, { name, share, held = 0, used, value, most, words, level }) {
   fill(row, { name, used });
   const meter = row.querySelector(".bar");
   meter.firstElementChild.style.width = `${Math.min(100, 100 * share)}%`;
+  meter.style.setProperty("--held", `${Math.max(0, Math.min(100, 100 * held))}%`);
   meter.setAttribute("aria-valuemax", most);
   meter.setAttribute("aria-valuenow", Math.min(value, most));
   meter.setAttribute("aria-valuetext", words);
@@ -73,10 +75,38 @@ function limitBar(row, limit) {
   });
 }
 
-function showLimits(list, limits) {
-  const fullest = [...limits].sort((one, other) => share(other) - share(one)).slice(0, MOST_LIMITS);
-  const shown = limits.filter((limit) => fullest.includes(limit));
-  keyed(list, shown, { key: (limit) => limit.name, template: "limit-row", update: limitBar });
+// What of a budget is spent, and what requests under way may yet cost.
+function budgetBar(row, budget) {
+  const [limit, spent, held, remaining] = [budget.limit, budget.spent, budget.held, budget.remaining].map(Number);
+  const full = remaining <= 0;
+  const frees = full && budget.reset > 0 ? `, frees in ${seconds(budget.reset)}` : "";
+  bar(row, {
+    name: budget.name,
+    share: spent / limit,
+    held: held / limit,
+    used: `${amount(spent + held)} / ${amount(limit)}${full ? " full" : ""}`,
+    value: spent + held,
+    most: limit,
+    words: `${budget.spent} of ${budget.limit} ${budget.unit} spent, ${budget.held} held${frees}`,
+    level: full ? "full" : filled(budget) >= NEARLY_FULL ? "near" : "",
+  });
+}
+
+function filled(budget) {
+  return 1 - Number(budget.remaining) / Number(budget.limit);
+}
+
+function fullest(all, by, most) {
+  const chosen = [...all].sort((one, other) => by(other) - by(one)).slice(0, most);
+  return all.filter((one) => chosen.includes(one));
+}
+
+function showBars(list, limits, budgets) {
+  keyed(list, [...limits, ...budgets], {
+    key: (one) => ("spent" in one ? `budget ${one.name}` : one.name),
+    template: "limit-row",
+    update: (row, one) => ("spent" in one ? budgetBar : limitBar)(row, one),
+  });
 }
 
 // --- sections --------------------------------------------------------------------------------------------------------
@@ -92,20 +122,23 @@ export function showNow(node, usage, history) {
     p50: duration(latency.p50),
     p90: duration(latency.p90),
     p99: duration(latency.p99),
+    spent: spent(usage.totals)[0],
   });
 }
 
-// Limits of all tokens together are told with each token; the newest of them are the fullest.
+// Limits and budgets of all tokens together are told with each token; the newest of them are the fullest.
 export function showShared(list, none, usage) {
-  const shared = new Map();
-  for (const limit of usage.tokens.flatMap((token) => token.limits)) {
-    if (!limit.shared) continue;
-    const known = shared.get(limit.name);
-    if (!known || limit.used > known.used) shared.set(limit.name, limit);
-  }
-  const limits = [...shared.values()];
-  keyed(list, limits, { key: (limit) => limit.name, template: "limit-row", update: limitBar });
-  none.hidden = limits.length > 0;
+  const ofAll = (name, by) => {
+    const shared = new Map();
+    for (const one of usage.tokens.flatMap((token) => token[name])) {
+      const known = shared.get(one.name);
+      if (one.shared && (!known || by(one) > by(known))) shared.set(one.name, one);
+    }
+    return [...shared.values()];
+  };
+  const [limits, budgets] = [ofAll("limits", (limit) => limit.used), ofAll("budgets", filled)];
+  showBars(list, limits, budgets);
+  none.hidden = limits.length + budgets.length > 0;
 }
 
 export function showReasons(list, none, usage) {
@@ -128,6 +161,12 @@ export function showReasons(list, none, usage) {
   none.hidden = reasons.length > 0;
 }
 
+// What was spent, by unit, dollars first; nothing is a dash.
+function spent(counts) {
+  const amounts = Object.entries(counts.cost).sort(([one], [other]) => (other === "USD") - (one === "USD"));
+  return amounts.length ? amounts.map(([unit, text]) => `${amount(text)} ${unit}`) : [amount("none")];
+}
+
 function texts(counts, perSecond) {
   return {
     rate: rate(perSecond),
@@ -136,6 +175,7 @@ function texts(counts, perSecond) {
     errors: count(counts.upstream_errors),
     in_flight: count(counts.in_flight),
     p90: duration(counts.latency_ms.p90),
+    spent: spent(counts).join("\n"),
   };
 }
 
@@ -165,7 +205,7 @@ export function nameOf(token) {
 // By what the columns are sorted; numbers the greatest first, names from A to Z.
 const SORTS = {
   name: (token) => nameOf(token),
-  filled: (token) => Math.max(0, ...token.limits.filter((limit) => !limit.shared).map(share)),
+  filled: (token) => Math.max(0, ...own(token.limits).map(share), ...own(token.budgets).map(filled)),
   rate: (token, perSecond) => perSecond ?? -1,
   requests: (token) => token.requests,
   refused: (token) => sum(token.refused),
@@ -173,7 +213,12 @@ const SORTS = {
   errors: (token) => token.upstream_errors,
   p90: (token) => token.latency_ms.p90 ?? -1,
   in_flight: (token) => token.in_flight,
+  spent: (token) => Number(token.cost.USD ?? Object.values(token.cost)[0] ?? -1),
 };
+
+function own(all) {
+  return all.filter((one) => !one.shared);
+}
 
 // The table of tokens: sorted by a column of the reader's choice, and still while somebody points at it.
 export class Tokens {
@@ -233,7 +278,11 @@ export class Tokens {
       retries: count(token.retries),
     });
     row.querySelector(".name").classList.toggle("none", !token.name);
-    showLimits(row.querySelector(".limits"), token.limits.filter((limit) => !limit.shared));
+    showBars(
+      row.querySelector(".limits"),
+      fullest(own(token.limits), share, MOST_LIMITS),
+      fullest(own(token.budgets), filled, MOST_BUDGETS),
+    );
     const button = row.querySelector(".revoke");
     const isRevoked = token.revoked || this.#revoked.has(token.id);
     row.classList.toggle("revoked", isRevoked);

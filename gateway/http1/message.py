@@ -40,6 +40,7 @@ class RequestHead:
             `TE: trailers` or `Upgrade` with its connection option. `lines[0]` is a free place for the request line.
         length: Bytes of body (0 to 10^18 - 1), or `CHUNKED`.
         keep_alive: Whether the client would use the connection again (RFC 9112 §9.3).
+        host: The value of `Host`; b"" where there is none, which only HTTP/1.0 allows.
         bearer: The text of `Authorization: Bearer`, or `Basic`'s user name, or of the API-key fields; `TWO_TOKENS`
             where they differ. Where `target` is no path and `Proxy-Authorization` has a token, that alone.
         expects_continue: Whether the client waits for 100 before it sends the body (RFC 9110 §10.1.1).
@@ -49,16 +50,19 @@ class RequestHead:
 
     # fmt: off
     __slots__ = (
-        "method", "target", "minor", "lines", "length", "keep_alive", "bearer", "expects_continue", "upgrade",
+        "method", "target", "minor", "lines", "length", "keep_alive", "host", "bearer", "expects_continue", "upgrade",
         "opening",
     )
     # fmt: on
 
-    def __init__(self, method: bytes, target: bytes, minor: int, bearer: bytes | None = None) -> None:
+    def __init__(
+        self, method: bytes, target: bytes, minor: int, bearer: bytes | None = None, host: bytes = b""
+    ) -> None:
         self.method = method
         self.target = target
         self.minor = minor
-        self.lines: list[bytes] = []
+        self.host = host
+        self.lines = [b""]
         self.length = NO_BODY
         self.keep_alive = minor == 1
         self.bearer = bearer
@@ -66,14 +70,19 @@ class RequestHead:
         self.upgrade = NO_PROTOCOLS
         self.opening: Opening[RequestHead] | None = None
 
+    @property
+    def own_lines(self) -> list[bytes]:
+        """Those of `lines` that the client sent."""
+        return self.lines[1:]
+
 
 class AnswerHead:
     """The head of an answer from upstream.
 
     Attributes:
         status: 100 to 599.
-        start_line: The status line as it goes to the client, always HTTP/1.1.
-        lines: Field lines to pass on; as in `RequestHead`.
+        lines: Field lines to pass on; as in `RequestHead`, but that `lines[0]` is the status line as it goes to the
+            client, always HTTP/1.1.
         length: Bytes of body as the fields say, `CHUNKED`, or `UNTIL_CLOSE`; `framing.answer_length` says what the
             request's method and the status make of it.
         keep_alive: Whether the upstream would use the connection again.
@@ -82,13 +91,12 @@ class AnswerHead:
         opening: As in `RequestHead`.
     """
 
-    __slots__ = ("dated", "keep_alive", "length", "lines", "opening", "start_line", "status", "upgrade")
+    __slots__ = ("dated", "keep_alive", "length", "lines", "opening", "status", "upgrade")
 
     def __init__(self, status: int, start_line: bytes, minor: int, dated: bool = False) -> None:  # noqa: FBT001, FBT002
         self.status = status
         self.dated = dated
-        self.start_line = start_line
-        self.lines: list[bytes] = []
+        self.lines = [start_line]
         self.length = UNTIL_CLOSE
         self.keep_alive = minor == 1
         self.upgrade = NO_PROTOCOLS

@@ -10,6 +10,7 @@ This is the only file that imports h11.
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import h11
@@ -89,9 +90,11 @@ class RequestParser:
             head = RequestHead(*start)
             match = self._templates.read(head, block, end, start[2])
             if match is not None:
-                token = self._templates.ready[0].token
-                head.bearer = match[token] if token else None
-                head.opening = self._templates.opening(block, match, RequestHead, *start, head.bearer)
+                template = self._templates.ready[0]
+                head.bearer = match[template.token] if template.token else None
+                head.host = template.host
+                make = partial(RequestHead, *start, head.bearer, head.host)
+                head.opening = self._templates.opening(block, match, make, head.bearer)
                 return head
             lines = block.split(CRLF)
             if len(lines) <= MAX_FIELDS + 1:
@@ -141,7 +144,9 @@ class RequestParser:
                 credentials.append(value)
             else:
                 rare.append((kind, value))
-        if host is None and head.minor:
+        if host is not None:
+            head.host = host
+        elif head.minor:
             raise BadRequest("There is no Host field.")
         if options is not None:
             _apply_options(head, options)
@@ -183,7 +188,9 @@ class AnswerParser:
         if match is None:
             return self._read_in_full(block)
         head.dated = self._templates.ready[0].dated
-        head.opening = self._templates.opening(block, match, AnswerHead, *start, head.dated)
+        # Whoever gets an answer's head has done with it when `on_answer` returns.
+        make = partial(AnswerHead, *start, head.dated)
+        head.opening = self._templates.opening(block, match, make, is_shared=True)
         return head
 
     def check_unfinished(self, data: bytes, checked: int) -> None:
@@ -226,7 +233,8 @@ class AnswerParser:
         return head
 
     def _read(self, head: AnswerHead, lines: list[bytes], minor: int) -> None:
-        head.lines, special = self._memory.sort(lines)
+        kept, special = self._memory.sort(lines)
+        kept[0], head.lines = head.lines[0], kept
         length = coding = options = upgrade = None
         announces = False
         for kind, value in special:

@@ -9,12 +9,22 @@ in full. So a template never takes what the parser would not: it is a memory, no
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
-from gateway.http1.fields import API_KEY, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, DATE, EXPECT, PLAIN, TE, TRAILER
+from gateway.http1.fields import (
+    API_KEY,
+    AUTHORIZATION,
+    CONNECTION,
+    CONTENT_LENGTH,
+    DATE,
+    EXPECT,
+    HOST,
+    PLAIN,
+    TE,
+    TRAILER,
+)
 from gateway.http1.message import CRLF, HEAD_END, MAX_LINE_BYTES, AnswerHead, RequestHead
-from gateway.http1.opening import MAX_OPENING_BYTES, MAX_OPENINGS, Ending, Opening
+from gateway.http1.opening import MAX_OPENING_BYTES, MAX_OPENINGS, Ending, Lengths, Opening
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +46,7 @@ _CREDENTIALS: Final = (AUTHORIZATION, API_KEY)
 _READ_IN_FULL: Final = (EXPECT, TE, TRAILER)
 _PASSED_ON: Final = (PLAIN, CONTENT_LENGTH, DATE)
 _ALWAYS_CHANGING: Final = (*_CREDENTIALS, CONTENT_LENGTH)
-_VALUE: Final = rb"((?![ \t])[\t \x21-\x7e\x80-\xff]++(?<![ \t]))"
+_VALUE: Final = rb"[\x21-\x7e\x80-\xff][\t \x21-\x7e\x80-\xff]*+(?<![ \t])"
 # What may stand in a gap: the parser's own rules for a value and a length, and a narrower one for a token.
 _GAPS: Final = {
     PLAIN: _VALUE,
@@ -46,25 +56,18 @@ _GAPS: Final = {
     API_KEY: rb"([A-Za-z0-9._~+/=-]++)",
 }
 
+# Where it is compared with one that was taken.
+_KNOWN_TOKEN: Final = rb"([^\r]*+)"
+
 Head = TypeVar("Head", bound=RequestHead | AnswerHead)
 
 
 class _Piece(NamedTuple):
-    """A field line: what of it stays as it is, with the line end before it, and the kind of value that changes."""
+    """A field line: what of it stays as it is, and the kind of value that changes."""
 
     text: bytes
     gap: int | None
     passed_on: bool
-
-    @property
-    def pattern(self) -> bytes:
-        return re.escape(self.text) + (b"" if self.gap is None else _GAPS[self.gap])
-
-    @property
-    def form(self) -> bytes:
-        if not self.passed_on:
-            return b""
-        return self.text.replace(b"%", b"%%") + (b"" if self.gap is None else b"%b")
 
 
 class Template(Generic[Head]):
@@ -82,13 +85,15 @@ class Template(Generic[Head]):
         match: Takes a head and the end of its first line; None if the head does not fit, else its values.
         length: The group of a match that is the value of `Content-Length`, or 0 if the shape has none.
         token: The group of a match that is the client's token, or 0.
+        passed_on: The groups that are lines to pass on, joined where they stand together.
         dated: Whether such heads have a `Date`, which is looked for in answers only.
+        host: Their `Host`, which is the same in all.
     """
 
     # fmt: off
     __slots__ = (
-        "minor", "keep_alive", "fixed_length", "changing", "match", "length", "token", "dated", "_form",
-        "_passed_on", "_cut", "ending",
+        "minor", "keep_alive", "fixed_length", "changing", "match", "length", "token", "dated", "host", "passed_on",
+        "_cut", "ending",
     )
     # fmt: on
 
@@ -101,39 +106,37 @@ class Template(Generic[Head]):
             _piece(line, kind, changes=index in changing)
             for index, (line, kind) in enumerate(zip(lines, kinds, strict=True))
         ]
-        self.match = re.compile(_pattern(pieces)).fullmatch
-        self._form = _form(pieces)[2:]
-        gaps = [piece.gap for piece in pieces if piece.gap is not None]
-        self._passed_on = tuple(group for group, kind in enumerate(gaps, 1) if kind in _PASSED_ON)
-        self.length = _group(pieces, (CONTENT_LENGTH,))
-        self.token = _group(pieces, _CREDENTIALS)
-        self.dated = DATE in kinds
-
-        # A token stays the same on its connection: an opening ends at the first value that does not.
-        self._cut = _group(pieces, _PASSED_ON)
+        # An opening ends before the first line with a value that is not the same for all requests of its connection.
         at = next((index for index, piece in enumerate(pieces) if piece.gap in _PASSED_ON), len(pieces))
-        before, after = pieces[:at], pieces[at:]
-        if after:
-            before.append(after[0]._replace(gap=None))
-            after[0] = after[0]._replace(text=b"")
-        kept = _form(before)[2:] % ()
-        self.ending: Ending | None = None
-        """What follows the openings of such heads; None where they have none."""
-        if kept and not _group(after, _CREDENTIALS):
-            form = None if all(piece.passed_on for piece in after) else _form(after)
-            match = re.compile(_pattern(after) + re.escape(HEAD_END)).match
-            length = _group(after, (CONTENT_LENGTH,))
-            self.ending = Ending(kept, match, form, length, self.fixed_length, self.keep_alive)
+        pattern, groups = _pattern(pieces, at)
+        self.match = re.compile(pattern).fullmatch
+        self.passed_on, self.length, self.token, self._cut = groups
+        self.dated = DATE in kinds
+        self.host = lines[kinds.index(HOST)].partition(b":")[2].strip() if HOST in kinds else b""
+
+        texts = [piece.text for piece in pieces[:at] if piece.passed_on]
+        kept = (CRLF.join(texts),) if texts else ()
+        pattern, groups = _pattern(pieces[at:], token=_KNOWN_TOKEN)
+        match = re.compile(pattern + re.escape(HEAD_END)).match
+        framing = (groups.length, Lengths(), groups.token, self.fixed_length, self.keep_alive)
+        self.ending = Ending(kept, match, groups.passed_on, *framing)
+        """What follows the openings of such heads."""
 
     def begins(self, block: bytes, match: re.Match[bytes]) -> bytes:
         """Return the bytes that an opening of this head would have."""
-        return block[: match.start(self._cut)] if self._cut else block
+        return block[: match.start(self._cut)]
 
-    def lines(self, match: re.Match[bytes]) -> list[bytes]:
-        """Return a free place for the first line, and the field lines to pass on, joined."""
-        passed_on = self._passed_on
-        joined = self._form % match.group(*passed_on) if passed_on else self._form % ()
-        return [b"", joined] if joined else [b""]
+
+class _Groups(NamedTuple):
+    """What the groups of a pattern are: its field lines to pass on, joined where they stand together, and values.
+
+    `length` and `token` are 0 where there is none; `cut` is an empty group at a place that was asked for.
+    """
+
+    passed_on: tuple[int, ...]
+    length: int
+    token: int
+    cut: int
 
 
 class _Shape(Generic[Head]):
@@ -160,14 +163,14 @@ class TemplateMemory(Generic[Head]):
         self._shapes: dict[tuple[bytes, ...], _Shape[Head]] = {}
         self.ready: list[Template[Head]] = []
         # None where something began so once: what never comes again, as a path with an id in it, is not worth more.
-        self._openings: dict[bytes, Opening[Head] | None] = {}
+        self._openings: dict[tuple[bytes, bytes | None], Opening[Head] | None] = {}
         self._rest = 0
 
     def read(self, head: Head, block: bytes, end: int, minor: int) -> re.Match[bytes] | None:
         """Read a head by the template that it fits, if there is one; `ready[0]` is that template then.
 
         Args:
-            head: What its first line said; the rest is filled in, but for a token.
+            head: What its first line said, and no line behind that; the rest is filled in, but for a token.
             block: All of it, without the empty line that ends it.
             end: The end of its first line.
             minor: What that says, of HTTP/1.x.
@@ -182,36 +185,41 @@ class TemplateMemory(Generic[Head]):
                     ready.remove(template)
                     ready.insert(0, template)
                 head.keep_alive = template.keep_alive
-                head.lines = template.lines(match)
+                head.lines += [match[group] for group in template.passed_on]
                 head.length = int(match[template.length]) if template.length else template.fixed_length
                 return match
         return None
 
     def opening(
-        self, block: bytes, match: re.Match[bytes], make: Callable[..., Head], *said: object
+        self,
+        block: bytes,
+        match: re.Match[bytes],
+        make: Callable[[], Head],
+        token: bytes | None = None,
+        *,
+        is_shared: bool = False,
     ) -> Opening[Head] | None:
         """Return how a head that `read` took begins, for the next one on its connection, if it is not the first such.
 
         Args:
             block: All of it, without the empty line that ends it.
             match: What `read` returned.
-            make: Makes a head of `said`.
-            said: What its first line says, and its token.
+            make: Makes a head of what its first line says, and of its token.
+            token: That token.
+            is_shared: See `Opening`.
         """
         template = self.ready[0]
-        if template.ending is None:
-            return None
         begins = template.begins(block, match)
-        if len(begins) > MAX_OPENING_BYTES:
+        if len(begins) + len(token or b"") > MAX_OPENING_BYTES:
             return None
-        known = self._openings
-        opening = known.get(begins)
-        if opening is None and begins not in known:
+        known, key = self._openings, (begins, token)
+        opening = known.get(key)
+        if opening is None and key not in known:
             if len(known) >= MAX_OPENINGS:
                 known.clear()
-            known[begins] = None
+            known[key] = None
         elif opening is None or opening.ending is not template.ending:
-            opening = known[begins] = Opening(begins, partial(make, *said), template.ending)
+            opening = known[key] = Opening(begins, make, template.ending, token, is_shared=is_shared)
         return opening
 
     def learn(self, lines: list[bytes], memory: LineMemory, head: Head, minor: int) -> None:
@@ -257,24 +265,48 @@ class TemplateMemory(Generic[Head]):
 
 def _piece(line: bytes, kind: int, *, changes: bool) -> _Piece:
     if not changes:
-        return _Piece(CRLF + line, None, kind in _PASSED_ON)
+        return _Piece(line, None, kind in _PASSED_ON)
     # With a space even if this one had no value: a value without it is for h11 to read.
     name = line.partition(b":")[0] + b": " + (_BEARER if kind == AUTHORIZATION else b"")
-    return _Piece(CRLF + name, kind, kind in _PASSED_ON)
+    return _Piece(name, kind, kind in _PASSED_ON)
 
 
-def _pattern(pieces: list[_Piece]) -> bytes:
-    return b"".join([piece.pattern for piece in pieces])
+def _pattern(pieces: list[_Piece], cut: int | None = None, token: bytes | None = None) -> tuple[bytes, _Groups]:
+    """Write a pattern for lines, the line end before each with it, and say what its groups are.
 
-
-def _form(pieces: list[_Piece]) -> bytes:
-    return b"".join([piece.form for piece in pieces])
-
-
-def _group(pieces: list[_Piece], kinds: tuple[int, ...]) -> int:
-    """Return the group of the first value of one of these kinds, or 0 if there is none."""
-    gaps = [piece.gap for piece in pieces if piece.gap is not None]
-    return next((group for group, kind in enumerate(gaps, 1) if kind in kinds), 0)
+    Args:
+        pieces: The lines.
+        cut: Where, before which of them, there is an empty group.
+        token: The pattern of a token, if it is another.
+    """
+    pattern = b""
+    passed_on: list[int] = []
+    group = length_group = token_group = cut_group = 0
+    is_within = False
+    for index, piece in enumerate((*pieces, None)):
+        if is_within and (piece is None or not piece.passed_on):
+            pattern += b")"
+            is_within = False
+        if index == cut:
+            pattern += b"()"
+            cut_group = group = group + 1
+        if piece is None:
+            break
+        pattern += CRLF
+        if piece.passed_on and not is_within:
+            pattern += b"("
+            group += 1
+            passed_on.append(group)
+            is_within = True
+        pattern += re.escape(piece.text)
+        if piece.gap is not None:
+            is_token = piece.gap in _CREDENTIALS
+            pattern += token if is_token and token is not None else _GAPS[piece.gap]
+            if piece.gap == CONTENT_LENGTH:
+                length_group = group = group + 1
+            elif is_token:
+                token_group = group = group + 1
+    return pattern, _Groups(tuple(passed_on), length_group, token_group, cut_group)
 
 
 def _can_have_template(lines: list[bytes], kinds: list[int]) -> bool:

@@ -11,6 +11,7 @@ from gateway.errors import (
     BudgetExceeded,
     ConcurrencyLimited,
     Draining,
+    GuardRefused,
     MethodNotAllowed,
     RateLimited,
     StoreUnavailable,
@@ -114,7 +115,14 @@ def answer(
     return head + HEAD_END if head_only else head + HEAD_END + content
 
 
-def answer_head(head: AnswerHead, minor: int, limits: bytes, timing: bytes, *, keep_alive: bool) -> bytes:
+def answer_head(  # noqa: PLR0917 - by their places, which takes less time
+    head: AnswerHead,
+    minor: int,
+    limits: bytes,
+    timing: bytes,
+    keep_alive: bool,  # noqa: FBT001
+    content: bytes = b"",
+) -> bytes:
     """Write an upstream's answer head as it goes to the client: what it keeps, then what the gateway adds.
 
     Args:
@@ -123,23 +131,22 @@ def answer_head(head: AnswerHead, minor: int, limits: bytes, timing: bytes, *, k
         limits: Field lines that say how the request's limits stand.
         timing: The `Server-Timing` line, which goes behind the upstream's own.
         keep_alive: Whether the client connection goes on.
+        content: What goes behind the head in the same piece.
     """
     lines = _without_length(head.lines) if head.status == 204 else head.lines
-    lines[0] = head.start_line
     if head.length == CHUNKED and minor == 1 and head.status != 204:
         lines.append(b"Transfer-Encoding: chunked")
     if not keep_alive:
         lines.append(b"Connection: close")
     elif minor == 0:
         lines.append(b"Connection: keep-alive")
-    lines += (limits, timing, CRLF)
+    lines += (limits, timing, b"", content)
     return CRLF.join(lines)
 
 
 def interim_head(head: AnswerHead) -> bytes:
     """Write an interim (1xx) answer of the upstream's as it goes to the client."""
     lines = _without_length(head.lines)
-    lines[0] = head.start_line
     return CRLF.join(lines) + HEAD_END
 
 
@@ -152,7 +159,6 @@ def switch_head(head: AnswerHead, limits: bytes, timing: bytes) -> bytes:
         timing: The `Server-Timing` line.
     """
     lines = _without_length(head.lines)
-    lines[0] = head.start_line
     lines += (limits, timing, CRLF)
     return CRLF.join(lines)
 
@@ -199,6 +205,8 @@ def error_fields(error: GatewayError, *, jitter: float = 0.0) -> list[tuple[str,
         fields += [(name, value) for name, _, value in (line.partition(": ") for line in lines.split("\r\n"))]
     elif isinstance(error, BudgetExceeded):
         fields += _budget_fields(error.retry_after_us, jitter)
+    elif isinstance(error, GuardRefused):
+        fields += _budget_fields(error.retry_after_us, jitter, ends_retries=error.ends_retries)
     elif isinstance(error, TokenError):
         fields.append(("WWW-Authenticate", _challenge(error)))
     elif isinstance(error, MethodNotAllowed):
@@ -208,8 +216,8 @@ def error_fields(error: GatewayError, *, jitter: float = 0.0) -> list[tuple[str,
     return fields
 
 
-def _budget_fields(wait_us: int | None, jitter: float) -> list[tuple[str, str]]:
-    """Say when to come back to a budget, and to SDKs that they need not, where that is not soon or never."""
+def _budget_fields(wait_us: int | None, jitter: float, *, ends_retries: bool = False) -> list[tuple[str, str]]:
+    """Say when to come back to a budget or a guard, and to SDKs that they need not, where that is not soon or never."""
     longest_us = STORM_AFTER_S * 1_000_000
     fields = []
     if wait_us is not None:
@@ -218,7 +226,7 @@ def _budget_fields(wait_us: int | None, jitter: float) -> list[tuple[str, str]]:
         if wait_us <= longest_us:
             told_us = min(told_us, longest_us)
         fields += [("Retry-After", str(_ceil(told_us, 1_000_000))), ("retry-after-ms", str(_ceil(told_us, 1000)))]
-    if wait_us is None or wait_us > longest_us:
+    if ends_retries or wait_us is None or wait_us > longest_us:
         fields.append(("x-should-retry", "false"))
     return fields
 

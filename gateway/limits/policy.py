@@ -53,6 +53,7 @@ class Policy:
         kind: How it counts.
         shadow: It decides and counts as any other, but never refuses; what it would have refused it does not count.
         above: How many generations above the subject its owner is, 0 to 3: a child's use counts for its parents too.
+        guard: Of a bucket: it refuses what repeats, not what is too much, so no admission tells how near its end it is.
 
     Raises:
         ValueError: A number is out of its range.
@@ -65,6 +66,7 @@ class Policy:
     kind: Kind = Kind.WINDOW
     shadow: bool = False
     above: int = 0
+    guard: bool = False
 
     def __post_init__(self) -> None:
         if self.kind is Kind.LEASE:
@@ -115,8 +117,10 @@ class Policy:
     def label(self) -> str:
         """The name users see in `RateLimit` headers: `minute`, `global-minute` for a shared limit, `parent-minute`.
 
-        A parent's parent is `parent2`.
+        A parent's parent is `parent2`, and a guard, whatever it counts, `loop`.
         """
+        if self.guard:
+            return "loop"
         if self.shared or not self.above:
             return f"global-{self.name}" if self.shared else self.name
         return f"parent{self.above if self.above > 1 else ''}-{self.name}"

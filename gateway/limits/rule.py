@@ -82,8 +82,8 @@ def decide(
         else:
             after = state.charged(policy, at_us)
         kept.append(after)
-        # A place in flight comes back with its answer: nobody has to spare it.
-        if policy.kind is not Kind.LEASE:
+        # A place in flight comes back with its answer: nobody has to spare it. A guard is no limit to keep to.
+        if policy.kind is not Kind.LEASE and not policy.guard:
             told = standing(policy, after, at_us, now_us)
             if nearest < 0 or told.remaining < least:
                 nearest, least, frees_us = index, told.remaining, told.frees_us

@@ -115,3 +115,16 @@ class CostTable:
     default: Mapping[str, int] | None = None
     max_output: int = MAX_OUTPUT
     prices: Mapping[str, Rates] | None = None
+
+    @property
+    def units(self) -> set[str]:
+        """The units that costs may be in."""
+        amounts = [one.price for one in self.fixed]
+        if self.default is not None:
+            amounts.append(self.default)
+        units = {unit for amount in amounts for unit in amount}
+        if self.llm:
+            units |= {"USD", "tokens"}
+        if self.measured is not None:
+            units.add(self.measured.price.unit)
+        return units

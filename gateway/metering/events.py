@@ -15,6 +15,7 @@ from gateway.metering.readers import KEPT_BYTES, Said, parsed
 from gateway.metering.scan import Scanner
 from gateway.metering.shapes import Shape
 
+# Where a piece ends between the CR and the LF of an empty line, the LF is taken for the next event's: it adds nothing.
 _EVENT_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
 _USUAL_ENDS: Final = (b"\n\n", b"\r\n\r\n")
 _LINE: Final = re.compile(rb"\r\n|\n|\r")
@@ -56,8 +57,8 @@ class EventReader:
     # fmt: off
     __slots__ = (
         "_shape", "_strips", "_texts", "_before_texts",
-        "_busy", "_tail", "_scanner", "_line_ends", "_after_cr", "_dropped",  # of the event that is not over
-        "_latest", "_begun", "_telling", "_said", "_text_bytes", "_told_bytes", "_failed",  # what the stream has said
+        "_busy", "_tail", "_scanner", "_line_ends",  # of the event that is not over
+        "_first", "_latest", "_begun", "_telling", "_said", "_text_bytes", "_told_bytes", "_failed",  # what it has said
     )
     # fmt: on
 
@@ -66,8 +67,8 @@ class EventReader:
         self._strips = strips
         self._texts = _TEXTS.get(shape, _NO_TEXT)
         self._before_texts = _BEFORE_TEXTS.get(shape, b"")
-        self._busy = self._after_cr = self._dropped = self._failed = False
-        self._tail = self._line_ends = self._latest = self._telling = b""
+        self._busy = self._failed = False
+        self._tail = self._line_ends = self._first = self._latest = self._telling = b""
         self._scanner: Scanner | None = None
         self._begun: dict[str, Any] = {}
         self._said: Said | None = None
@@ -84,6 +85,8 @@ class EventReader:
                 return self._feed_apart(content)
             return b"" if self._read(content) else content
         self._latest = content
+        if not self._first:
+            self._first = content
         self._text_bytes += sum(map(len, self._texts.findall(content, max(content.find(self._before_texts), 0))))
         return content
 
@@ -114,24 +117,17 @@ class EventReader:
     def _feed_apart(self, content: bytes) -> bytes:
         """Pass on what has come to its end."""
         passed: list[bytes] = []
-        if self._after_cr:  # the last event's end may have been half of a CRLF
-            self._after_cr = False
-            if content.startswith(b"\n"):
-                passed += [] if self._dropped else [b"\n"]
-                content = content[1:]
         if self._scanner is not None:
             content = self._feed_long(content, passed)
         text, at = self._tail + content, 0
-        for end in _EVENT_END.finditer(text, max(len(self._tail) - 3, 0)):
+        for end in _EVENT_END.finditer(text, max(len(self._tail) - 1, 0)):
             event, at = text[at : end.end()], end.end()
-            self._dropped = self._read(event)
-            if not self._dropped:
+            if not self._read(event):
                 passed.append(event)
-            self._after_cr = at == len(text) and event.endswith(b"\r")
         self._tail = text[at:]
         if len(self._tail) > KEPT_BYTES:
             passed.append(self._begin_long())
-        self._busy = bool(self._tail) or self._after_cr or self._scanner is not None
+        self._busy = bool(self._tail) or self._scanner is not None
         return b"".join(passed)
 
     def _begin_long(self) -> bytes:
@@ -157,7 +153,6 @@ class EventReader:
             self._line_ends = _half_end(seen)
         else:
             self._end_long()
-            self._dropped, self._after_cr = False, length == len(content) and content.endswith(b"\r")
         return content[length:]
 
     def _end_long(self) -> None:
@@ -178,6 +173,8 @@ class EventReader:
             self._end_long()
             return False
         self._latest = event
+        if not self._first:
+            self._first = event
         names = _TELLING.findall(event)
         self._failed |= b"error" in names
         before_bytes = self._text_bytes
@@ -205,7 +202,8 @@ class EventReader:
         if self._shape is Shape.MESSAGES:
             return self._read_messages(data)
         if not data:
-            return said_of(self._shape, data_of(self._latest))
+            first = data_of(_EVENT_END.split(self._first, maxsplit=1)[0]) or {}
+            return said_of(self._shape, first.get("response") if self._shape is Shape.RESPONSES else first)
         if self._shape is Shape.RESPONSES:
             return said_of(self._shape, data.get("response"))
         if self._shape is Shape.GEMINI:

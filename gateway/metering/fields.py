@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+CONTENT_TYPE: Final = b"\r\ncontent-type:"
+CONTENT_ENCODING: Final = b"\r\ncontent-encoding:"
 IDS: Final = (
-    b"x-request-id",
-    b"request-id",
-    b"apim-request-id",
-    b"x-goog-request-id",
-    b"x-amzn-requestid",
-    b"x-amz-request-id",
-    b"x-ms-request-id",
-    b"cf-ray",
+    b"\r\nx-request-id:",
+    b"\r\nrequest-id:",
+    b"\r\napim-request-id:",
+    b"\r\nx-goog-request-id:",
+    b"\r\nx-amzn-requestid:",
+    b"\r\nx-amz-request-id:",
+    b"\r\nx-ms-request-id:",
+    b"\r\ncf-ray:",
 )
 """What an upstream's invoice and support know a request by; what is a proxy's comes behind what is the API's."""
 MAX_ID_CHARACTERS: Final = 128
@@ -34,23 +36,23 @@ class Fields:
         self._lines = b"\r\n%b\r\n" % b"\r\n".join(lines)
         self._lowered = self._lines.lower()
 
-    def get(self, name: bytes) -> bytes:
+    def get(self, start_of_line: bytes) -> bytes:
         """Return the value of the first field of a name, without space around it; b"" if there is none.
 
         Args:
-            name: In lower case.
+            start_of_line: CRLF, the name in lower case, and the colon.
         """
-        at = self._lowered.find(b"\r\n%b:" % name)
+        at = self._lowered.find(start_of_line)
         if at < 0:
             return b""
-        start = at + len(name) + 3
+        start = at + len(start_of_line)
         return self._lines[start : self._lines.index(b"\r\n", start)].strip(b" \t")
 
     @property
     def upstream_id(self) -> str:
         """The upstream's id of a request, from its answer's fields; "" if none names one."""
-        for name in IDS:
-            value = self.get(name) if name in self._lowered else b""
+        for one in IDS:
+            value = self.get(one)
             if value and len(value) <= MAX_ID_CHARACTERS and value.isascii() and b" " not in value:
                 return value.decode() if value.decode().isprintable() else ""
         return ""

@@ -16,10 +16,10 @@ from gateway.metering.answers import JsonReader
 from gateway.metering.decoding import Gzip
 from gateway.metering.events import EventReader
 from gateway.metering.fees import FeeReader
-from gateway.metering.fields import Fields, upstream_id
+from gateway.metering.fields import CONTENT_ENCODING, CONTENT_TYPE, Fields, upstream_id
 from gateway.metering.fixed import FixedMeter
 from gateway.metering.readers import Said
-from gateway.metering.requests import LEAST_OUTPUT, Changes, rewritten
+from gateway.metering.requests import LEAST_OUTPUT, Changes, rewritten, usual_is_none
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -177,8 +177,8 @@ class LlmMeter:
 
     def __init__(self, terms: Terms, granted: int, lines: Sequence[bytes]) -> None:
         fields = Fields(lines)
-        coding = fields.get(b"content-encoding").lower()
-        is_stream = fields.get(b"content-type")[:17].lower() == b"text/event-stream"
+        coding = fields.get(CONTENT_ENCODING).lower()
+        is_stream = fields.get(CONTENT_TYPE)[:17].lower() == b"text/event-stream"
         self._terms = terms
         self._granted = granted
         self._id = fields.upstream_id
@@ -271,11 +271,6 @@ def units_of(counts: Counts) -> dict[str, int]:
     if counts.searches:
         units["searches"] = counts.searches
     return units
-
-
-def usual_is_none(tier: str) -> str:
-    """Return a service tier or a speed, "" for the one that prices are made for."""
-    return "" if tier in {"default", "standard", "auto", "on_demand"} else tier
 
 
 def percent_of(geo: str) -> int:

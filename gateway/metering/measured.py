@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.budgets.spending import Mark
 from gateway.metering import Cost
 from gateway.metering.decoding import Gzip
-from gateway.metering.fields import Fields
+from gateway.metering.fields import CONTENT_ENCODING, Fields
 from gateway.metering.fixed import FixedMeter
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class MeasuredMeter:
         self._measured = measured
         self._reserved = reserved
         self._fields = fields
-        self._gzip = Gzip() if fields.get(b"content-encoding").lower() in {b"gzip", b"x-gzip"} else None
+        self._gzip = Gzip() if fields.get(CONTENT_ENCODING).lower() in {b"gzip", b"x-gzip"} else None
         self._kept: list[bytes] = []
         self._kept_bytes = self._bytes = 0
 
@@ -126,7 +126,7 @@ class MeasuredMeter:
             case "seconds":
                 return Decimal(max(elapsed_ms, 0)) / 1000
             case "header":
-                return number(self._fields.get(self._measured.place.encode()).decode("latin-1"))
+                return number(self._fields.get(b"\r\n%b:" % self._measured.place.encode()).decode("latin-1"))
         return None
 
     def _said(self) -> Decimal | None:

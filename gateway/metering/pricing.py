@@ -10,7 +10,7 @@ from gateway.errors import PriceUnknown
 from gateway.metering.catalogue import Catalogue
 from gateway.metering.costs import plain_path
 from gateway.metering.fixed import FixedQuote
-from gateway.metering.llm import LlmQuote, Terms, may_think_unseen, percent_of, usual_is_none
+from gateway.metering.llm import LlmQuote, Terms, may_think_unseen, percent_of
 from gateway.metering.measured import MeasuredQuote
 from gateway.metering.rates import PICO_IN_NANO, Rates, Tariff
 from gateway.metering.readers import name_of
@@ -119,7 +119,7 @@ class LlmPricing:
         if wanted is None:
             what, mend = "a request whose JSON cannot be read", "send it as a JSON object in UTF-8"
             return self._unread(shape, named, body, find, unknown(table, body, what, mend))
-        model, tier, speed = named or wanted.model, usual_is_none(wanted.tier), usual_is_none(wanted.speed)
+        model, tier, speed = named or wanted.model, wanted.tier, wanted.speed
         tariff, notice = find(model, tier, speed), ""
         if (tier or speed) and tariff is not None:
             usual = find(model, "", speed) or tariff

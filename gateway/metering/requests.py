@@ -181,8 +181,8 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
         "tools" in members or "functions" in members,
         choices > 1 or bool(thinking or get("reasoning") or get("reasoning_effort") or get("background")),
         0 if thinking is None else _number(_object(thinking).get("budget_tokens")) or 0,
-        tier if isinstance(tier, str) and tier != "auto" else "",
-        speed if isinstance(speed, str) else "",
+        usual_is_none(tier) if tier else "",
+        usual_is_none(speed) if speed else "",
         str(get("inference_geo") or ""),
         ambiguous,
     )
@@ -200,6 +200,11 @@ def _of_gemini(members: dict[str, Any], body: bytes) -> tuple[int, int, bool, in
     limit = max(_number(config("maxOutputTokens")) or 0, _number(config("max_output_tokens")) or 0)
     choices = max(_number(config("candidateCount")) or 1, _number(config("candidate_count")) or 1)
     return limit, choices, _OPEN_OF_GEMINI.search(body) is not None, 0
+
+
+def usual_is_none(tier: object) -> str:
+    """Return a service tier or a speed, "" for the one that prices are made for."""
+    return tier if isinstance(tier, str) and tier not in {"default", "standard", "auto", "on_demand"} else ""
 
 
 _NO_KEYS: Final = frozenset[str]()

@@ -45,7 +45,7 @@ class ClientConnection(asyncio.Protocol):
 
     # fmt: off
     __slots__ = (
-        "_context", "transport", "opening", "_advancing", "_buffer", "_partial", "_exchange",  # what comes, and whither
+        "_context", "transport", "opening", "_advancing", "_buffer", "_partial", "_exchange", "spare",  # what comes
         "deadline_s", "writable", "untaken_bytes", "_held_back", "_half_closed", "_lingering_bytes", "_watch",
     )
     # fmt: on
@@ -56,6 +56,7 @@ class ClientConnection(asyncio.Protocol):
         self.deadline_s = NEVER
         self.writable = True
         self._exchange: Exchange | LocalExchange | Tunnel | None = None
+        self.spare: Exchange | None = None  # the last one, if nothing is left of it
         self._buffer = b""
         self._partial: PartialHead | None = None
         self.opening: Opening[RequestHead] | None = None
@@ -124,7 +125,7 @@ class ClientConnection(asyncio.Protocol):
         self.deadline_s = NEVER
         self._buffer = b""
         self._unwatch()
-        exchange, self._exchange = self._exchange, None
+        exchange, self._exchange, self.spare = self._exchange, None, None
         if exchange is not None:
             exchange.on_client_lost()
 
@@ -166,16 +167,41 @@ class ClientConnection(asyncio.Protocol):
         if self._advancing:
             return
         self._advancing = True
+        exchange: Exchange | LocalExchange
         left = REQUESTS_A_TURN
         # Answers that a client does not read must not pile up: then its next request waits.
         while left and self._exchange is None and self._buffer and self.writable and self._lingering_bytes < 0:
             left -= 1
             head = None
             try:
-                head = self._next_head()
-                if head is None:
+                opening = self.opening
+                found = None if opening is None or self._partial is not None else opening.read(self._buffer)
+                if found is not None:
+                    head, end = found
+                    self._buffer = self._buffer[end:]
+                else:
+                    head = self._next_head()
+                    if head is None:
+                        break
+                to = self._context.routes.find(head.target)
+                spare, self.spare = self.spare, None
+                if to is None:
+                    exchange = LocalExchange(self._context, self)
+                elif spare is not None and spare.context is to:
+                    exchange = spare
+                elif to.metered is None:
+                    exchange = Exchange(to, self)
+                else:
+                    exchange = to.metered(to, self)
+                self._exchange = exchange
+                self._buffer = exchange.start(head, self._buffer)
+                # The rest of its body cannot come any more, unless it is refused without a look at that.
+                is_cut = self._half_closed and not exchange.request_done
+                if is_cut and (to is not None or head.length != CHUNKED):
+                    self._exchange = None
+                    self.close()
                     break
-                self._start(head)
+                exchange.begin()
             except GatewayError as error:
                 self._exchange = None
                 own.refuse(self, self._context, error, head)
@@ -203,17 +229,13 @@ class ClientConnection(asyncio.Protocol):
             self._partial = None
             self._buffer = whole
         data = self._buffer
-        opening = self.opening
-        found = None if opening is None else opening.read(data)
-        if found is not None:
-            head, end = found
-            self._buffer = data[end:]
-            return head
         end = data.find(HEAD_END)
         if not 0 <= end <= MAX_HEAD_BYTES or data.startswith(CRLF):
             return self._begin_partial(data)
         head = self._context.parser.parse(data[:end])
-        self.opening = head.opening
+        opening = head.opening
+        # What is logged of a head is read out of it later.
+        self.opening = opening.alone() if opening is not None and self._context.access_log is None else opening
         self._buffer = data[end + len(HEAD_END) :]
         return head
 
@@ -235,26 +257,6 @@ class ClientConnection(asyncio.Protocol):
             self.drain()
         return None
 
-    def _start(self, head: RequestHead) -> None:
-        context = self._context
-        to = context.routes.find(head.target)
-        exchange: Exchange | LocalExchange
-        if to is None:
-            exchange = LocalExchange(context, self, head)
-        elif to.metered is None:
-            exchange = Exchange(to, self, head)
-        else:
-            exchange = to.metered(to, self, head)
-        self._exchange = exchange
-        self._buffer = exchange.take_first(self._buffer)
-        # Nor can the rest of its body, unless it is refused without a look at that.
-        is_unread = to is None and head.length == CHUNKED
-        if self._half_closed and not exchange.request_done and not is_unread:
-            self._exchange = None
-            self.close()
-            return
-        exchange.begin()
-
     # --- answers -------------------------------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
@@ -262,16 +264,16 @@ class ClientConnection(asyncio.Protocol):
         if not self.transport.is_closing():
             self.transport.write(data)
 
-    def on_exchange_done(self, *, keep_alive: bool) -> None:
+    def on_exchange_done(self, keep_alive: bool) -> None:  # noqa: FBT001 - by its place, which takes less time
         """The answer is written: go on with the next request, or close."""
-        unread_body = self._exchange is None or not self._exchange.request_done
-        self._exchange = None
+        exchange, self._exchange = self._exchange, None
         if self._watch is not None:
             self.unwatch_unread()
-        if self.transport.is_closing():
+        transport, context = self.transport, self._context
+        if transport.is_closing():
             return
         if not keep_alive:
-            if unread_body or self._buffer:
+            if self._buffer or exchange is None or not exchange.request_done:
                 self._linger()
             else:
                 self.close()
@@ -279,11 +281,13 @@ class ClientConnection(asyncio.Protocol):
         if self._half_closed and not self._buffer:
             self.close()
             return
-        context = self._context
         self.deadline_s = context.clock.soon_s + context.settings.keepalive_timeout_s
         if context.draining:
             self.drain()
-        self._go_on()
+        if self._buffer:
+            self._advance()
+        if not transport.is_reading():
+            self.read_on()
 
     def switch(self, tunnel: Tunnel) -> tuple[bytes, bool]:
         """Give all that the client sends to a tunnel; return what has come already, and whether that was all."""

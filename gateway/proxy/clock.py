@@ -78,7 +78,11 @@ class Clock:
         self.wall_s = time.time()
         for watched in tuple(self.watched):
             if watched.deadline_s < now:
-                watched.on_deadline()
+                try:
+                    watched.on_deadline()
+                except Exception as error:  # noqa: BLE001 - a defect: the others must hear of their deadlines all the same
+                    told = {"message": f"the deadline of {type(watched).__name__} was not handled", "exception": error}
+                    self._loop.call_exception_handler(told)
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(TICK_S, self._tick)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gateway.proxy.events import EventStreams
+from gateway.proxy.pacing import Paces
 from gateway.proxy.spending import Spending
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class ProxyContext:
     """None: nobody wants a line for each request."""
     streams: EventStreams = field(default_factory=EventStreams)
     spending: Spending = field(default_factory=Spending)
+    paces: Paces = field(default_factory=Paces)
     on_client_gone: Callable[[], None] = lambda: None
     """Called when any connection has ended."""
 
@@ -78,7 +80,7 @@ class Destination:
         route: Writes request heads for this target and key.
         pool: The connections to the target, whichever the key.
         keys: Who says, when a request is sent, with which of several keys; None: with this one.
-        metered: Makes an exchange that knows what requests cost; None: nothing.
+        metered: Makes an exchange that knows what requests cost, or that reads them for a guard; None: neither.
 
     Attributes:
         usage: Counts the target's requests, whichever the key.
@@ -94,7 +96,7 @@ class Destination:
     route: TargetRoute
     pool: UpstreamPool
     keys: KeyRing | None = None
-    metered: Callable[[Destination, ClientConnection, RequestHead], Exchange] | None = None
+    metered: Callable[[Destination, ClientConnection], Exchange] | None = None
     usage: TargetUsage = field(init=False)
     log: AccessLog | None = field(init=False)
     writes_late: bool = field(init=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import ConcurrencyLimited, StoreUnavailable, TokenError
@@ -18,6 +19,8 @@ EVERY_S: Final = 1.0
 MAX_STREAMS: Final = 64
 """At once, of admins, and as many of tokens' holders, who so cannot keep an admin from looking. Each asks the store
 once a second."""
+MAX_STREAMS_OF_ONE: Final = 8
+"""Of one token and all that were made from it: so that none keeps the others from looking."""
 _RETRY_AFTER_US: Final = 10_000_000
 
 _HEAD: Final = (
@@ -32,7 +35,7 @@ class EventStreams:
     __slots__ = ("_ending", "_open")
 
     def __init__(self) -> None:
-        self._open = {True: 0, False: 0}  # by whether they are admins'
+        self._open: Counter[str | None] = Counter()  # by token, not one that was made from it; None: admins'
         self._ending = asyncio.Event()
 
     def end(self) -> None:
@@ -54,12 +57,9 @@ class EventStreams:
         Raises:
             GatewayError: The refusal to send; nothing was sent yet.
         """
-        if self._open[stream.is_admins] >= MAX_STREAMS:
-            error = ConcurrencyLimited("streams", MAX_STREAMS, 0, _RETRY_AFTER_US)
-            quota = f'"streams";q={MAX_STREAMS};qu="concurrent-requests"'
-            error.limit_fields = [("RateLimit-Policy", quota), ("RateLimit", '"streams";r=0;t=10')]
-            raise error
-        self._open[stream.is_admins] += 1
+        whose = stream.token_id and stream.token_id.partition(".")[0]
+        self._check(whose)
+        self._open[whose] += 1
         try:
             first = await stream.make()
             is_chunked = head.minor == 1
@@ -79,7 +79,19 @@ class EventStreams:
             if is_chunked:
                 client.write(b"0\r\n\r\n")
         finally:
-            self._open[stream.is_admins] -= 1
+            self._open[whose] -= 1
+            if not self._open[whose]:
+                del self._open[whose]
+
+    def _check(self, whose: str | None) -> None:
+        """Refuse a stream where there are as many as there may be."""
+        own = self._open[whose]
+        most = MAX_STREAMS if whose is None else MAX_STREAMS_OF_ONE
+        if own >= most or (whose is not None and self._open.total() - self._open[None] >= MAX_STREAMS):
+            error = ConcurrencyLimited("streams", most, 0, _RETRY_AFTER_US)
+            quota = f'"streams";q={most};qu="concurrent-requests"'
+            error.limit_fields = [("RateLimit-Policy", quota), ("RateLimit", '"streams";r=0;t=10')]
+            raise error
 
     async def _has_ended_within(self, seconds: float) -> bool:
         try:

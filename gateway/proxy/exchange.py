@@ -37,9 +37,9 @@ class Exchange:
     Args:
         context: What all exchanges with its target share.
         client: The connection that the request came on.
-        head: The request's head.
 
-    What has no underscore, those modules and the client connection read as well.
+    What has no underscore, those modules and the client connection read as well. One that ended well, so that nothing
+    refers to it any more, may take the next request: `start` sets all that is a request's.
     """
 
     # fmt: off
@@ -48,14 +48,21 @@ class Exchange:
         "subject", "verdict", "sent", "_leased", "_connecting", "_upstream",  # what it holds
         "request_done", "_request", "_content", "upload",  # on the way up
         "answer_started", "_answered_early", "answer", "answer_bytes", "status", "timing",  # on the way down
-        "lap_began_s", "own_s", "tally", "own_lines", "opening",  # time spent, what counts it, what the log has to know
+        "lap_began_s", "own_s", "tally",  # time spent, and what counts it
     )
     # fmt: on
 
-    def __init__(self, context: Destination, client: ClientConnection, head: RequestHead) -> None:
-        self.lap_began_s = perf_counter()
+    def __init__(self, context: Destination, client: ClientConnection) -> None:
         self.context = context
         self.client = client
+
+    def start(self, head: RequestHead, data: bytes) -> bytes:
+        """Take a request's head and what came behind it; return what belongs to the next one. `begin` has to follow.
+
+        Raises:
+            BadRequest, BodyTooLarge, TokenError: Broken framing, content over `MAX_BODY`, or a stranger's that is long.
+        """
+        self.lap_began_s = perf_counter()
         self.head = head
         self.keep_alive = head.keep_alive
         self._over = self.sent = self._leased = False
@@ -72,18 +79,15 @@ class Exchange:
         self.answer_bytes = self.status = 0
         self.timing = b""
 
-    def take_first(self, data: bytes) -> bytes:
-        """Take what came behind the head; return what belongs to the next request. To be called before `begin`.
-
-        Raises:
-            BadRequest, BodyTooLarge, TokenError: Broken framing, content over `MAX_BODY`, or a stranger's that is long.
-        """
-        length, limit = self.head.length, self.context.settings.max_body
+        length, limit = head.length, self.context.settings.max_body
         if 0 <= length <= len(data) and (limit is None or length <= limit):  # all of it is here: nothing to relay
             self.request_done = True
+            if length == len(data):
+                self._content = data
+                return b""
             self._content = data[:length]
             return data[length:]
-        self.upload, rest = begin_upload(self.context, self.head, self.client.transport, data)
+        self.upload, rest = begin_upload(self.context, head, self.client.transport, data)
         self.request_done = self.upload.body.done
         return rest
 
@@ -93,8 +97,6 @@ class Exchange:
         """Find out whose request this is, and ask for a place for it."""
         context, head = self.context, self.head
         self.client.deadline_s = NEVER  # the store and the pool have their own
-        if context.log is not None:
-            self.own_lines, self.opening = len(head.lines), self.client.opening
         try:
             if head.method in REFUSED_METHODS:
                 raise MethodNotAllowed(RELAYED_METHODS)
@@ -106,9 +108,9 @@ class Exchange:
                 subject.scope.check(context.route.name, head.method, context.route.path_of(head.target))
                 subject.scope.check_fields(CRLF.join(head.lines))
             if context.writes_late:
-                context.route.check_path(head.target)
+                context.route.check_path(head)
             else:
-                self._request = context.route.write_head(head)
+                self._request = context.route.write_head(head, self._content)
             if context.pool.health.is_open:  # before anything is charged; and nobody hears of it who has no good token
                 context.pool.check()
         except GatewayError as error:
@@ -145,7 +147,7 @@ class Exchange:
         if context.writes_late:
             if context.keys is not None:  # not before now: who is refused must not turn the ring
                 self.context = context = context.keys.take()
-            self._request = context.route.write_head(self.head)
+            self._request = context.route.write_head(self.head, self._content)
         connection = context.pool.take()
         if connection is None:
             self._connecting = context.pool.connect(self)
@@ -163,9 +165,11 @@ class Exchange:
         self._upstream = connection
         self.sent = True
         upload = self.upload
-        request = self._request + (self._content if upload is None else upload.take_held())
-        self._request = request if self.request_done else b""
+        request = self._request
         self._content = b""
+        if upload is not None:
+            request += upload.take_held()
+            self._request = request if self.request_done else b""
         sent_s = perf_counter()
         self.own_s = sent_s - self.lap_began_s
         self.lap_began_s = sent_s
@@ -174,7 +178,9 @@ class Exchange:
             upload.open(connection.transport)
             if not connection.writable:  # the first bytes have filled it already
                 self.on_upstream_full()
-        waiting.await_upstream(self)
+            waiting.await_upstream(self)
+        else:
+            self.client.deadline_s = self.context.clock.soon_s + self.context.settings.response_timeout_s
 
     # --- relay ---------------------------------------------------------------------------------------------------
 
@@ -211,7 +217,7 @@ class Exchange:
         if length == len(rest):  # all of it is here: nothing to relay
             self.answer_started = True
             self.answer_bytes = length
-            client.write(heads.answer_head(self, head, length, answered_s) + rest)
+            client.write(heads.answer_head(self, head, length, answered_s, rest))
             self._finish()
             return
         self.answer = answer = Relay(self._answer_body(length), upstream.transport)
@@ -221,7 +227,7 @@ class Exchange:
             self._refuse(error)
             return
         self.answer_started = True
-        client.write(heads.answer_head(self, head, length, answered_s) + answer.take_held())
+        client.write(heads.answer_head(self, head, length, answered_s, answer.take_held()))
         answer.open(client.transport)
         if not client.writable:
             self.on_client_full()
@@ -367,12 +373,18 @@ class Exchange:
             self._upstream = None
             if self.answer is not None:
                 self.answer.resume()
+                self.answer = None
             self.context.pool.give_back(upstream)
             if self._leased:
                 self._release()
+            if not self.context.writes_late and self.context.log is None and self.upload is None:
+                # Nothing reads the head later, as the log does, or has more of the request, as a metered exchange.
+                self.head.lines.clear()
+                self._request = b""
+                self.client.spare = self
         else:
             self._end()
-        self.client.on_exchange_done(keep_alive=self.keep_alive)
+        self.client.on_exchange_done(self.keep_alive)
 
     def _end(self) -> None:
         """Let go of everything that is not the client's; a place that nothing was sent for is given back."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gateway.proxy.exchange import Exchange
 
 
-def answer_head(exchange: Exchange, head: AnswerHead, length: int, answered_s: float) -> bytes:
+def answer_head(exchange: Exchange, head: AnswerHead, length: int, answered_s: float, content: bytes) -> bytes:
     """Make the head of a final answer, and note of the exchange how long it took until then.
 
     Args:
@@ -21,6 +21,7 @@ def answer_head(exchange: Exchange, head: AnswerHead, length: int, answered_s: f
         head: The upstream's; used up.
         length: How long its body is, as `framing.answer_length` says.
         answered_s: When it came, in seconds of `perf_counter`.
+        content: What has come of its body, which goes behind the head in the same piece.
     """
     subject, verdict, context, tally = exchange.subject, exchange.verdict, exchange.context, exchange.tally
     assert subject is not None and verdict is not None  # noqa: S101, PT018 - set before it was sent
@@ -35,10 +36,11 @@ def answer_head(exchange: Exchange, head: AnswerHead, length: int, answered_s: f
     tally.own_s.append(own_s)
     tally.upstream_s.append(upstream_s)
     exchange.timing = timing = writer.TIMING % (own_s * 1e3, upstream_s * 1e3)
-    context.route.hide_key(head)
+    if context.route.reads_answers:
+        context.route.hide_key(head)
     if not head.dated:  # whoever passes an answer on and has a clock adds it (RFC 9110 §6.6.1)
         head.lines.append(context.clock.date_line())
-    return writer.answer_head(head, minor, limits, timing, keep_alive=exchange.keep_alive)
+    return writer.answer_head(head, minor, limits, timing, exchange.keep_alive, content)
 
 
 def switch_head(exchange: Exchange, head: AnswerHead) -> bytes:

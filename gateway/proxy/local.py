@@ -37,7 +37,6 @@ class LocalExchange:
     Args:
         context: What all exchanges share.
         client: The connection that the request came on.
-        head: The request's head.
     """
 
     __slots__ = (
@@ -53,25 +52,28 @@ class LocalExchange:
         "request_done",
     )
 
-    def __init__(self, context: ProxyContext, client: ClientConnection, head: RequestHead) -> None:
+    def __init__(self, context: ProxyContext, client: ClientConnection) -> None:
         self._context = context
         self._client = client
-        self._head = head
-        self._began_s = perf_counter()
         self._over = False
         self._task: asyncio.Task[None] | None = None
-        self._walker = framing.body(head.length, BadRequest)
         self._body = b""
         self.request_done = False
 
-    def take_first(self, data: bytes) -> bytes:
-        """Take what came behind the head; return what belongs to the next request. To be called before `begin`.
+    def start(self, head: RequestHead, data: bytes) -> bytes:
+        """Take a request's head and what came behind it; return what belongs to the next one. `begin` has to follow.
 
         Raises:
             BadRequest: The body's framing is broken.
         """
-        if self._head.length == CHUNKED:  # no endpoint takes it, so nobody need know where it ends
+        self._began_s = perf_counter()
+        self._head = head
+        self._walker = framing.body(head.length, BadRequest)
+        if head.length == CHUNKED:  # no endpoint takes it, so nobody need know where it ends
             return b""
+        return self._take(data)
+
+    def _take(self, data: bytes) -> bytes:
         content, rest = self._walker.feed(data)
         self._body += content
         self.request_done = self._walker.done
@@ -98,7 +100,7 @@ class LocalExchange:
         """Take what came on the client connection; return what belongs to the next request."""
         if self.request_done:
             return data
-        rest = self.take_first(data)
+        rest = self._take(data)
         self._answer_whole()
         return rest
 

@@ -11,35 +11,35 @@ import time
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
+from gateway.budgets.pace import Level
 from gateway.budgets.spending import Ask, Entry, Mark, Settlement
-from gateway.errors import BadRequest, GatewayError, NotImplementedHere, UpstreamProtocolError
+from gateway.errors import GatewayError, NotImplementedHere, UpstreamProtocolError
 from gateway.http1 import fields, framing
-from gateway.http1.chunked import ChunkedBody
 from gateway.http1.message import CHUNKED, CRLF, UNTIL_CLOSE
-from gateway.metering import MAX_READ_BYTES
 from gateway.proxy import account, waiting
 from gateway.proxy.clock import NEVER
-from gateway.proxy.exchange import Exchange
+from gateway.proxy.guarded import GuardedExchange
 from gateway.proxy.metered_body import MeteredBody, MeteredUntilClose
 from gateway.proxy.overspent import Extension
+from gateway.proxy.pacing import UNIT
 from gateway.stores.ledger import SpendVerdict
 
 if TYPE_CHECKING:
-    from gateway.http1.message import AnswerHead, RequestHead
+    from gateway.http1.message import AnswerHead
     from gateway.metering import Cost, Meter, Pricing, Quote
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import Destination
+    from gateway.proxy.pacing import Pacing
     from gateway.proxy.upstream import UpstreamConnection
     from gateway.stores import Verdict
     from gateway.subject import Subject
 
 MAX_PATH: Final = 200
 """Of a path, so many characters are remembered."""
-_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class MeteredExchange(Exchange):
-    """See `Exchange`.
+class MeteredExchange(GuardedExchange):
+    """See `GuardedExchange`.
 
     Attributes:
         cost: What it did cost, once it is settled; None: nothing was sent.
@@ -47,16 +47,16 @@ class MeteredExchange(Exchange):
 
     # fmt: off
     __slots__ = (
-        "_pricing", "_collecting", "_quote", "_entry", "_reservation", "_granted",  # what it may cost
+        "_pricing", "_quote", "_entry", "_reservation", "_granted",  # what it may cost
         "_meter", "_sent_s", "_extension", "_settled", "cost",  # what it did
-        "_gone", "deadline_s",  # when the client has left
+        "_waits", "_gone", "deadline_s",  # when its token is slowed, when the client has left
     )
     # fmt: on
 
-    def __init__(self, pricing: Pricing, context: Destination, client: ClientConnection, head: RequestHead) -> None:
-        super().__init__(context, client, head)
+    def __init__(self, pricing: Pricing, context: Destination, client: ClientConnection) -> None:
+        super().__init__(context, client)
         self._pricing = pricing
-        self._collecting = self._settled = self._gone = False
+        self._settled = self._waits = self._gone = False
         self._quote: Quote | None = None
         self._entry: Entry | None = None
         self._reservation: Ask | None = None
@@ -69,37 +69,43 @@ class MeteredExchange(Exchange):
 
     # --- what it may cost ----------------------------------------------------------------------------------------
 
+    @property
+    def _needs_body(self) -> bool:
+        return self._pricing.needs_body or self.context.settings.loop_guard is not None
+
     def _ask(self, subject: Subject) -> None:
         """Ask for the limits and for the money, when all is known that the price depends on."""
-        head, upload = self.head, self.upload
-        if head.upgrade:
+        if self.head.upgrade:
             self._refuse(NotImplementedHere("What passes behind a switch of protocols cannot be metered."))
-        elif upload is None or not self._pricing.needs_body or head.length > MAX_READ_BYTES or self.request_done:
+        else:
+            super()._ask(subject)
+
+    def _ask_read(self, subject: Subject) -> None:
+        pacing = self.context.shared.paces.now
+        if pacing is None:
             self._reserve(subject)
         else:
-            self._collecting = True
-            upload.hold(MAX_READ_BYTES)
-            if head.expects_continue:
-                self.client.write(_CONTINUE)
-            waiting.await_upstream(self)
+            self._keep_pace(pacing, subject, waits=True)
 
-    def on_client_bytes(self, data: bytes) -> bytes:
-        """See `Exchange`."""
-        rest = super().on_client_bytes(data)
-        upload, subject = self.upload, self.subject
-        if self._collecting and not self._over and upload is not None and subject is not None:
-            self._collecting = not self.request_done and upload.held_bytes <= MAX_READ_BYTES
-            if not self._collecting:
-                self.client.deadline_s = NEVER  # the store and the pool have their own
-                self._reserve(subject)
-        return rest
+    def _keep_pace(self, pacing: Pacing, subject: Subject, *, waits: bool) -> None:
+        """Reserve when a token's pace allows it: at once, after a while (once, if `waits`), or not at all."""
+        reading = pacing.read(subject.id)
+        if reading.level is Level.STOP:
+            self._refuse(pacing.refusal(reading))
+        elif reading.level is Level.SLOW and waits:
+            self._waits = True
+            self.deadline_s = self.context.clock.soon_s + reading.wait_us / 1e6
+            self.context.clock.watched.add(self)
+        else:
+            self._reserve(subject)
 
     def _reserve(self, subject: Subject) -> None:
         context, head = self.context, self.head
         path = context.route.path_of(head.target)
         try:
-            body = self._take_body()
+            body = self._read() if self._needs_body else None
             quote = self._pricing.quote(head.method, path, head.lines, body, context.clock.wall_s)
+            subject = self._counted_apart(subject, body, spends=True)
         except GatewayError as error:
             self._refuse(error)
             return
@@ -121,19 +127,14 @@ class MeteredExchange(Exchange):
         self._reservation = ask = Ask(id_, quote.fixed, quote.each, quote.most, quote.least, entry.text())
         context.admission.reserve(subject, ask, self)
 
-    def _take_body(self) -> bytes | None:
-        """Return the request's whole body, if it is to be read, and have it sent from then on in one piece."""
-        upload = self.upload
-        if not self._pricing.needs_body:
-            return None
-        if upload is None:
-            return self._content
-        if not self.request_done or upload.body.seen_bytes > MAX_READ_BYTES:
-            return None
-        body = upload.take_held()
-        if self.head.length == CHUNKED:
-            body, _ = ChunkedBody(BadRequest, decode=True).feed(body)
-        self.upload, self._content = None, body
+    def _read(self) -> bytes | None:
+        """See `GuardedExchange`; where the body may be changed, it is sent in one piece from then on."""
+        body, head = super()._read(), self.head
+        if body is not None and self._pricing.needs_body:
+            self.upload, self._content = None, body
+            if head.length == CHUNKED:
+                head.length = len(body)
+                head.lines.append(b"Content-Length: %d" % len(body))
         return body
 
     def on_verdict(self, verdict: Verdict) -> None:
@@ -161,14 +162,13 @@ class MeteredExchange(Exchange):
                 return
             if body is not None and body is not content:
                 self._content = content = body
-            if head.length == CHUNKED or len(content) != head.length:
+            if len(content) != head.length:
                 dropped.add(b"content-length")
                 added.append(b"Content-Length: %d" % len(content))
                 head.length = len(content)
-            if head.expects_continue:  # it has been sent for
-                dropped.add(b"expect")
         if dropped:
-            head.lines = [*fields.without(CRLF.join(head.lines).split(CRLF), dropped), *added]
+            self._drop(dropped)
+            head.lines += added
         super()._acquire()
 
     def on_connected(self, connection: UpstreamConnection) -> None:
@@ -272,10 +272,18 @@ class MeteredExchange(Exchange):
         super().on_client_lost()
 
     def on_deadline(self) -> None:
-        """See `Exchange`."""
+        """See `Exchange`; or go on with a request that has waited."""
+        pacing, subject = self.context.shared.paces.now, self.subject
         if self._gone:
             self._settle(whole=False)
             self._end()
+        elif self._waits and subject is not None:
+            self._waits = False
+            self.context.clock.watched.discard(self)
+            if pacing is None:
+                self._reserve(subject)
+            else:
+                self._keep_pace(pacing, subject, waits=False)
         else:
             super().on_deadline()
 
@@ -334,6 +342,12 @@ class MeteredExchange(Exchange):
                 upstream_id=cost.upstream_id,
             )
             settlement = Settlement(cost.cost, cost.mark, entry.text())
+            usage = self.context.usage  # its tally may be another by now: it is over, where its client has left
+            tally = usage.tallies.get(subject.id) or usage.open(subject.id, subject.about())
+            tally.on_settled(cost.cost, cost.mark)
+            pacing = self.context.shared.paces.now
+            if pacing is not None:
+                pacing.spent(subject.id, cost.cost.get(UNIT, 0))
         self.context.admission.settle(subject, ask, self._granted, settlement)
         if self._extension is not None:
             self._extension.close()

@@ -123,6 +123,6 @@ def log(
 ) -> None:
     """Log a request that went to no target."""
     if context.access_log is not None:
-        size, timing = 0 if head is None else len(head.lines), writer.TIMING % (own_s * 1e3, 0.0)
-        record = Record(head, size, None, None, None, client.host, status, received, sent, timing, error)
+        timing = writer.TIMING % (own_s * 1e3, 0.0)
+        record = Record(head, None, None, None, client.host, status, received, sent, timing, error)
         context.access_log.add(record)

@@ -76,6 +76,12 @@ class Relay:
                     self.pause()
         return rest
 
+    def held(self) -> bytes:
+        """Return what is held, which stays here."""
+        if len(self._held) > 1:
+            self._held = [b"".join(self._held)]
+        return self._held[0] if self._held else b""
+
     def take_held(self) -> bytes:
         """Hand over what was held, to be written together with the head."""
         if not self._held:

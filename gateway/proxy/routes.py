@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.proxy.context import Destination
+
+MAX_KNOWN: Final = 1024
+MAX_KNOWN_BYTES: Final = 256
+"""Of a request-target, to be remembered; with `MAX_KNOWN`, 0.4 MB at most."""
 
 
 class Routes:
@@ -18,7 +22,7 @@ class Routes:
         targets: The environment's first. No two have the same prefix.
     """
 
-    __slots__ = ("_by_depth", "_by_prefix", "_first", "_first_prefix", "_first_prefixes", "_pattern")
+    __slots__ = ("_by_depth", "_by_prefix", "_known", "_pattern")
 
     def __init__(self, targets: Sequence[Destination] = ()) -> None:
         self._by_prefix = {target.route.prefix: target for target in targets}
@@ -27,20 +31,20 @@ class Routes:
         self._pattern = re.compile(b"(" + (b"|".join(map(re.escape, prefixes)) or b"(?!)") + b")(?:[/?]|\\Z)")
         # A URL may lie under the base paths of several; there, too, the longest wins.
         self._by_depth = sorted(targets, key=lambda target: target.route.base_size, reverse=True)
-        # Where nothing lies below the first prefix, it costs no look-up.
-        self._first: Destination | None = None
-        self._first_prefix: bytes | None = None
-        self._first_prefixes: tuple[bytes, ...] = ()
-        if targets:
-            prefix = targets[0].route.prefix
-            begins = (prefix + b"/", prefix + b"?")
-            if not any(other.startswith(begins) for other in prefixes):
-                self._first, self._first_prefix, self._first_prefixes = targets[0], prefix, begins
+        self._known: dict[bytes, Destination] = {}
 
     def find(self, target: bytes) -> Destination | None:
         """Return where a request goes; None if it is for no target."""
-        if target.startswith(self._first_prefixes) or target == self._first_prefix:
-            return self._first
+        to = self._known.get(target)
+        if to is None:
+            to = self._look_for(target)
+            if to is not None and len(target) <= MAX_KNOWN_BYTES:
+                if len(self._known) >= MAX_KNOWN:
+                    self._known.clear()
+                self._known[target] = to
+        return to
+
+    def _look_for(self, target: bytes) -> Destination | None:
         if target.startswith(b"/"):
             match = self._pattern.match(target)
             return None if match is None else self._by_prefix[match[1]]

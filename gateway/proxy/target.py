@@ -45,6 +45,7 @@ class TargetRoute:
     Attributes:
         name: As above.
         prefix: The target's.
+        reads_answers: Whether `hide_key` does anything.
         key: Tells keys apart: what carries it, and to where.
     """
 
@@ -55,7 +56,6 @@ class TargetRoute:
         "_key_query",
         "_on_answer",
         "_plain_key",
-        "_reads_answers",
         "_replaced",
         "_shows_key",
         "_starts",
@@ -64,6 +64,7 @@ class TargetRoute:
         "key",
         "name",
         "prefix",
+        "reads_answers",
     )
 
     def __init__(self, target: Target, name: str = "api") -> None:
@@ -71,7 +72,7 @@ class TargetRoute:
         self.key = (target.url, target.key_line or target.key_query or b"")
         self.prefix = target.prefix
         self._on_answer: Callable[[AnswerHead], None] | None = None
-        self._reads_answers = target.key_query is not None
+        self.reads_answers = target.key_query is not None
         self._base = target.base_path
         self._authorities = target.authorities
         self._host = b" HTTP/1.1\r\nHost: " + target.authority
@@ -82,10 +83,9 @@ class TargetRoute:
         own = {target.key_field} if target.key_field is not None else set()
         self._replaced = frozenset((target.removed | own) - fields.REQUEST_FIELDS.keys()) or None
         added = target.added if target.key_line is None else (*target.added, target.key_line)
-        key = b"".join([line + CRLF for line in added])
-        self._tail = key + CRLF
-        self._tail_chunked = b"Transfer-Encoding: chunked\r\n" + key + CRLF
-        self._starts: dict[bytes, bytes] = {}
+        self._tail = b"".join([line + CRLF for line in added])
+        self._tail_chunked = b"Transfer-Encoding: chunked\r\n" + self._tail
+        self._starts: dict[tuple[bytes, bytes], bytes] = {}
 
     @property
     def base_size(self) -> int:
@@ -120,28 +120,33 @@ class TargetRoute:
         rest = rest[len(self._base) :]
         return rest if not rest or rest.startswith((b"/", b"?")) else None
 
-    def check_path(self, target: bytes) -> None:
+    def check_path(self, head: RequestHead) -> None:
         """Find out whether `write_head` would refuse a request-target.
 
         Raises:
             BadRequest: The path's dot segments climb out of the prefix.
         """
-        if target not in self._starts:
-            self._write_start(target)
+        if (head.method, head.target) not in self._starts:
+            self._write_start(head.method, head.target)
 
-    def write_head(self, head: RequestHead) -> bytes:
+    def write_head(self, head: RequestHead, content: bytes = b"") -> bytes:
         """Make the upstream's request head. Strips first, then adds, so that no client can name our fields.
+
+        Args:
+            head: The client's; its `lines` are used up.
+            content: What goes behind the head in the same piece.
 
         Raises:
             BadRequest: The path's dot segments climb out of the prefix.
         """
-        start = self._starts.get(head.target) or self._write_start(head.target)
+        method, target = head.method, head.target
+        start = self._starts.get((method, target)) or self._write_start(method, target)
         lines = head.lines
         if self._replaced is not None:
             lines = fields.without(CRLF.join(lines).split(CRLF), self._replaced)
-        lines[0] = head.method + start
-        lines.append(self._tail_chunked if head.length == CHUNKED else self._tail)
-        return CRLF.join(lines)
+        lines[0] = start
+        # The last of them ends in a line end of its own, so that what joins it to the content is the empty line.
+        return CRLF.join([*lines, self._tail_chunked if head.length == CHUNKED else self._tail, content])
 
     def request_trailers(self, lines: list[bytes]) -> list[bytes]:
         """Return the trailers of a client's that go upstream: not those that some would merge into our fields."""
@@ -157,17 +162,15 @@ class TargetRoute:
 
         Whoever watches the answers sees this one.
         """
-        if not self._reads_answers:
-            return
         if self._on_answer is not None:
             self._on_answer(head)
         if self._key_query is not None:
-            head.start_line, *head.lines = self._without_key([head.start_line, *head.lines])
+            head.lines = self._without_key(head.lines)
 
     def watch_answers(self, on_answer: Callable[[AnswerHead], None]) -> None:
         """Have the head of each answer looked at."""
         self._on_answer = on_answer
-        self._reads_answers = True
+        self.reads_answers = True
 
     def _without_key(self, lines: list[bytes]) -> list[bytes]:
         shows, key = self._shows_key, self._plain_key
@@ -176,8 +179,8 @@ class TargetRoute:
         # Without a '%' nothing is escaped, and that is soon seen.
         return [shows.sub(_what_is_left, line) if b"%" in line or key in line else line for line in lines]
 
-    def _write_start(self, target: bytes) -> bytes:
-        """Write what follows the method: the rest of the request line, and `Host`."""
+    def _write_start(self, method: bytes, target: bytes) -> bytes:
+        """Write the request line, and `Host`."""
         path = self.path_of(target)
         if _climbs(path.partition(b"?")[0]):
             raise BadRequest("The path climbs out of its prefix with dot segments.")
@@ -186,11 +189,11 @@ class TargetRoute:
         path = self._base + path
         if self._key_query is not None:
             path += (b"&" if b"?" in path else b"?") + self._key_query
-        start = b" " + path + self._host
-        if len(target) <= MAX_TARGET_REMEMBERED:
+        start = method + b" " + path + self._host
+        if len(target) + len(method) <= MAX_TARGET_REMEMBERED:
             if len(self._starts) >= MAX_TARGETS:
                 self._starts.clear()
-            self._starts[target] = start
+            self._starts[method, target] = start
         return start
 
 

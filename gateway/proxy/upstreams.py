@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from gateway.certificates import ReloadedTls
     from gateway.config import Settings, Target
     from gateway.http1.parser import AnswerParser
+    from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import ProxyContext
+    from gateway.proxy.exchange import Exchange
     from gateway.proxy.keys import KeyRest
 
 _log = logging.getLogger("gateway")
@@ -86,7 +88,7 @@ class Upstreams:
             context.clock.watched.add(pool)
             self._ends.append((pool, dialer))
             limited = admission.beside(target.name, target.common_limits)
-            metered = None
+            metered: Callable[[Destination, ClientConnection], Exchange] | None = None
             if target.cost is not None:
                 # Only here: whose requests cost nothing should not pay for what meters them.
                 from gateway.metering.pricing import pricing_of
@@ -94,6 +96,10 @@ class Upstreams:
 
                 pricing = pricing_of(target.cost, target.keyed[0].url, clamp=settings.budget_clamp)
                 metered = partial(MeteredExchange, pricing)
+            elif settings.loop_guard is not None:
+                from gateway.proxy.guarded import GuardedExchange  # likewise
+
+                metered = GuardedExchange
             destinations = [
                 Destination(
                     context,

@@ -86,9 +86,9 @@ class Store(Protocol):
 
         Args:
             subject: The token's id; letters, digits, `-` and `_`. `a.b` is a child of `a`, and is revoked with it.
-            policies: In the order that `Verdict.policy` counts, at most 50. A policy with `shared` set is counted for
-                all subjects together. May be empty: then every check admits, with `policy` -1, unless the subject is
-                revoked.
+            policies: In the order that `Verdict.policy` counts, at most 50 and a guard. A policy with `shared` set is
+                counted for all subjects together. May be empty: then every check admits, with `policy` -1, unless the
+                subject is revoked.
 
         Raises:
             ValueError: The subject is not one that limits can be counted for (`Policy.owner`).

@@ -12,6 +12,7 @@
 -- b  token bucket     'b', newest time charged and time when it is full, 16 digits each
 -- l  places           a sorted set of lease ids by their ends
 -- W, B, L             the same in shadow
+-- g                   a bucket that no admission tells of: it guards against what repeats
 --
 -- A line that ends with an @ and a name is another one in reserve's script: see spend_scripts.py.
 --
@@ -20,7 +21,7 @@
 
 local call, sub, byte, char, format = redis.call, string.sub, string.byte, string.char, string.format
 local SEGMENTS, HEAD, SLOT, RETRY_US = 60, 15, 4, 1000000
-local WINDOW, BUCKET, LEASE, TO_LOWER = 119, 98, 108, 32
+local WINDOW, BUCKET, GUARD, LEASE, TO_LOWER = 119, 98, 103, 108, 32
 
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
@@ -108,13 +109,14 @@ for i = 1, limits do
     end
     free = (oldest + SEGMENTS + 1) * number
 
-  elseif kind == BUCKET then
+  elseif kind == BUCKET or kind == GUARD then
     local full_at = newests[i]
     local owed = full_at and full_at > at and full_at - at or 0
     local room = quota * number - owed
     used, remaining = math.ceil(owed / number), (room - room % number) / number - 1
     local part = owed % number
     free = at + (room < 0 and number - room or part > 0 and part or number)
+    if kind == GUARD and remaining >= 0 and lease ~= '?' then remaining = least end -- never the nearest
 
   else
     if lease == '?' then
@@ -184,7 +186,7 @@ for i = 1, limits do
       call('SET', KEYS[i + 1], head, 'PX', format('%d', ((segment + SEGMENTS + 1) * number - now) / 1000 + 3))
     end
 
-  elseif kind == BUCKET then
+  elseif kind == BUCKET or kind == GUARD then
     local full_at = newests[i]
     full_at = (full_at and full_at > at and full_at or at) + number
     call('SET', KEYS[i + 1], format('b%016d%016d', at, full_at), 'PX', format('%d', (full_at - now) / 1000 + 3))

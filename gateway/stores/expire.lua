@@ -15,7 +15,7 @@ for _, name in ipairs(ended) do
   local about, time = call('HGET', OPEN, request), format('%d', now)
   call('HDEL', OPEN, request)
   call('ZREM', ENDS, name)
-  if about and about ~= '' then time = log('assumed', about) end
+  if about and string.find(about, '^{') then time = log('assumed', about) end
   call('ZADD', ASSUMED, time, name)
 end
 if #ended > 0 then

@@ -37,7 +37,7 @@ local function unassumed(name)
   return found[2][4], time
 end
 
--- What a request is named in a set of what is open or was assumed, whatever is held for it.
+-- How a request is named among those that are open, or were assumed: for whoever does not know how much it holds.
 local function named(key, request)
   for _, name in ipairs(call('ZRANGE', key, '0', '-1')) do
     if string.match(name, '^%S+') == request then return name end

@@ -54,6 +54,7 @@ class _Limit(NamedTuple):
     unit_us: int
     kind: Kind
     shadow: bool
+    guard: bool
 
 
 class _Limited:
@@ -88,6 +89,7 @@ class _Plan:
                 policy.unit_us,
                 policy.kind,
                 policy.shadow,
+                policy.guard,
             )
             for policy in policies
         )
@@ -342,7 +344,7 @@ def _charge(counters: Sequence[Counter], limits: Sequence[_Limit], verdict: Verd
     for index, (counter, limit) in enumerate(zip(counters, limits, strict=True)):
         if not verdict.shadowed >> index & 1:
             counter.charge(limit.unit_us, verdict.at_us, verdict.lease)
-        if counter.in_flight:
+        if counter.in_flight or limit.guard:
             continue
         stands = counter.standing(limit.quota, limit.unit_us, verdict.at_us)
         if nearest < 0 or stands.remaining < least:

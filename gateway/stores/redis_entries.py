@@ -148,7 +148,7 @@ class RedisEntries:
         keys = family_keys(family)
         await self._expire(keys)
         texts = await self._ask(keys[0], "HVALS", keys[0])
-        return [Entry.read(text, Mark.ASSUMED, 0) for text in texts if text]
+        return [Entry.read(text, Mark.ASSUMED, 0) for text in texts if text.startswith(b"{")]
 
     async def _release_in(self, family: str, request: str) -> list[bytes]:
         keys = family_keys(family)

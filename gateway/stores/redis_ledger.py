@@ -130,7 +130,10 @@ class RedisLedger(RedisEntries):
         """Renew all that is held, where Redis is there, a batch at a time."""
         loop = asyncio.get_running_loop()
         for number, (plan, batch) in enumerate(self._batches()):
-            loop.call_later(number * PAUSE_S, self._renew_batch, plan, batch)
+            if number == 0:
+                self._renew_batch(plan, batch)
+            else:
+                loop.call_later(number * PAUSE_S, self._renew_batch, plan, batch)
 
     # Settling
 

@@ -24,6 +24,7 @@ log = logging.getLogger("gateway.store")
 REFUND_SCRIPT: Final = resources.files("gateway.stores").joinpath("refund.lua").read_text("utf-8")
 
 _LETTERS: Final = {Kind.WINDOW: "w", Kind.BUCKET: "b", Kind.LEASE: "l"}
+_GUARD: Final = "g"
 _LOOK: Final = "?"
 LEASE_TO_BE: Final = b"id-of-lease-to-be-made!!"
 """Stands for a lease's id in a prepared command, and is as long as one."""
@@ -63,7 +64,8 @@ class RedisPlan:
         self._keys += [key_of(policy.owner(subject), policy.counter) for policy in policies]
         letters = [_LETTERS[policy.kind] for policy in policies]
         self._kinds = "".join(
-            letter.upper() if policy.shadow else letter for letter, policy in zip(letters, policies, strict=True)
+            _GUARD if policy.guard else letter.upper() if policy.shadow else letter
+            for letter, policy in zip(letters, policies, strict=True)
         )
         if tag in {None, subject}:
             self._keys += [revocation_key(parent) for parent in lineage(subject)[:-1]]

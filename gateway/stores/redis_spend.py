@@ -29,6 +29,8 @@ log = logging.getLogger("gateway.store")
 REDIRECTS: Final = 3
 """How often one command is sent on. More would be nodes that do not agree: they will, but not in time for this one."""
 _FAMILY: Final = ("open", "open:ends", "open:settled", "open:assumed", "ledger")
+_STRIDE: Final = 8
+"""Numbers of one budget in a command."""
 _NO_STARTS: Final = (0, 0, 0, 0)
 _MOST_TOKENS: Final = MAX_ATOMS - 1
 
@@ -87,15 +89,16 @@ class RedisSpendPlan(RedisPlan):
         return pack(*before, *self._words_of(ask, now_s))
 
     def settle_words(self, ask: Ask, granted: int, settlement: Settlement, now_s: float) -> tuple[str | int, ...]:
-        """Return the words of a command that settles, behind the script."""
+        """Return the words of a command that settles, behind the script; `granted` is -1 where it is not known."""
         cost, mark, entry = settlement
         if cost and not entry:
             entry = _least(self.subject, ask)
-        spent = (max(0, min(cost.get(one.unit, 0), MAX_ATOMS - 1)) for one in self.budgets)
-        reserved = (ask.amount(one.unit, granted) for one in self.budgets)
-        numbers = self._numbers_of(now_s, zip(reserved, spent, strict=True))
         keys = (*self._budget_keys, *self.family_keys)
-        return (len(keys), *keys, len(self.budgets), ask.id, LEASE_US, mark, entry if self.family else "", *numbers)
+        spent = (max(0, min(cost.get(one.unit, 0), MAX_ATOMS - 1)) for one in self.budgets)
+        numbers = self._numbers_of(now_s, zip((ask.fixed.get(one.unit, 0) for one in self.budgets), spent, strict=True))
+        numbers[::_STRIDE] = [ask.each.get(one.unit, 0) for one in self.budgets]
+        entered = entry if self.family else ""
+        return (len(keys), *keys, len(self.budgets), ask.id, LEASE_US, mark, entered, granted, *numbers)
 
     def renew_words(self, batch: Iterable[Reservation], now_s: float) -> tuple[str | int, ...]:
         """Return the words of a command that renews reservations of this plan, behind the script."""
@@ -159,7 +162,7 @@ class Reservation:
         self.plan = plan
         self.ask = ask
         self.waiter: Waiter | None = waiter
-        self.granted = 0
+        self.granted = -1  # not known
         self._left = REDIRECTS
 
     def on_reply(self, context: object, reply: object) -> None:

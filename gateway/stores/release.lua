@@ -13,7 +13,7 @@ local request = ARGV[1]
 
 local name, time, entry = named(ENDS, request), '0', ''
 if name then
-  entry = call('HGET', OPEN, request) or ''
+  entry = string.match(call('HGET', OPEN, request) or '', '^{.*') or ''
   call('HDEL', OPEN, request)
   call('ZREM', ENDS, name)
 else

@@ -11,8 +11,8 @@ for i = 1, budgets do
   end
 end
 local about = ARGV[asked + 5]
-if about ~= '' and granted > 0 then
-  about = sub(about, 1, -2) .. ',"granted":' .. text(granted) .. '}'
+if granted > 0 then
+  about = about == '' and text(granted) or sub(about, 1, -2) .. ',"granted":' .. text(granted) .. '}'
 end
 call('HSET', KEYS[#KEYS - 2], request, about)
 call('ZADD', KEYS[#KEYS - 1], ends, name_of(request, {unpack(KEYS, last + 1)}, atoms))

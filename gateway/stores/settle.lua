@@ -2,8 +2,9 @@
 --
 -- KEYS     three for each budget (see budgets.lua); then the family's `open`, `open:ends`, `open:settled`, `open:assumed`
 --          and `ledger`
--- ARGV     how many budgets; the request; a lease in microseconds; the mark; the entry, '' for none; then each budget's,
---          the last two: atoms reserved, and spent. With the mark `released`, those reserved may be others.
+-- ARGV     how many budgets; the request; a lease in microseconds; the mark; the entry, '' for none; output tokens granted,
+--          -1 where whoever asked has not heard; then each budget's, in the first place atoms reserved for each token, in
+--          the last two atoms reserved beside those, and spent
 -- returns  1; 0 if it had been settled
 
 local call, format = redis.call, string.format
@@ -16,28 +17,32 @@ local budgets, request, lease_us = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 
 if not close(request) then return 0 end
 
-local atoms = {}
-for i = 1, budgets do atoms[i] = tonumber(ARGV[5 + STRIDE * i - 1]) end
-local name = name_of(request, KEYS, atoms)
-if ARGV[4] == 'released' and not call('ZSCORE', ENDS, name) then
-  -- Given back by somebody who has not heard how much was granted.
-  local found, held = named(ENDS, request) or named(ASSUMED, request), {}
-  if found then
-    name = found
-    for key, much in string.gmatch(found, ' (%S+) (%d+)') do held[key] = tonumber(much) end
-    for i = 1, budgets do atoms[i] = held[KEYS[3 * i - 2]] or 0 end
-  end
+local granted, atoms = tonumber(ARGV[6]), {}
+local unheard = granted < 0
+if unheard then
+  local about = call('HGET', OPEN, request) or ''
+  granted = tonumber(string.match(about, '"granted":(%d+)}$') or string.match(about, '^%d+$') or 0)
 end
-local known = true
+for i = 1, budgets do
+  local at = 7 + STRIDE * (i - 1)
+  atoms[i] = ARGV[at + 6] + ARGV[at] * granted
+end
+local name, known = name_of(request, KEYS, atoms), true
 if call('ZREM', ENDS, name) == 1 then
   call('HDEL', OPEN, request)
 else
-  known = unassumed(name) ~= nil
+  local assumed = unheard and named(ASSUMED, request)
+  if assumed then
+    local of = {}
+    for key, much in string.gmatch(assumed, ' (%S+) (%d+)') do of[key] = tonumber(much) end
+    for i = 1, budgets do atoms[i] = of[KEYS[3 * i - 2]] or 0 end
+  end
+  known = unassumed(assumed or name) ~= nil
 end
 
 for i = 1, budgets do
   if atoms[i] > 0 then
-    local book = open_book(i, 6, 0)
+    local book = open_book(i, 7, 0)
     local member = request .. ' ' .. text(atoms[i])
     local counts = call('ZREM', book.holds, member) == 1
     if counts then

@@ -52,6 +52,9 @@ class Overview(NamedTuple):
 class UsageBook(Protocol):
     """Adds up what was counted."""
 
+    dropped: int
+    """How many tokens' counts were lost on their way, because there were too many."""
+
     def add(self, delta: Delta) -> None:
         """Enter what this instance has counted, as soon as that is possible."""
         ...
@@ -80,9 +83,10 @@ class UsageBook(Protocol):
 class MemoryUsage:
     """The book of a process that shares its store with nobody."""
 
-    __slots__ = ("_targets", "_tokens")
+    __slots__ = ("_targets", "_tokens", "dropped")
 
     def __init__(self) -> None:
+        self.dropped = 0  # what is forgotten was told of as long as it was used
         self._targets: dict[str, Counts] = {}
         self._tokens: dict[str, Used] = {}  # those used last stand last
 

@@ -63,7 +63,7 @@ class RedisUsage:
         now_s: Seconds since the epoch.
     """
 
-    __slots__ = ("_ask_of", "_id", "_link_of", "_now_s", "_pause", "_targets", "_tokens")
+    __slots__ = ("_ask_of", "_id", "_link_of", "_now_s", "_pause", "_targets", "_tokens", "dropped")
 
     def __init__(
         self,
@@ -74,6 +74,7 @@ class RedisUsage:
         self._link_of = link_of
         self._ask_of = ask_of
         self._now_s = now_s
+        self.dropped = 0
         self._id = os.urandom(8).hex()
         self._pause: asyncio.TimerHandle | None = None
         # Not sent yet, or sent in vain.
@@ -101,7 +102,7 @@ class RedisUsage:
         if token_id is None:
             self._targets.update(counts)
             return
-        add_up(self._tokens, token_id, counts, about, MAX_TOKENS)
+        self.dropped += add_up(self._tokens, token_id, counts, about, MAX_TOKENS)
 
     async def of(self, token_id: str) -> Used:
         """Return one token's usage; see `UsageBook`.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+from gateway.supervisor.plan import START_TIMEOUT_S
+
 TYPE_CHECKING = False  # typing itself would be a megabyte
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
             """Say something to the operator."""
 
 
-START_TIMEOUT_S = 60.0
-"""A worker that does not serve by then never will: its own timeouts are far below."""
 CALM_S = 60.0
 """Who lived for so long did not end because of how the program starts: another one starts at once."""
 FIRST_WAIT_S = 0.5

@@ -17,6 +17,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.
 PROGRAM = (sys.executable, "-IS", f"{os.path.dirname(os.path.abspath(__file__))}/__main__.py")
 """The supervisor's command, without its arguments."""
 
+START_TIMEOUT_S = 60.0
+"""A worker that does not serve by then never will: its own timeouts are far below."""
+
 
 class Plan:
     """What the program is started with.

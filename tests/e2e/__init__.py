@@ -49,7 +49,7 @@ def request(
     version: str = "1.1",
 ) -> bytes:
     """Return a request's bytes; a body gets its Content-Length."""
-    lines = [f"{method} {path} HTTP/{version}", "Host: gateway", *fields]
+    lines = [f"{method} {path} HTTP/{version}", "Host: localhost", *fields]
     if token is not None:
         lines.append(f"Authorization: Bearer {token}")
     if body:

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import expect
 
-from tests.kit.admin import BOUNDS_MS, Admin, counts, limit, running_admin, token, usage
+from tests.kit.admin import BOUNDS_MS, Admin, budget, counts, limit, running_admin, token, usage
 from tests.kit.browser import cells, confirm, opened, row, running_browser, state
 
 if TYPE_CHECKING:
@@ -33,7 +33,16 @@ BRIGHTNESS = """() => {
 }"""
 """Of ground and text, 0 to 1."""
 WORKER = token("aB3dE", "worker", limit(used=15), requests=40, in_flight=2, refused={"minute": 3})
-NIGHTLY = token("xY9zW", "nightly", limit("hour", 90, 100), limit("global-day", 500, 1000, shared=True), requests=90)
+NIGHTLY = token(
+    "xY9zW",
+    "nightly",
+    limit("hour", 90, 100),
+    limit("global-day", 500, 1000, shared=True),
+    budgets=[budget("hour-USD", "1.2", "0.5")],
+    requests=90,
+    cost={"USD": "1.2", "tokens": "123456"},
+)
+SPENT = {"USD": "12.345678901", "tokens": "123456"}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -45,7 +54,7 @@ async def browser() -> AsyncIterator[Browser]:
 @pytest_asyncio.fixture(loop_scope="module")
 async def admin() -> AsyncIterator[Admin]:
     async with running_admin() as running:
-        running.first = usage(0, WORKER, NIGHTLY, totals=counts(130, {"minute": 3}, in_flight=2))
+        running.first = usage(0, WORKER, NIGHTLY, totals=counts(130, {"minute": 3}, in_flight=2, cost=SPENT))
         yield running
 
 
@@ -79,9 +88,9 @@ async def test_it_loads_what_it_needs_from_the_gateway_alone(browser: Browser, a
 async def test_figures_limits_tokens_and_targets_are_shown(page: Page) -> None:
     await expect(number(page, "In flight")).to_have_text("2")
     await expect(page.locator("#as-of")).to_have_text(re.compile(r"\d\d:\d\d:\d\d, 1 instance"))
-    worker = ["minute 15 / 60", NONE, "40", "3", "0", "0", "40 ms", "2", "Revoke"]
+    worker = ["minute 15 / 60", NONE, "40", "3", "0", "0", "40 ms", "2", NONE, "Revoke"]
     await expect(cells(page, "worker")).to_contain_text(worker)
-    meter = row(page, "nightly").get_by_role("meter", name="hour")
+    meter = row(page, "nightly").get_by_role("meter", name="hour", exact=True)
     await expect(meter).to_have_attribute("aria-valuetext", "90 of 100 used")
     assert await meter.locator("span").evaluate("bar => bar.style.width") == "90%"
     shared = page.get_by_role("region", name="Limits of all tokens together").get_by_role("listitem")
@@ -109,6 +118,47 @@ async def test_each_event_changes_the_page(page: Page, admin: Admin) -> None:
     await expect(page.get_by_role("img", name=label)).to_be_visible()
     admin.sends(usage(2, NIGHTLY))
     await expect(row(page, "worker")).to_have_count(0)
+
+
+async def test_budgets_fill_beside_limits_and_what_is_held_is_told_apart(page: Page, admin: Admin) -> None:
+    meter = row(page, "nightly").get_by_role("meter", name="hour-USD")
+    await expect(meter).to_have_attribute("aria-valuetext", "1.2 of 5 USD spent, 0.5 held")
+    assert await meter.locator("span").evaluate("bar => bar.style.width") == "24%"
+    assert await meter.evaluate("bar => bar.style.getPropertyValue('--held')") == "10%"
+    await expect(cells(page, "nightly").first).to_contain_text(re.compile(r"hour\s+90 / 100\s+hour-USD\s+1.7 / 5"))
+    budgets = [
+        budget("hour-USD", "4.100000001", "0"),
+        budget("day-USD", "4.999999999", "0.000000001", reset=90.0),
+        budget("global-month-USD", "3", amount="100"),
+    ]
+    admin.sends(usage(1, {**NIGHTLY, "budgets": budgets}))
+    row_of = row(page, "nightly").get_by_role("listitem")
+    await expect(row_of).to_contain_text(["90 / 100", "4.1 / 5", "5 / 5 full"])
+    words = "4.999999999 of 5 USD spent, 0.000000001 held, frees in 90 s"
+    await expect(row(page, "nightly").get_by_role("meter", name="day-USD")).to_have_attribute("aria-valuetext", words)
+    levels = [await row_of.nth(at).get_attribute("data-level") for at in range(3)]
+    assert levels == ["near", "near", "full"]
+    shared = page.get_by_role("region", name="Limits of all tokens together").get_by_role("listitem")
+    await expect(shared).to_contain_text(["global-day", "3 / 100"])
+
+
+async def test_what_was_spent_is_shown_by_token_and_target_and_in_all(page: Page, admin: Admin) -> None:
+    await expect(number(page, "Spent")).to_have_text("12.35 USD")
+    await expect(cells(page, "nightly").nth(8)).to_have_text(re.compile(r"1.2 USD\s123.5K tokens"))
+    rich = token("rIcH0", "rich", cost={"USD": "11"}, requests=1)
+    admin.sends(usage(1, NIGHTLY, WORKER, rich, totals=counts(131, cost=SPENT), targets={"api": counts(cost=SPENT)}))
+    await expect(cells(page, "api").last).to_have_text(re.compile(r"12.35 USD\s123.5K tokens"))
+    await page.get_by_role("button", name="Spent").click()
+    names = page.locator("#tokens .name")
+    await expect(names).to_have_text(["rich", "nightly", "worker"])
+
+
+async def test_where_nothing_costs_there_is_no_money_on_the_page(page: Page, admin: Admin) -> None:
+    await expect(page.get_by_role("button", name="Spent")).to_be_visible()
+    admin.sends(usage(1, WORKER))
+    await expect(page.get_by_role("button", name="Spent")).to_be_hidden()
+    await expect(page.get_by_text("Spent", exact=True).first).to_be_hidden()
+    assert await cells(page, "worker").count() == 9
 
 
 async def test_latency_is_that_of_the_last_seconds(page: Page, admin: Admin) -> None:
@@ -239,10 +289,10 @@ async def test_all_of_it_can_be_done_with_the_keyboard(page: Page, admin: Admin)
         return text
 
     order = []
-    for _ in range(12):
+    for _ in range(13):
         await page.keyboard.press("Tab")
         order.append(await focused())
-    heads = ["Token", "Limits", "Requests/s", "Requests", "Refused", "Retries", "Errors", "p90", "In flight"]
+    heads = ["Token", "Limits", "Requests/s", "Requests", "Refused", "Retries", "Errors", "p90", "In flight", "Spent"]
     assert order == ["Pause", *heads, "Revoke nightly xY9zW", "Revoke worker aB3dE"]
     assert await page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     await page.keyboard.press("Enter")

@@ -26,9 +26,9 @@ __all__ = ["browser"]
 
 
 def shape(told: Any) -> Any:
-    """Which members there are, by the first of each list; what is counted by reason or target has any names."""
+    """Which members there are, by the first of each list; what is counted by reason or unit has any names."""
     if isinstance(told, dict):
-        return {name: None if name == "refused" else shape(value) for name, value in told.items()}
+        return {name: None if name in {"refused", "cost"} else shape(value) for name, value in told.items()}
     return [shape(told[0])] if isinstance(told, list) else None
 
 
@@ -70,7 +70,9 @@ async def test_with_an_admin_key_it_is_asked_for(browser: Browser) -> None:
 
 
 async def test_what_the_fake_tells_is_what_a_gateway_tells() -> None:
-    async with Upstream() as upstream, Gateway(Config(target_api_url=upstream.url)) as gateway:
-        await fetch(gateway.url, request("/api/x", gateway.issue_token(name="worker")))
-        told = json.loads((await fetch(gateway.url, request("/admin/usage"))).content)
+    async with Upstream() as upstream:
+        config = Config(target_api_url=upstream.url, target_cost="0.001 USD", budget="5 USD/60m")
+        async with Gateway(config) as gateway:
+            await fetch(gateway.url, request("/api/x", gateway.issue_token(name="worker")))
+            told = json.loads((await fetch(gateway.url, request("/admin/usage"))).content)
     assert shape(told) == shape(usage(0, NIGHTLY))

@@ -213,7 +213,7 @@ async def test_an_agent_in_a_loop_is_stopped_by_its_budget(tmp_path: Path) -> No
     assert told is not None, out
     # What was refused never came to the API; what came was billed as it is held, and stopped short of the budget.
     assert int(told[1]) == turns == len(provider.heads)
-    assert Decimal("0.9") < Decimal(told[2]) == provider.invoice.total <= 1
+    assert Decimal("0.7") < Decimal(told[2]) == provider.invoice.total <= 1
     assert sum(entry.cost["USD"] for entry in entries) == provider.invoice.total * 10**9
 
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from tests.e2e import Answer
 
-HEAD = b"GET /api/x HTTP/1.1\r\nHost: gateway\r\nX-Slow: "
-BAD_UPLOAD = b"POST /api/x HTTP/1.1\r\nHost: gateway\r\nAuthorization: Bearer gw_stolen\r\n"
-REGISTER = b"POST /register HTTP/1.1\r\nHost: gateway\r\nContent-Length: 4096\r\n\r\n"
+HEAD = b"GET /api/x HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
+BAD_UPLOAD = b"POST /api/x HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer gw_stolen\r\n"
+REGISTER = b"POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4096\r\n\r\n"
 PACE_S = 0.005
 """Between two bytes of a slow client: some fifty of them fit into the shortest timeout here."""
 
@@ -110,7 +110,7 @@ ENDLESS_BYTES = 64 * MIB
 
 HELD: dict[str, bytes] = {
     "a head": HEAD + b"x" * 16_000,
-    "a head of many lines": b"GET /api/x HTTP/1.1\r\nHost: gateway\r\n" + b"X-Line: x\r\n" * 90,
+    "a head of many lines": b"GET /api/x HTTP/1.1\r\nHost: localhost\r\n" + b"X-Line: x\r\n" * 90,
     "a body for an endpoint": REGISTER + b" " * 4000,
 }
 """The most that a client can have the gateway wait for before it is known."""

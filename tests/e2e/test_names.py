@@ -173,3 +173,13 @@ async def test_a_gateway_that_stops_waits_for_no_look_up(names: Names) -> None:
         await names.looked_up(1)
         await soon(gateway.close())
         assert asyncio.all_tasks() == before
+
+
+async def test_a_gateway_knows_the_name_that_it_listens_by(names: Names) -> None:
+    names.addresses["gateway.test"] = [("127.0.0.1", 0)]
+    async with Gateway(Config(target_api_url="http://api.test", gateway_listen="Gateway.test:0")) as gateway:
+        asked = {
+            name: await fetch(gateway.url, b"POST /register HTTP/1.1\r\nHost: %b\r\nContent-Length: 0\r\n\r\n" % name)
+            for name in (b"gateway.test:3000", b"Gateway.test", b"rebound.test:3000")
+        }
+    assert [answer.status for answer in asked.values()] == [201, 201, 403]

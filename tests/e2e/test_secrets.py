@@ -76,7 +76,7 @@ async def streamed(call: Call) -> None:
 
 PLACES: dict[str, tuple[object, str, set[int | None]]] = {
     "before it is known whose it is": (Exchange, "begin", {None}),
-    "reading the body": (Exchange, "take_first", {None}),
+    "reading the body": (Exchange, "start", {None}),
     "looking for a connection": (UpstreamPool, "take", {None}),
     "having connected": (Exchange, "on_connected", {500}),
     "sending": (UpstreamConnection, "begin", {500}),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from gateway.stores.usage_redis import usage_key
 from tests.e2e import connected, fetch, request
 from tests.e2e.test_process import until
 from tests.kit.process import gateway_process
@@ -108,8 +109,9 @@ async def test_over_a_unix_socket(upstream: Upstream, tmp_path: Path) -> None:
 
 async def test_where_no_gateway_answers_it_reads_redis(upstream: Upstream) -> None:
     with running_redis() as redis:
-        settings = {"REDIS_URL": redis.url, "STORE_TIMEOUT": "10s"}
-        async with gateway_process(TARGET_API_URL=upstream.url, ADMIN_KEY=ADMIN_KEY, **settings) as program:
+        settings = {"REDIS_URL": redis.url, "STORE_TIMEOUT": "10s", "BUDGET": "1 USD/day"}
+        api = {"TARGET_API_URL": upstream.url, "TARGET_COST": "0.005 USD"}
+        async with gateway_process(ADMIN_KEY=ADMIN_KEY, **api, **settings) as program:
             await use(program)
             program.signal(signal.SIGTERM)
             assert await program.ended() == 0
@@ -118,6 +120,15 @@ async def test_where_no_gateway_answers_it_reads_redis(upstream: Upstream) -> No
         assert (code, err) == (0, "")
         told = json.loads(out)
         assert (told["instances"], told["totals"]["passed"], told["tokens"][0]["name"]) == (0, 3, "worker")
+        budget = told["tokens"][0]["budgets"][0]
+        assert (budget["name"], budget["spent"], budget["held"], budget["remaining"]) == (
+            "day-USD",
+            "0.015",
+            "0",
+            "0.985",
+        )
+        assert told["tokens"][0]["cost"] == told["totals"]["cost"] == {"USD": "0.015"}
+        assert redis.call("HGET", usage_key(told["tokens"][0]["id"]), "cost:USD") == b"15000000"
 
 
 async def test_watching_without_a_terminal_is_a_line_a_second_until_it_is_interrupted(used: Program) -> None:

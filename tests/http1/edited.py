@@ -65,7 +65,7 @@ def request_seen(head: RequestHead) -> tuple[object, ...]:
 
 def answer_seen(head: AnswerHead) -> tuple[object, ...]:
     lines = CRLF.join(head.lines[1:])
-    return head.status, head.start_line, lines, head.length, head.keep_alive, head.dated
+    return head.status, head.lines[0], lines, head.length, head.keep_alive, head.dated
 
 
 def read_request(parser: RequestParser, block: bytes) -> object:

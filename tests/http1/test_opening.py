@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 
 REQUEST_BLOCK = CRLF.join(REQUEST)
 ANSWER_BLOCK = CRLF.join(ANSWER)
-# Lines behind the first changing value that are not passed on, that say how the message ends, and none at all.
+TOKEN_LINE = b"\r\nAuthorization: Bearer gw_a.b"
+TOKEN_LAST = REQUEST_BLOCK.replace(TOKEN_LINE, b"") + TOKEN_LINE
+# Lines behind the first changing value that are not passed on, that say how the message ends, and none at all; a token.
 REQUESTS = (
     REQUEST_BLOCK,
     REQUEST_BLOCK.replace(b"X-Discount", b"Keep-Alive"),
     REQUEST_BLOCK.replace(b"Accept: */*", b"Connection: close"),
     REQUEST_BLOCK.replace(b"\r\nX-Request-Id: 17\r\nContent-Length: 5", b""),
+    TOKEN_LAST,
 )
 ANSWERS = (ANSWER_BLOCK, ANSWER_BLOCK.replace(b"\r\nx-request-id: 4df46", b""))
 
@@ -94,10 +97,23 @@ def test_the_next_answer_of_a_connection_is_read_by_its_opening(known: bytes) ->
     assert answer_seen(found[0]) == read_answer(AnswerParser(), block)
 
 
-def test_another_token_is_never_read_as_the_one_before() -> None:
-    opening = learn_request(RequestParser(), REQUEST_BLOCK)
-    for other in (b"gw_a.c", b"gw_a.bb", b"gw_a.", b"Gw_a.b"):
-        assert opening.read(REQUEST_BLOCK.replace(b"gw_a.b", other) + HEAD_END) is None
+@pytest.mark.parametrize("known", [REQUEST_BLOCK, TOKEN_LAST])
+def test_another_token_is_never_read_as_the_one_before(known: bytes) -> None:
+    opening = learn_request(RequestParser(), known)
+    assert opening.read(known + HEAD_END) is not None
+    for other in (b"gw_a.c", b"gw_a.bb", b"gw_a.", b"Gw_a.b", b"", b"gw_a.b, x", b"gw_a.b ", b"gw_a.b\nX: y"):
+        assert opening.read(known.replace(b"gw_a.b", other) + HEAD_END) is None
+
+
+def test_tokens_behind_what_changes_have_openings_of_their_own() -> None:
+    parser = RequestParser()
+    blocks = [TOKEN_LAST.replace(b"gw_a.b", token) for token in (b"gw_a.b", b"gw_c.d")]
+    openings = [learn_request(parser, block) for block in blocks]
+    for one, own, other in zip(openings, blocks, reversed(blocks), strict=True):
+        found = one.read(own + HEAD_END)
+        assert found is not None
+        assert found[0].bearer == own[-6:]
+        assert one.read(other + HEAD_END) is None
 
 
 @pytest.mark.parametrize("size", range(len(REQUEST_BLOCK + HEAD_END)))
@@ -134,3 +150,17 @@ def test_what_begins_so_only_once_gets_no_opening() -> None:
     learn_request(parser, REQUEST_BLOCK)
     for number in range(5):
         assert parser.parse(REQUEST_BLOCK.replace(b"/chat", b"/chat/%d" % number)).opening is None
+
+
+def test_a_head_is_written_over_only_for_those_who_have_done_with_it() -> None:
+    opening = learn_request(RequestParser(), REQUEST_BLOCK)
+    data = [changed(REQUEST_BLOCK, number) + HEAD_END for number in (98, 99)]
+    (first, _), (second, _) = (found for one in data if (found := opening.read(one)) is not None)
+    assert request_seen(first) == read_request(RequestParser(), changed(REQUEST_BLOCK, 98))
+    alone, other = opening.alone(), opening.alone()
+    (first, _), (second, _), (third, _) = (
+        found for one, read in zip((*data, data[1]), (alone.read, alone.read, other.read), strict=True)
+        if (found := read(one)) is not None
+    )  # fmt: skip
+    assert first is second is not third
+    assert request_seen(first) == request_seen(third) == read_request(RequestParser(), changed(REQUEST_BLOCK, 99))

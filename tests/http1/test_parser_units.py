@@ -151,7 +151,7 @@ def test_trailers_are_announced_where_they_can_follow(lines: list[bytes], *, pas
 def test_an_answer_is_told_on_as_1_1(line: bytes, status: int) -> None:
     head = AnswerParser().parse(line + b"\r\nContent-Length: 3")
     assert (head.status, head.length) == (status, 3)
-    assert head.start_line.startswith(b"HTTP/1.1 %d " % status)
+    assert head.lines[0].startswith(b"HTTP/1.1 %d " % status)
     assert head.keep_alive is (b"1.1" in line)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
@@ -37,6 +38,7 @@ def counts(requests: int = 0, refused: dict[str, int] | None = None, **others: A
         "bytes_in": 400 * requests,
         "bytes_out": 6000 * requests,
         "in_flight": 0,
+        "cost": {},
         "latency_ms": {"p50": 12.0, "p90": 40.0, "p99": 95.0} if requests else {"p50": None, "p90": None, "p99": None},
         **others,
     }
@@ -58,9 +60,35 @@ def limit(name: str = "minute", used: int = 0, quota: int = 60, **others: Any) -
     }
 
 
-def token(token_id: str, name: str | None, *limits: Usage, **counted: Any) -> Usage:
-    """Return what is told of a token; `counted` as for `counts`, and `revoked`."""
-    return {"id": token_id, "name": name, "revoked": False, "limits": list(limits), **counts(**counted)}
+def budget(name: str = "day-USD", spent: str = "0", held: str = "0", amount: str = "5", **others: Any) -> Usage:
+    """Return how a budget stands, as `GET /usage` tells it."""
+    window, _, unit = name.rpartition("-")
+    left = max(Decimal(amount) - Decimal(spent) - Decimal(held), Decimal(0))
+    return {
+        "name": name,
+        "unit": unit,
+        "window": window.rpartition("-")[2],
+        "shared": name.startswith("global-"),
+        "limit": amount,
+        "spent": spent,
+        "held": held,
+        "remaining": f"{left:f}",
+        "reset": 3600.0 if spent != "0" else 0.0,
+        **others,
+    }
+
+
+def token(
+    token_id: str,
+    name: str | None,
+    *limits: Usage,
+    budgets: Sequence[Usage] = (),
+    revoked: bool = False,
+    **counted: Any,
+) -> Usage:
+    """Return what is told of a token; `counted` as for `counts`."""
+    standing = {"revoked": revoked, "limits": list(limits), "budgets": list(budgets)}
+    return {"id": token_id, "name": name, **standing, **counts(**counted)}
 
 
 def usage(

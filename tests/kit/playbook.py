@@ -28,7 +28,9 @@ from gateway.metrics import Metrics
 from gateway.proxy.client import ClientConnection
 from gateway.proxy.clock import Clock
 from gateway.proxy.context import Destination, ProxyContext
+from gateway.proxy.guarded import GuardedExchange
 from gateway.proxy.metered import MeteredExchange
+from gateway.proxy.pacing import Pacing
 from gateway.proxy.pool import UpstreamPool
 from gateway.proxy.routes import Routes
 from gateway.proxy.target import TargetRoute
@@ -39,14 +41,17 @@ from tests.kit.transport import FakeTransport
 from tests.kit.wire import Incomplete, Message, read_body, read_head
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     from gateway.metering.costs import CostTable
+    from gateway.proxy.exchange import Exchange
     from gateway.proxy.upstream import UpstreamConnection
 
 KEY: Final = "sk-7Vx2Wb9Lm4Rz"
 LOOPBACK: Final = ("127.0.0.1", 50000)
 BODILESS: Final = (204, 304)
+EPOCH_S: Final = 1_800_000_000
+"""When the script's time was 0, to what goes by the calendar."""
 
 
 class _Peer:
@@ -178,9 +183,11 @@ class Lines:
         self._lines: list[str] = []
         self.takes = True
 
-    def put(self, lines: Sequence[str]) -> bool:
+    def put(self, lines: bytes, count: int) -> bool:
         if self.takes:
-            self._lines += lines
+            found = lines.decode("ascii").splitlines(keepends=True)
+            assert len(found) == count
+            self._lines += found
         return self.takes
 
     def close(self) -> None:
@@ -249,12 +256,21 @@ class Playbook:
             parser=RequestParser(),
             admission=self.admission,
             routes=Routes(),
-            endpoint=Endpoints(self.admission, self.store, self.metrics, settings.admin_key, lambda: context.draining),
+            endpoint=Endpoints(
+                self.admission,
+                self.store,
+                self.metrics,
+                settings.admin_key,
+                lambda: context.draining,
+                pace_of=lambda token_id: context.paces.told(token_id),  # noqa: PLW0108 - it is made later
+            ),
             metrics=self.metrics,
             access_log=self._log_to(settings.access_log),
             random=lambda: self.jitter,
         )
-        metered = None
+        if settings.spend_guard is not None:
+            context.paces.now = Pacing(settings.spend_guard, lambda: EPOCH_S + self.loop.time())
+        metered: Callable[..., Exchange] | None = GuardedExchange if settings.loop_guard else None
         if cost is not None:
             metered = partial(MeteredExchange, pricing_of(cost, settings.target.url, clamp=settings.budget_clamp))
         route = TargetRoute(settings.target)
@@ -299,7 +315,7 @@ class Playbook:
 
     def request(self, method: bytes, target: bytes, *lines: bytes, body: bytes = b"", version: bytes = b"1.1") -> bytes:
         """Spell a request of the issued token's; with a `Content-Length` if there is a body."""
-        fields = [b"Host: gateway.test", b"Authorization: Bearer " + self.token, *lines]
+        fields = [b"Host: localhost", b"Authorization: Bearer " + self.token, *lines]
         if body and not any(line.lower().startswith(b"transfer-encoding") for line in lines):
             fields.append(b"Content-Length: %d" % len(body))
         return b"\r\n".join((method + b" " + target + b" HTTP/" + version, *fields, b"", body))

@@ -540,7 +540,7 @@ class Log:
         shown = [
             (left, index, free_us)
             for index, (key, policy) in enumerate(zip(keys, policies, strict=True))
-            if policy.kind is not Kind.LEASE
+            if policy.kind is not Kind.LEASE and not policy.guard
             for _, left, free_us in [self._look(key, policy, at_us, now_us)]
         ]
         left, nearest, free_us = min(shown, default=(0, -1, now_us))

@@ -19,7 +19,7 @@ from gateway.stores.memory_ledger import MemoryLedger
 from gateway.stores.state_file import StateFile
 from tests.kit.redis import running_redis
 from tests.kit.redis_spending import RedisSpending
-from tests.kit.stores import Waiting, fake_redis
+from tests.kit.stores import Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -148,7 +148,8 @@ class FileSpending(MemorySpending):
         return store
 
 
-SPEND_KINDS = ("memory", "file", "fakeredis", "redis")
+SPEND_KINDS = ("memory", "file", "redis")
+"""Not fakeredis, which would take a minute for it: `test_redis_ledger_model.py` has it."""
 
 
 @contextlib.contextmanager
@@ -156,9 +157,6 @@ def spend_subject(kind: str) -> Iterator[SpendSubject]:
     """Yield a store of a kind."""
     if kind == "memory":
         yield MemorySpending()
-    elif kind == "fakeredis":
-        with fake_redis() as address:
-            yield RedisSpending(address)
     elif kind == "redis":
         with running_redis() as server:
             yield RedisSpending(server.address)

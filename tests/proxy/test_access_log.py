@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway import access_log
+from gateway import access_lines, access_log
 from tests.kit.playbook import KEY
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def test_lines_leave_together_a_tenth_of_a_second_later(logging: Playbook) -> No
 
 
 def test_of_very_many_some_leave_at_once(logging: Playbook, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access_log, "MAX_BATCH", 2)
+    monkeypatch.setattr(access_lines, "MAX_BATCH", 2)
     for _ in range(3):
         passes(logging)
     assert len(logging.logged.read()) == 2

@@ -7,6 +7,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any
 
+import prometheus_client.core  # noqa: F401 - here, and not in a thread of the gateway's while the script stands still
 import pytest
 
 from gateway.budgets.budget import NANO
@@ -23,7 +24,7 @@ ELSEWHERE = ("203.0.113.7", 40000)
 
 
 def ask(client: Client, method: bytes, target: bytes, *lines: bytes, body: bytes = b"") -> None:
-    fields = [b"Host: gateway.test", *lines]
+    fields = [b"Host: localhost", *lines]
     if body:
         fields.append(b"Content-Length: %d" % len(body))
     client.sends(b"\r\n".join((method + b" " + target + b" HTTP/1.1", *fields, b"", body)))
@@ -92,7 +93,7 @@ def test_peers_elsewhere_register_nothing(play: Playbook, peer: object) -> None:
 )
 def test_nothing_that_a_client_says_makes_it_local(play: Playbook, line: bytes) -> None:
     client = play.connect(ELSEWHERE)
-    host = [] if line.startswith(b"Host") else [b"Host: h"]
+    host = [] if line.startswith(b"Host") else [b"Host: localhost"]
     client.sends(b"\r\n".join((b"POST /register HTTP/1.1", *host, line, b"", b"")))
     client.problem(403, "not_allowed")
 
@@ -125,6 +126,56 @@ def test_a_web_page_on_this_machine_registers_nothing(play: Playbook, line: byte
     refusal = play.client.problem(403, "not_allowed")
     assert b"gw_" not in refusal.body
     assert play.client.state == "open"
+
+
+GUARDED = [
+    (b"POST", b"/register"),
+    (b"GET", b"/admin/tokens"),
+    (b"DELETE", b"/admin/tokens/none"),
+    (b"GET", b"/admin/usage"),
+    (b"GET", b"/admin/usage?stream"),
+    (b"GET", b"/metrics"),
+]
+
+
+@pytest.mark.parametrize(("method", "target"), GUARDED)
+@pytest.mark.parametrize(
+    "host", [b"rebound.example:3000", b"127.0.0.1.rebound.example", b"notlocalhost", b"localhost.example", b"1.2.3"]
+)
+def test_a_name_that_may_be_a_pages_own_gets_no_answer(
+    make_play: Callable[..., Playbook], method: bytes, target: bytes, host: bytes
+) -> None:
+    request = b"%b %b HTTP/1.1\r\nHost: %b\r\n%b\r\n"
+    play = make_play()
+    for _ in range(3):  # the later ones are read as the first was
+        play.client.sends(request % (method, target, host, b""))
+        assert b"ADMIN_KEY" in play.client.problem(403, "not_allowed").body
+    guarded = make_play(admin_key=ADMIN_KEY.decode())
+    guarded.client.sends(request % (method, target, host, ADMIN + b"\r\n"))
+    assert guarded.client.head().status in {200, 201}
+    guarded.client.resets()
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *(b"localhost", b"LocalHost:3000", b"localhost.", b"gateway.localhost:3000", b""),
+        *(b"127.0.0.1:3000", b"192.168.7.7", b"[::1]:3000", b"[fe80::1]"),
+    ],
+)
+def test_an_address_and_what_is_always_this_machine_are_nobodys_name(play: Playbook, host: bytes) -> None:
+    for _ in range(3):
+        play.client.sends(b"POST /register HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+        minted(play.client.answer())
+
+
+def test_programs_without_a_host_and_on_a_unix_socket_are_no_browsers(play: Playbook) -> None:
+    old = play.connect()
+    old.sends(b"POST /register HTTP/1.0\r\n\r\n")
+    minted(old.answer())
+    local = play.connect("")
+    local.sends(b"POST /register HTTP/1.1\r\nHost: whatever\r\n\r\n")
+    minted(local.answer())
 
 
 @pytest.mark.parametrize("line", PAGES)
@@ -238,35 +289,37 @@ def test_what_an_admin_cannot_wish_for_is_a_400(guarded: Playbook, body: bytes) 
 def test_a_body_has_4_kb_at_most(play: Playbook) -> None:
     ask(play.client, b"POST", b"/register", body=b"x" * 4096)
     minted(play.client.answer())
-    play.client.sends(b"POST /register HTTP/1.1\r\nHost: h\r\nContent-Length: 4097\r\n\r\n")
+    play.client.sends(b"POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4097\r\n\r\n")
     assert play.client.problem(413, "body_too_large").value(b"connection") == b"close"
     assert play.client.is_ended
 
 
 def test_a_body_in_chunks_has_no_length_to_trust(play: Playbook) -> None:
-    play.client.sends(b"POST /register HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+    play.client.sends(b"POST /register HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
     play.client.problem(413, "body_too_large")
 
 
 def test_a_body_that_comes_slowly_is_waited_for(guarded: Playbook) -> None:
     body = b'{"name": "slow"}'
-    head = b"POST /register HTTP/1.1\r\nHost: h\r\n" + ADMIN + b"\r\nContent-Length: %d\r\n\r\n" % len(body)
+    head = b"POST /register HTTP/1.1\r\nHost: localhost\r\n" + ADMIN + b"\r\nContent-Length: %d\r\n\r\n" % len(body)
     guarded.client.dribbles(head + body[:-1])
     guarded.client.got_nothing()
-    guarded.client.sends(body[-1:] + b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+    guarded.client.sends(body[-1:] + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     minted(guarded.client.answer())
     assert guarded.client.answer().status == 200
 
 
 def test_a_body_that_does_not_come_is_a_408(play: Playbook) -> None:
-    play.client.sends(b"POST /register HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n{")
+    play.client.sends(b"POST /register HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
     play.pass_time(31)
     play.client.problem(408, "request_timeout")
     assert play.client.is_ended
 
 
 def test_a_client_that_waits_for_100_gets_it(play: Playbook) -> None:
-    play.client.sends(b"POST /register HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+    play.client.sends(
+        b"POST /register HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+    )
     play.client.got(b"HTTP/1.1 100 Continue\r\n\r\n")
     play.client.sends(b"{}")
     minted(play.client.answer())

@@ -369,6 +369,8 @@ def test_usage_tells_limits_and_charges_nothing(make_play: Callable[..., Playboo
         "refused": {},
         "in_flight": 0,
         "denied": {"total": 0, "retries": 0, "by_reason": {}},
+        "loops": [],
+        "spend_guard": None,
         "shadowed": {},
     }
     assert {name: first[name] for name in wanted} == wanted

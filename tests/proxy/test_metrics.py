@@ -8,6 +8,8 @@ import prometheus_client.core  # noqa: F401 - here, and not in a thread of the g
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.budgets.budget import NANO
+from gateway.metering.costs import CostTable, FixedPrice
 from tests.proxy.test_endpoints import ADMIN, ADMIN_KEY, ELSEWHERE
 
 if TYPE_CHECKING:
@@ -16,11 +18,11 @@ if TYPE_CHECKING:
     from tests.kit.playbook import Client, Playbook
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-LABELS = {"target", "result", "reason", "status", "le"}
+LABELS = {"target", "result", "reason", "status", "le", "unit", "mark"}
 
 
 def scrape(client: Client, *lines: bytes) -> Samples:
-    client.sends(b"\r\n".join((b"GET /metrics HTTP/1.1", b"Host: h", *lines, b"", b"")))
+    client.sends(b"\r\n".join((b"GET /metrics HTTP/1.1", b"Host: localhost", *lines, b"", b"")))
     answer = client.answer()
     assert answer.status == 200
     content_type = answer.value(b"content-type")
@@ -67,6 +69,27 @@ def test_counters_are_what_happened(make_play: Callable[..., Playbook]) -> None:
     assert value(samples, "gateway_received_bytes_total", target="api") == 6
     assert value(samples, "gateway_sent_bytes_total", target="api") == 10
     assert value(samples, "gateway_requests_in_flight", target="api") == 0
+
+
+def test_costs_are_counted_in_their_units(make_play: Callable[..., Playbook]) -> None:
+    price = {"USD": NANO // 100, "credits": 3 * NANO, "tokens": 7}
+    play = make_play(cost=CostTable(fixed=(FixedPrice(b"*", b"/*", price),)), budget="0.02 USD/hour")
+    assert not any(name.startswith(("gateway_cost", "gateway_settled")) for name, _ in scrape(play.connect()))
+    asks(play)
+    play.client.sends(play.request(b"POST", b"/api/x", body=b"abc"))
+    play.upstream.request()
+    play.upstream.resets()
+    play.client.problem(502, "upstream_unreachable")
+    play.client.sends(play.request(b"GET", b"/api/x"))
+    assert play.client.answer().value(b"x-gateway-error") == b"budget_exceeded"
+    samples = scrape(play.connect())
+    costs = {unit: value(samples, "gateway_cost_total", target="api", unit=unit) for unit in price}
+    assert costs == {"USD": 0.02, "credits": 6, "tokens": 14}
+    marks = [
+        value(samples, "gateway_settled_requests_total", target="api", mark=mark) for mark in ("exact", "estimated")
+    ]
+    assert marks == [1, 1]
+    assert value(samples, "gateway_refused_requests_total", target="api", reason="budget_exceeded") == 1
 
 
 @pytest.mark.parametrize("name", ["gateway_own_seconds", "gateway_upstream_seconds"])
@@ -140,15 +163,15 @@ def test_from_elsewhere_it_takes_the_admin_key(make_play: Callable[..., Playbook
 
 def test_without_a_key_it_is_for_this_machine_alone(play: Playbook) -> None:
     client = play.connect(ELSEWHERE)
-    client.sends(b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
+    client.sends(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
     client.problem(403, "not_allowed")
 
 
 def test_a_web_page_on_this_machine_is_nobody(play: Playbook) -> None:
-    play.client.sends(b"GET /metrics HTTP/1.1\r\nHost: h\r\nOrigin: http://evil.test\r\n\r\n")
+    play.client.sends(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.test\r\n\r\n")
     play.client.problem(403, "not_allowed")
 
 
 def test_it_is_only_read(play: Playbook) -> None:
-    play.client.sends(b"POST /metrics HTTP/1.1\r\nHost: h\r\n\r\n")
+    play.client.sends(b"POST /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert play.client.problem(405, "method_not_allowed").value(b"allow") == b"GET, HEAD"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.metrics import MAX_LISTED
 from gateway.proxy import events
 from tests.kit.playbook import Incomplete
 from tests.kit.wire import read_chunks
@@ -34,7 +35,7 @@ def ask(play: Playbook, target: bytes, *lines: bytes) -> dict[str, Any]:
 
 def overview(play: Playbook) -> dict[str, Any]:
     client = play.connect()
-    client.sends(b"GET /admin/usage HTTP/1.1\r\nHost: h\r\n\r\n")
+    client.sends(b"GET /admin/usage HTTP/1.1\r\nHost: localhost\r\n\r\n")
     members: dict[str, Any] = json.loads(client.answer().body)
     return members
 
@@ -82,6 +83,21 @@ def test_an_answered_request_with_its_bytes_and_its_time(play: Playbook) -> None
     assert all(0 < told["latency_ms"][name] < 1000 for name in ("p50", "p90", "p99"))
 
 
+def test_many_requests_within_a_second_are_not_all_kept_one_by_one(make_play: Callable[..., Playbook]) -> None:
+    play = make_play(rate_limit="1000000/minute")
+    requests = 2 * MAX_LISTED + 100
+    longest = 0
+    for _ in range(requests):
+        passes(play, body=b"abc")
+        (tally,) = play.metrics.targets["api"].tallies.values()
+        longest = max(longest, len(tally.passed), len(tally.own_s), len(play.metrics.targets["api"].own_s))
+    assert longest <= MAX_LISTED
+    told = overview(play)["totals"]
+    assert counts(told) == {"requests": requests, "passed": requests}
+    assert (told["bytes_in"], told["bytes_out"]) == (3 * requests, 5 * requests)
+    assert sum(told["latency_histogram_ms"]["counts"]) == requests
+
+
 def test_two_histograms_tell_how_long_it_took_in_between(play: Playbook) -> None:
     passes(play)
     before = overview(play)["totals"]["latency_histogram_ms"]
@@ -126,7 +142,7 @@ def test_refusals_by_reason_and_the_retries_among_them(make_play: Callable[..., 
 
 
 def test_who_has_no_token_counts_for_the_target_alone(play: Playbook) -> None:
-    play.client.sends(b"GET /api/x HTTP/1.1\r\nHost: h\r\n\r\n")
+    play.client.sends(b"GET /api/x HTTP/1.1\r\nHost: localhost\r\n\r\n")
     play.client.problem(401, "token_missing")
     told = overview(play)
     assert counts(told["targets"]["api"]) == {"requests": 1, "refused": {"token_missing": 1}}
@@ -134,7 +150,7 @@ def test_who_has_no_token_counts_for_the_target_alone(play: Playbook) -> None:
 
 
 def test_what_is_for_no_target_is_in_the_totals_alone(play: Playbook) -> None:
-    play.client.sends(b"GET /nowhere HTTP/1.1\r\nHost: h\r\n\r\n")
+    play.client.sends(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n")
     play.client.problem(404, "not_found")
     play.connect().sends(b"nonsense\r\n\r\n")
     told = overview(play)
@@ -233,7 +249,7 @@ def test_the_overview_has_limits_and_names_and_the_busiest_first(make_play: Call
     play.token = play.admission.issue_child(parent, time.time(), limits=["7/day"])[0].encode()
     passes(play)
     client = play.connect()
-    client.sends(b"GET /admin/usage HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer " + ADMIN_KEY + b"\r\n\r\n")
+    client.sends(b"GET /admin/usage HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + ADMIN_KEY + b"\r\n\r\n")
     told = json.loads(client.answer().body)
     assert told["instances"] == 1
     assert told["at"].endswith("Z")
@@ -258,7 +274,7 @@ def test_a_revoked_token_says_so(play: Playbook) -> None:
     passes(play)
     token_id = ask(play, b"/usage")["id"]
     assert overview(play)["tokens"][0]["revoked"] is False
-    play.connect().sends(b"DELETE /admin/tokens/" + token_id.encode() + b" HTTP/1.1\r\nHost: h\r\n\r\n")
+    play.connect().sends(b"DELETE /admin/tokens/" + token_id.encode() + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
     (token,) = overview(play)["tokens"]
     assert (token["revoked"], token["limits"], token["passed"]) == (True, [], 1)
 
@@ -267,7 +283,7 @@ def test_the_overview_is_for_admins(make_play: Callable[..., Playbook]) -> None:
     play = make_play(admin_key=ADMIN_KEY.decode())
     play.client.sends(play.request(b"GET", b"/admin/usage"))
     play.client.problem(403, "not_allowed")
-    play.client.sends(b"POST /admin/usage HTTP/1.1\r\nHost: h\r\n\r\n")
+    play.client.sends(b"POST /admin/usage HTTP/1.1\r\nHost: localhost\r\n\r\n")
     play.client.problem(405, "method_not_allowed")
 
 
@@ -334,7 +350,7 @@ def test_a_client_that_leaves_ends_its_stream(play: Playbook) -> None:
     client = stream(play)
     client.resets()
     play.pass_time(2)
-    assert play.context.streams._open[True] == 0
+    assert play.context.streams._open.total() == 0
 
 
 def test_a_slow_reader_misses_events_and_nothing_piles_up(make_play: Callable[..., Playbook]) -> None:
@@ -376,13 +392,30 @@ def test_tokens_leave_room_for_the_admins_streams(play: Playbook, monkeypatch: p
     monkeypatch.setattr(events, "MAX_STREAMS", 2)
     for _ in range(2):
         assert stream(play, b"/usage?stream").head().status == 200
+        play.token = play.admission.issue(time.time())[0].encode()
     stream(play, b"/usage?stream").problem(429, "concurrency_limited")
     assert stream(play).head().status == 200
     play.loop.act(play.context.streams.end)
 
 
+def test_one_token_leaves_room_for_the_streams_of_others(play: Playbook) -> None:
+    parent = play.admission.authenticate(play.token, time.time())
+    child = play.admission.issue_child(parent, time.time())[0].encode()
+    first = [stream(play, b"/usage?stream") for _ in range(8)]
+    assert all(one.head().status == 200 for one in first)
+    stream(play, b"/usage?stream").problem(429, "concurrency_limited")
+    play.token = child
+    stream(play, b"/usage?stream").problem(429, "concurrency_limited")
+    play.token = play.admission.issue(time.time())[0].encode()
+    assert stream(play, b"/usage?stream").head().status == 200
+    first[0].resets()
+    play.token = child
+    assert stream(play, b"/usage?stream").head().status == 200
+    play.loop.act(play.context.streams.end)
+
+
 def test_a_stream_is_refused_as_its_endpoint_is(play: Playbook) -> None:
-    play.client.sends(b"GET /usage?stream HTTP/1.1\r\nHost: h\r\n\r\n")
+    play.client.sends(b"GET /usage?stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
     play.client.problem(401, "token_missing")
 
 
@@ -390,6 +423,6 @@ def test_a_stream_of_a_token_that_is_revoked_ends(play: Playbook) -> None:
     client = stream(play, b"/usage?stream")
     client.head()
     token_id = read_events(client)[0][0]["id"]
-    play.connect().sends(b"DELETE /admin/tokens/" + token_id.encode() + b" HTTP/1.1\r\nHost: h\r\n\r\n")
+    play.connect().sends(b"DELETE /admin/tokens/" + token_id.encode() + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
     play.pass_time(2)
     assert read_events(client) == ([], True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.limits import parse_concurrency, parse_limits
+from gateway.limits import Kind, Policy, parse_concurrency, parse_limits
 from gateway.limits.places import Places
 from gateway.limits.rule import decide, refund, standing, time_of, unused
 from gateway.stores import REVOKED
@@ -17,7 +17,6 @@ from tests.kit.rule import CASES, Case, Check, Kill, Log, Refund, Release, Renew
 from tests.kit.stores import Subject, ask
 
 if TYPE_CHECKING:
-    from gateway.limits import Policy
     from gateway.limits.rule import State
     from gateway.stores import Store, Verdict
 YEARS_S = 10**8
@@ -54,12 +53,12 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("advance"), st.sampled_from([1, S - 1, S, 7 * S, 26 * S, 61 * S, 130 * S, 700 * S, HOUR])),
         st.tuples(st.just("back"), st.sampled_from([1, S, 20 * S, 60 * S, HOUR])),
-        *[st.tuples(st.just("check"), st.integers(0, 9))] * 4,
+        *[st.tuples(st.just("check"), st.integers(0, 11))] * 4,
         st.tuples(st.just("refund"), st.integers(0, 5)),
         st.tuples(st.just("release"), st.integers(0, 5)),
         st.tuples(st.just("kill"), st.integers(0, 5)),
         st.tuples(st.just("renew"), st.just(0)),
-        st.tuples(st.just("look"), st.integers(0, 9)),
+        st.tuples(st.just("look"), st.integers(0, 11)),
         st.tuples(st.just("revoke"), st.sampled_from([6, 8])),
     ),
     max_size=60,
@@ -71,6 +70,7 @@ def above(generations: int, policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
     return tuple(policy if policy.shared else replace(policy, above=generations) for policy in policies)
 
 
+GUARD = Policy("loop-1f", 2, 60 * S, kind=Kind.BUCKET, guard=True)
 PLANS = (
     ("a", policies_of("2/minute")),
     ("b", policies_of("3/minute,4/10m", shared="7/10m")),
@@ -82,6 +82,8 @@ PLANS = (
     ("f", FAMILY),
     ("f.x", (*policies_of("3/minute"), *above(1, FAMILY))),
     ("f.x.y", (*policies_of("2/minute;bucket,1/10m;shadow"), *above(1, policies_of("3/minute")), *above(2, FAMILY))),
+    ("a", (*policies_of("2/minute"), GUARD)),
+    ("f.x", (*policies_of("9/10m"), GUARD, *above(1, FAMILY))),
 )
 
 

@@ -273,7 +273,6 @@ async def test_the_rights_that_the_readme_names_suffice(server: RedisServer) -> 
         assert (await reserve(store, spends, Ask(id_, {"USD": dollars}))).admitted
     store.ledger.settle(spends, Ask("r-1", {"USD": 3}), 0, Settlement({"USD": 2}, Mark.EXACT, ""))
     store.ledger.renew()
-    await asyncio.sleep(0)  # it begins in the loop's next turn
     for _ in range(2):
         store.ledger.forget()
     assert [one[:2] for one in await store.ledger.standings(spends)] == [(2, 4)]

@@ -18,7 +18,7 @@ from gateway.stores import UNCHECKED
 from gateway.stores import redis_ledger as redis_ledger_module
 from gateway.stores.fallback import Allow
 from gateway.stores.redis import RedisStore
-from tests.kit.redis import RedisServer, running_redis
+from tests.kit.redis import RedisServer, running_redis, until
 from tests.kit.redis_spending import stop_renewing
 from tests.kit.spending import reserve
 from tests.kit.stores import CLOCK_KEY, CLOCK_SCRIPT, CLOCK_SPENDS, TIMEOUT_S, Waiting, ask, until_answered
@@ -160,7 +160,6 @@ async def test_a_holder_that_vanished_is_assumed_once_whoever_looks(shared: Redi
         assert not (await reserve(other, theirs, asking("r-3", 20))).admitted
         shared.call("SET", CLOCK_KEY, BEGIN_US + LEASE_US // 2)
         other.ledger.renew()
-        await asyncio.sleep(0)  # it begins in the loop's next turn
         await other.ping()
         shared.call("SET", CLOCK_KEY, BEGIN_US + LEASE_US)
         assert await stands(other, theirs) == [(40, 50)] * 3
@@ -205,8 +204,7 @@ async def test_a_settlement_whose_acknowledgement_is_lost_is_sent_again_and_coun
             store.ledger.settle(plan, asking(f"r-{number}"), 0, cost(f"r-{number}", number))
         assert store.link.live is not None
         await asyncio.sleep(0)  # what is sent leaves at the end of the loop's turn
-        while not shared.call("XLEN", "gateway:{abc}:ledger"):
-            pass
+        until(lambda: shared.call("XLEN", "gateway:{abc}:ledger") == 5, "settlements")
         shared.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         await until_back(store)
         await store.ping()
@@ -305,18 +303,20 @@ async def test_what_is_reserved_too_late_is_given_back(server: RedisServer) -> N
         server.signal(signal.SIGSTOP)
         for number in range(4):
             with contextlib.suppress(StoreUnavailable):
-                await reserve(store, plan, asking(f"r-{number}", 10))
+                await reserve(store, plan, asking(f"r-{number}", 10, each={"USD": 1}, most=number))
         store.link._timeout_s = TIMEOUT_S
         server.signal(signal.SIGCONT)
         await until_back(store)
-        while store.ledger._kept:
-            await store.ping()
-        while await stands(store, plan) != [(0, 0)] * 3:
-            pass
-        while True:
+
+        async def all_back() -> bool:
             looks = await store.look(plan)
-            if looks is not None and [one.used for one in looks] == [0, 0]:
-                break
+            standings = await store.ledger.standings(plan)
+            return not store.ledger._kept and not any(one.used for one in looks or ()) and not any(standings[0][:2])
+
+        async with asyncio.timeout(30):
+            while not await all_back():
+                pass
+        assert await stands(store, plan) == [(0, 0)] * 3
         assert await marks(store) == []
         assert await store.ledger.open() == []
 
@@ -328,10 +328,31 @@ async def test_what_comes_to_redis_after_it_was_given_back_reserves_nothing(shar
         old.reserve(old.spend_plan("abc", (), BUDGETS), asking("r-1"), waiting)
         # Another connection is quicker, as one is that takes the place of one that broke.
         assert new.link.live is not None
-        words = plan.settle_words(asking("r-1"), 0, NOTHING, 0.0)  # type: ignore[attr-defined]  # this store's
+        words = plan.settle_words(asking("r-1"), -1, NOTHING, 0.0)  # type: ignore[attr-defined]  # this store's
         shared.call("EVAL", new.spends.settle.text, *words)
         assert not (await waiting.future).admitted
         assert await stands(new, plan) == [(0, 0)] * 3
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("about", [asking("r-1").about, ""])
+async def test_what_was_reserved_unheard_is_given_back(shared: RedisServer, about: str, ended: bool) -> None:  # noqa: FBT001
+    async with on_clock(shared) as store:
+        shared.call("SET", CLOCK_KEY, BEGIN_US)
+        plan: Any = store.spend_plan("abc", (), BUDGETS)
+        wanted = asking("r-1", 10, each={"USD": 3}, most=100)._replace(about=about)
+        await reserve(store, plan, wanted._replace(id="r-0", most=2))
+        await reserve(store, plan, wanted)
+        if ended:
+            shared.call("SET", CLOCK_KEY, BEGIN_US + LEASE_US)
+            assert len(await store.ledger.entries(0)) == 2
+        # Its reply is lost with the connection.
+        (lost,) = store.ledger._held.pop("r-1")
+        lost.granted = -1
+        store.ledger.give_back(lost)
+        assert await stands(store, plan) == ([(16, 0)] * 3 if ended else [(0, 16)] * 3)
+        assert len(await store.ledger.entries(0)) == int(ended)
+        assert len(await store.ledger.open()) == int(not ended)
 
 
 async def test_settlements_that_redis_never_takes_are_bounded(

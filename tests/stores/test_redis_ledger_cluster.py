@@ -117,7 +117,6 @@ async def test_the_smaller_grant_of_two_slots_stands_and_the_surplus_is_settled(
         verdict = await reserve(store, plan, wanted)
         assert (verdict.granted, verdict.used) == (20, (100, 50))
         store.ledger.renew()
-        await asyncio.sleep(0)  # it begins in the loop's next turn
         store.ledger.settle(plan, wanted, verdict.granted, cost("r-1", "abc", 50))
         await arrived(store)
         assert await stands(store, plan) == [(50, 0), (50, 0)]
@@ -133,7 +132,6 @@ async def test_what_is_held_in_two_slots_is_released_by_hand_in_both(cluster: Cl
         assert await stands(other, plan) == [(0, 0), (0, 0)]
         # Its holder neither brings it back nor settles it any more.
         store.ledger.renew()
-        await asyncio.sleep(0)  # it begins in the loop's next turn
         store.ledger.settle(plan, asking("r-1", "abc", 60), 0, cost("r-1", "abc", 60))
         await arrived(store)
         assert await stands(other, plan) == [(0, 0), (0, 0)]

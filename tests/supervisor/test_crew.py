@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from gateway.supervisor.crew import CALM_S, LONGEST_WAIT_S, QUIT_TIMEOUT_S, START_TIMEOUT_S, Backoff, Supervisor
+from gateway.supervisor.crew import CALM_S, LONGEST_WAIT_S, QUIT_TIMEOUT_S, Backoff, Supervisor
+from gateway.supervisor.plan import START_TIMEOUT_S
 
 
 class Machine:

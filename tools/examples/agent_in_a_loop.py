@@ -10,7 +10,7 @@ answer = ""
 try:
     while "DONE" not in answer:
         completion = client.chat.completions.create(
-            model="gpt-5.4",
+            model="gpt-5.5",
             messages=said,
             max_completion_tokens=500,
         )

@@ -1,0 +1,116 @@
+"""A connection's next request is taken by the exchange of the last one, which then has nothing of it left."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gateway.proxy.exchange import Exchange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.kit.playbook import Playbook
+
+POST = (b"POST", b"/api/x")
+# Of the connection, of this very request, or set before it is looked at in every exchange.
+OF_ITS_OWN = {"client", "head", "lap_began_s", "own_s", "tally", "own_lines", "opening"}
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Exchange, dict[str, Any]]]:
+    """The exchanges that have begun, and what each had then."""
+    seen: list[tuple[Exchange, dict[str, Any]]] = []
+    begin = Exchange.begin
+
+    def watched(exchange: Exchange) -> None:
+        kept = {name: getattr(exchange, name) for name in Exchange.__slots__ if name not in OF_ITS_OWN}
+        seen.append((exchange, kept))
+        begin(exchange)
+
+    monkeypatch.setattr(Exchange, "begin", watched)
+    return seen
+
+
+def has_answer(play: Playbook) -> None:
+    play.upstream.answers(b"whole", b"201 Created")
+    assert play.client.answer().body == b"whole"
+
+
+def has_chunks(play: Playbook) -> None:
+    play.upstream.sends(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", b"0\r\n\r\n")
+    assert play.client.answer().body == b"abc"
+
+
+def has_no_body(play: Playbook) -> None:
+    play.upstream.sends(b"HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n")
+    assert play.client.answer().status == 304
+
+
+@pytest.mark.parametrize("answered", [has_answer, has_chunks, has_no_body])
+@pytest.mark.parametrize("body", [b"", b"{}"])
+def test_nothing_of_a_request_is_left_for_the_next(
+    play: Playbook, begun: list[tuple[Exchange, dict[str, Any]]], answered: Callable[[Playbook], None], body: bytes
+) -> None:
+    for client in (play.client, play.client, play.connect()):
+        client.sends(play.request(*POST, body=b'{"n":1}'))
+        play.upstream.request()
+        if client is play.client and len(begun) == 1:
+            answered(play)
+            continue
+        play.upstream.answers()
+        client.answer()
+    (first, _), (second, left), (other, fresh) = begun
+    assert first is second is not other
+    assert left == fresh
+
+
+def test_what_ended_badly_takes_no_other_request(play: Playbook, begun: list[tuple[Exchange, dict[str, Any]]]) -> None:
+    play.client.sends(play.request(*POST, body=b"1"))
+    play.upstream.request()
+    play.upstream.sends(b"nonsense\r\n\r\n")
+    play.client.problem(502, "upstream_protocol")
+    play.client.sends(play.request(*POST, body=b"2"))
+    assert play.upstream.request().body == b"2"
+    has_answer(play)
+    (first, _), (second, _) = begun
+    assert first is not second
+
+
+def test_heads_that_the_log_still_reads_are_not_written_over(make_play: Callable[..., Playbook]) -> None:
+    play = make_play(access_log="json", rate_limit="10000/minute")
+    asked = [b"id-%d" % number for number in range(600)]
+    for request_id in asked:
+        play.client.sends(play.request(*POST, b"X-Request-Id: " + request_id))
+        play.upstream.request()
+        play.upstream.answers()
+        play.client.answer()
+    play.pass_time(1)
+    assert [json.loads(line)["id"] for line in play.logged.read()] == [request_id.decode() for request_id in asked]
+
+
+def test_requests_of_one_connection_are_told_apart_when_their_heads_begin_alike(
+    make_play: Callable[..., Playbook],
+) -> None:
+    play = make_play(rate_limit="10000/minute")
+    for number in range(600):
+        name, body = b"X-Request-Id: id-%d" % number, b"%d" % 10 ** (number % 5)
+        play.client.sends(play.request(*POST, name, body=body))
+        sent = play.upstream.request()
+        assert (sent.value(b"x-request-id"), sent.body) == (b"id-%d" % number, body)
+        play.upstream.answers(b"%d" % number)
+        assert play.client.answer().body == b"%d" % number
+
+
+def test_pipelined_requests_of_one_connection_go_up_as_they_came(make_play: Callable[..., Playbook]) -> None:
+    play = make_play(rate_limit="10000/minute")
+    requests = [play.request(*POST, b"X-Request-Id: id-%d" % number, body=b"%d" % number) for number in range(600)]
+    for at in range(0, 600, 20):
+        play.client.sends(b"".join(requests[at : at + 20]))
+        for number in range(at, at + 20):
+            sent = play.upstream.request()
+            assert (sent.value(b"x-request-id"), sent.body) == (b"id-%d" % number, b"%d" % number)
+            play.upstream.answers(b"%d" % number)
+            assert play.client.answer().body == b"%d" % number
