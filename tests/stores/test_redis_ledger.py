@@ -12,10 +12,12 @@ import pytest
 
 from gateway.budgets.budget import Budget
 from gateway.budgets.spending import LEASE_US, Ask, Entry, Mark, Settlement
+from gateway.config import Config
 from gateway.errors import StoreUnavailable
 from gateway.limits import parse_concurrency, parse_limits
 from gateway.stores import UNCHECKED
 from gateway.stores import redis_ledger as redis_ledger_module
+from gateway.stores.choice import make_store
 from gateway.stores.fallback import Allow
 from gateway.stores.redis import RedisStore
 from tests.kit.redis import RedisServer, running_redis, until
@@ -498,3 +500,19 @@ async def test_what_is_reserved_too_late_is_given_back_whatever_was_granted(serv
             await store.ping()
         assert await stands(store, plan) == [(0, 0)] * 3
         assert await store.ledger.open() == []
+
+
+@pytest.mark.parametrize(("appendonly", "warned"), [("no", True), ("yes", False)])
+async def test_a_redis_that_forgets_is_warned_of_where_budgets_are_long(
+    appendonly: str, caplog: pytest.LogCaptureFixture, *, warned: bool
+) -> None:
+    with running_redis("--appendonly", appendonly) as server:
+        for budget in ("1 USD/hour", "1 USD/month"):
+            settings = Config(
+                target_api_url="http://api.test", target_cost="1 USD", budget=budget, redis_url=server.url
+            ).settings
+            store = make_store(settings)
+            caplog.clear()
+            await store.start()
+            await store.close()
+            assert ("appendonly no" in caplog.text) is (warned and budget == "1 USD/month")
