@@ -260,8 +260,8 @@ class RedisStore:
         (reply,) = await self.ask(("CONFIG", "GET", "appendonly"))
         if isinstance(reply, list) and reply[1:] == [b"no"]:
             log.warning(
-                "Redis forgets what was spent since its last snapshot when it ends (appendonly no), and budgets of a day "
-                "or longer with it: set appendonly to yes."
+                "Redis forgets what was spent since its last snapshot when it ends (appendonly no); there are budgets "
+                "for a day or longer: set appendonly to yes."
             )
 
     async def ask(self, *commands: Command) -> list[object]:
