@@ -11,6 +11,7 @@ import time
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
+from gateway.access_lines import Spent
 from gateway.budgets.pace import Level
 from gateway.budgets.spending import Ask, Entry, Mark, Settlement
 from gateway.errors import GatewayError, NotImplementedHere, UpstreamProtocolError
@@ -48,7 +49,7 @@ class MeteredExchange(GuardedExchange):
     # fmt: off
     __slots__ = (
         "_pricing", "_quote", "_entry", "_reservation", "_granted",  # what it may cost
-        "_meter", "_sent_s", "_extension", "_settled", "cost",  # what it did
+        "_meter", "_sent_s", "_extension", "_settled", "cost", "spent",  # what it did
         "_waits", "_gone", "deadline_s",  # when its token is slowed, when the client has left
     )
     # fmt: on
@@ -65,6 +66,7 @@ class MeteredExchange(GuardedExchange):
         self._sent_s = 0.0
         self._extension: Extension | None = None
         self.cost: Cost | None = None
+        self.spent: Spent | None = None
         self.deadline_s = NEVER
 
     # --- what it may cost ----------------------------------------------------------------------------------------
@@ -260,6 +262,9 @@ class MeteredExchange(GuardedExchange):
         """See `Exchange`; but its answer may be read on for a while, so that what it cost is known."""
         drain_s, shared = self.context.settings.disconnect_drain_s, self.context.shared
         if drain_s and self.sent and self.request_done and not self._over and not shared.closed:
+            ask = self._reservation
+            assert ask is not None  # noqa: S101 - it has been sent
+            self.spent = Spent(ask.id, None)
             account.left(self)
             self._gone = True
             self.deadline_s = self.context.clock.soon_s + drain_s
@@ -310,9 +315,8 @@ class MeteredExchange(GuardedExchange):
 
     def _end(self) -> None:
         self._settle(whole=False)
-        if self._gone:
-            self.context.clock.watched.discard(self)
-            self.context.shared.spending.left.discard(self)
+        self.context.clock.watched.discard(self)
+        self.context.shared.spending.left.discard(self)
         super()._end()
 
     def _settle(self, *, whole: bool) -> None:
@@ -331,6 +335,7 @@ class MeteredExchange(GuardedExchange):
             else:
                 cost = meter.result(whole=whole, elapsed_ms=elapsed_ms)
             self.cost = cost
+            self.spent = Spent(ask.id, cost.cost)
             reserved = self._reserved(ask)
             entry = entry._replace(
                 model=cost.model or entry.model,
