@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 NOTICE_SHARE: Final = 0.25
 """How much of `DRAIN_TIMEOUT` may go by before listening ends: what comes last needs the rest."""
+TURNS: Final = 8
+"""Of the loop: in so many at most, each connection that was aborted has heard of it."""
 _SECRET_BYTES: Final = 32
 
 _FIXED: Final = {
@@ -353,11 +355,16 @@ class Gateway:
             context.draining = context.closed = True
             for connection in tuple(context.connections):
                 connection.abort()
+            context.spending.end()
             self._upstreams.close()
             context.clock.stop()
             self._paces.close()
-            # Transports tell their protocols of the end in the loop's next turn, and places in flight come back.
-            await asyncio.sleep(0)
+            # Transports tell their protocols of the end in the loop's next turn, those of TLS in the one after it; then
+            # places in flight come back, and what was reserved is settled.
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+                if not context.connections:
+                    break
         if context is not None and context.access_log is not None:
             context.access_log.flush()
         if self._line_writer is not None:
