@@ -51,10 +51,12 @@ class Fields:
     @property
     def upstream_id(self) -> str:
         """The upstream's id of a request, from its answer's fields; "" if none names one."""
+        lowered = self._lowered
         for one in IDS:
-            value = self.get(one)
-            if value and len(value) <= MAX_ID_CHARACTERS and value.isascii() and b" " not in value:
-                return value.decode() if value.decode().isprintable() else ""
+            if one in lowered:  # seen sooner than its value is found
+                value = self.get(one).decode("latin-1")
+                if value and len(value) <= MAX_ID_CHARACTERS and value.isascii() and " " not in value:
+                    return value if value.isprintable() else ""
         return ""
 
 
