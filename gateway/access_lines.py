@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+from gateway.budgets.budget import spelled
 from gateway.http1 import writer
 from gateway.http1.message import CRLF
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from gateway.http1.message import RequestHead
     from gateway.http1.opening import Opening, Place
@@ -47,6 +49,23 @@ Source: W3C Trace Context §3.2: no id is all zeros, no version is ff; a later o
 """
 
 
+class Spent(NamedTuple):
+    """What there is to tell of a request to a target whose requests cost something.
+
+    Args:
+        request: Its id, as the ledger has it.
+        cost: Atoms by unit; None: its answer is read on, and nobody knows yet.
+    """
+
+    request: str
+    cost: Mapping[str, int] | None
+
+    def spelled(self) -> bytes:
+        """Return the members of a JSON object that say so."""
+        cost = None if self.cost is None else {unit: spelled(atoms, unit) for unit, atoms in self.cost.items()}
+        return b'"request":"%b","cost":%b' % (self.request.encode(), json.dumps(cost, separators=(",", ":")).encode())
+
+
 class Record(NamedTuple):
     """What there is to tell of a request.
 
@@ -59,6 +78,7 @@ class Record(NamedTuple):
         received, sent: The bytes of the bodies.
         timing: How long it took, as in `writer.TIMING`.
         error: The code of what went wrong.
+        spent: What it did cost, where it went to a target whose requests cost something.
     """
 
     head: RequestHead | None
@@ -71,6 +91,7 @@ class Record(NamedTuple):
     sent: int
     timing: bytes
     error: str | None
+    spent: Spent | None = None
 
 
 class Lines(Protocol):
@@ -206,14 +227,14 @@ class JsonLines:
 
     def add(self, record: Record) -> None:
         """See `Lines`."""
-        head, opening, token_id, target, _, status, received, sent, timing, error = record
+        head, opening, token_id, target, _, status, received, sent, timing, error, spent = record
         request_id, trace_id = (b"", b"") if head is None else ids_of(head, opening)
         place = self._places.of(record, token_id, target)
-        if opening is not None and target is not None and error is None:
+        if opening is not None and target is not None and error is None and spent is None:
             opening.place = (place, target)
         if not self._forms:
             self._start()
-        self._forms.append(self._any)
+        self._forms.append(self._any if spent is None else self._any.replace(b"}\n", b",%b}\n"))
         times = timing[_TIMES_AT:].replace(_UPSTREAM_TIME, _UPSTREAM_MS)
         code = _quoted(_encoded(error))
         self._values += (
@@ -226,6 +247,8 @@ class JsonLines:
             code,
             _quoted(trace_id),
         )
+        if spent is not None:
+            self._values.append(spent.spelled())
         if len(self._forms) >= MAX_BATCH:
             self._full()
 

@@ -225,25 +225,8 @@ class BudgetExceeded(GatewayError):
         self.reset = reset
 
 
-class GuardRefused(GatewayError):
-    """A guard has closed for what this request belongs to: nothing was sent upstream and nothing was counted.
-
-    Args:
-        detail: As of any error.
-        retry_after_us: Microseconds until a request may pass.
-    """
-
-    status, denies = 429, True
-    ends_retries: ClassVar[bool] = False
-    """Whether SDKs are told not to try again, however short the wait is."""
-
-    def __init__(self, detail: str, retry_after_us: int) -> None:
-        super().__init__(detail)
-        self.retry_after_us = retry_after_us
-
-
-class LoopDetected(GuardRefused):
-    """The same request has been sent more often than `LOOP_GUARD` allows.
+class LoopDetected(GatewayError):
+    """The same request has been sent more often than `LOOP_GUARD` allows: nothing was sent upstream, nothing counted.
 
     Args:
         quota: How often it may be.
@@ -252,25 +235,35 @@ class LoopDetected(GuardRefused):
         what: Which one, in printable ASCII without a secret in it.
     """
 
-    code, title, ends_retries = "loop_detected", "Loop detected", True
+    status, code, title, denies = 429, "loop_detected", "Loop detected", True
 
     def __init__(self, quota: int, window_s: int, retry_after_us: int, what: str = "") -> None:
         which = f"The same request, {what}," if what else "The same request"
         often = f"{which} was sent more often than {quota} times in {window_s} seconds"
         next_ = f"one at a time is let through again, the next in {max(retry_after_us, 0) / 1e6:.1f} seconds"
-        super().__init__(f"{often}; {next_}.", retry_after_us)
+        super().__init__(f"{often}; {next_}.")
         self.quota = quota
         self.window_s = window_s
+        self.retry_after_us = retry_after_us
 
     def naming(self, what: str) -> LoopDetected:
         """Return the same that says what repeats."""
         return LoopDetected(self.quota, self.window_s, self.retry_after_us, what)
 
 
-class SpendGuarded(GuardRefused):
-    """The token spends many times what it usually does."""
+class SpendGuarded(GatewayError):
+    """The token spends many times what it usually does: nothing was sent upstream and nothing was counted.
 
-    code, title = "spend_guard", "Spending too fast"
+    Args:
+        detail: As of any error, with the amounts.
+        retry_after_us: Microseconds until a request may pass.
+    """
+
+    status, code, title, denies = 429, "spend_guard", "Spending too fast", True
+
+    def __init__(self, detail: str, retry_after_us: int) -> None:
+        super().__init__(detail)
+        self.retry_after_us = retry_after_us
 
 
 class UpstreamUnreachable(GatewayError):

@@ -92,7 +92,6 @@ class Tally:
         own_s, upstream_s: Of each answer, how long the gateway and the upstream took, to its head. Two lists of the
             same length: to sort them when they are gathered costs less than to find a bucket for each on the way.
         statuses: The answers' statuses, but for those of 200: these are the rest.
-        costs: Of requests that cost something, by name, as they are counted.
         about: What is known of the token, as fields for people to read.
 
     All but the last are since it was last folded.
@@ -100,8 +99,8 @@ class Tally:
 
     # fmt: off
     __slots__ = (
-        "about", "begun", "bytes_in", "bytes_out", "costs", "failed", "own_s", "passed", "refused", "retries",
-        "statuses", "upstream_errors", "upstream_s", "_flying", "_folded",
+        "about", "begun", "bytes_in", "bytes_out", "failed", "own_s", "passed", "refused", "retries", "statuses",
+        "upstream_errors", "upstream_s", "_flying", "_folded",
     )
     # fmt: on
 
@@ -115,7 +114,6 @@ class Tally:
         self.upstream_errors = self.failed = self.retries = self.bytes_in = self.bytes_out = self.begun = 0
         self.passed: list[int] = []
         self.refused: dict[str, int] = {}
-        self.costs: dict[str, int] = {}
         self.own_s: list[float] = []
         self.upstream_s: list[float] = []
         self.statuses: list[int] = []
@@ -163,11 +161,9 @@ class Tally:
             cost: Atoms by unit.
             mark: How sure that is.
         """
-        costs, name = self.costs, SETTLED + mark
-        costs[name] = costs.get(name, 0) + 1
+        self._folded[SETTLED + mark] += 1
         for unit, atoms in cost.items():
-            name = COST + unit
-            costs[name] = costs.get(name, 0) + atoms
+            self._folded[COST + unit] += atoms
 
     def take(self, usage: TargetUsage) -> Counts:
         """Return what was counted, enter in `usage` what is counted by target alone, and begin again."""
@@ -180,7 +176,7 @@ class Tally:
         over = self._over
         self._flying = self.in_flight
         self.begun = 0
-        if not over and not self.own_s and not self.costs:
+        if not over and not self.own_s:
             return
         self.bytes_out += sum(self.passed)
         counts = self._folded
@@ -189,8 +185,6 @@ class Tally:
             counts["passed"] += len(self.passed)
         if self.refused:
             counts.update({REFUSED + code: count for code, count in self.refused.items()})
-        if self.costs:
-            counts.update(self.costs)
         if over:
             counts["requests"] += over
         latencies = list(map(add, self.own_s, self.upstream_s))

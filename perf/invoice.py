@@ -279,17 +279,11 @@ class _Proof:
     def _ledger(self) -> tuple[list[Held], list[str]]:
         # Not as the gateway tells it, but as it is: a request that was settled twice would be there twice.
         entries = [
-            self._held(fields) for key in self._redis.keys("ledger") for _, fields in self._redis.client.xrange(key)
+            read_entry(fields, self._ids)
+            for key in self._redis.keys("ledger")
+            for _, fields in self._redis.client.xrange(key)
         ]
         return entries, self._open()
-
-    def _held(self, fields: Mapping[str, str]) -> Held:
-        said = json.loads(fields["entry"])
-        mark, reserved = fields["mark"], said.get("reserved", {})
-        cost = reserved if mark == "assumed" else said.get("cost", {})
-        user = self._ids.get(said["token"], said["token"])
-        amounts = cost.get("USD", 0), reserved.get("USD", 0), cost.get("tokens", 0)
-        return Held(said["id"], said.get("upstream_id", ""), user, mark, *amounts)
 
     def _keep(self, entries: Sequence[Held], opened: Sequence[str]) -> None:
         kept = ROOT / self._options.keep
@@ -316,6 +310,23 @@ def budgets_of(most: int, window: str) -> dict[str, str]:
         "d": f"{_usd(passing / 6)} USD/{window}, {_MEAN_TOKENS * most // 12} tokens/day",
         "global": f"{_usd(total * 2 / 5)} USD/day, {_usd(passing / 2)} USD/{window}",
     }
+
+
+def read_entry(fields: Mapping[str, str], users: Mapping[str, str]) -> Held:
+    """Read an entry of the stream that the ledger is in Redis.
+
+    Args:
+        fields: Its fields.
+        users: By the ids of their tokens.
+    """
+    said, mark = json.loads(fields["entry"]), fields["mark"]
+    # Of one that nobody settled: what was reserved whatever comes back, and for each output token that was granted.
+    each, granted = said.get("each", {}), said.get("granted", 0)
+    reserved = {unit: said.get("reserved", {}).get(unit, 0) + each.get(unit, 0) * granted for unit in ("USD", "tokens")}
+    cost = reserved if mark == "assumed" else said.get("cost", {})
+    user = users.get(said["token"], said["token"])
+    amounts = cost.get("USD", 0), reserved["USD"], cost.get("tokens", 0)
+    return Held(said["id"], said.get("upstream_id", ""), user, mark, *amounts)
 
 
 def read_bills(path: Path) -> Iterator[Billed]:

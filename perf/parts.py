@@ -16,7 +16,7 @@ import h11
 from gateway.access_lines import JsonLines, Record
 from gateway.errors import TokenInvalid, UpstreamProtocolError
 from gateway.http1 import framing, writer
-from gateway.http1.message import CHUNKED, HEAD_END
+from gateway.http1.message import CHUNKED, CRLF, HEAD_END
 from gateway.http1.parser import AnswerParser, RequestParser
 from gateway.limits import parse_limits
 from gateway.metrics import Metrics
@@ -85,7 +85,7 @@ def parse_request_again() -> Bench:
         found = opening.read(block + HEAD_END)
         if found is None:
             raise CheckError("the opening does not take the head")
-        expect("the lines passed on", found[0].lines, expected.lines)
+        expect("the lines passed on", CRLF.join(found[0].lines), CRLF.join(expected.lines))
         expect("the body's length", found[0].length, expected.length)
         expect("the token", found[0].bearer, _TOKEN)
         expect("the head's end", found[1], len(block) + len(HEAD_END))

@@ -475,6 +475,7 @@ def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
             "TARGET_COST": "0.005 USD",
             "BUDGET": "5 USD/day",
             "GLOBAL_BUDGET": "90 USD/month",
+            "LOOP_GUARD": "20/hour",
         }
         with serving(script, tmp_path, instances=2, ON_STORE_LOSS="local", **limits) as ((first, second), _):
             token = register(first)
@@ -489,7 +490,8 @@ def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
         documented = {name for row in rows("Limits") for name in names(row[0])}
         spelled = {key.replace(token["id"], "TOKEN_ID") for key in keys}
         spelled = {re.sub("{register-[0-9-]+}", "{register-ADDRESS}", key) for key in spelled}
-        spelled = {re.sub(":limit:[^-]*", ":limit:WINDOW", key) for key in spelled}
+        spelled = {re.sub(":limit:loop-[0-9a-f]{32}-", ":limit:loop-HASH-", key) for key in spelled}
+        spelled = {re.sub(":limit:(?!loop-)[^-]*", ":limit:WINDOW", key) for key in spelled}
         spelled = {re.sub(":budget:.*", ":budget:WINDOW-UNIT", key) for key in spelled}
         spelled = {re.sub(":usage-instance:[0-9a-f]+", ":usage-instance:ID", key) for key in spelled}
         spelled = {re.sub(":usage-busiest:[0-9-]+", ":usage-busiest:DAY", key) for key in spelled}

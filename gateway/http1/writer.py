@@ -11,9 +11,10 @@ from gateway.errors import (
     BudgetExceeded,
     ConcurrencyLimited,
     Draining,
-    GuardRefused,
+    LoopDetected,
     MethodNotAllowed,
     RateLimited,
+    SpendGuarded,
     StoreUnavailable,
     TokenError,
     TokenMissing,
@@ -205,8 +206,9 @@ def error_fields(error: GatewayError, *, jitter: float = 0.0) -> list[tuple[str,
         fields += [(name, value) for name, _, value in (line.partition(": ") for line in lines.split("\r\n"))]
     elif isinstance(error, BudgetExceeded):
         fields += _budget_fields(error.retry_after_us, jitter)
-    elif isinstance(error, GuardRefused):
-        fields += _budget_fields(error.retry_after_us, jitter, ends_retries=error.ends_retries)
+    elif isinstance(error, LoopDetected | SpendGuarded):
+        # However soon one like it may pass: what repeats in a loop is not to be repeated by an SDK as well.
+        fields += _budget_fields(error.retry_after_us, jitter, ends_retries=isinstance(error, LoopDetected))
     elif isinstance(error, TokenError):
         fields.append(("WWW-Authenticate", _challenge(error)))
     elif isinstance(error, MethodNotAllowed):

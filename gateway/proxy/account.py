@@ -77,9 +77,14 @@ def switched(exchange: Exchange, received: int, sent: int) -> None:
 
 def _log(exchange: Exchange, log: AccessLog, received: int, sent: int, error: str | None) -> None:
     timing, head, target = exchange.timing, exchange.head, exchange.context.route.name
-    status = exchange.status
+    status, spent = exchange.status, exchange.spent
     opening = exchange.client.opening  # still that of this request: the next one is not read before this is over
-    if error is None and opening is not None and log.again(opening, target, head, status, timing, received, sent):
+    if (
+        error is None
+        and spent is None
+        and opening is not None
+        and log.again(opening, target, head, status, timing, received, sent)
+    ):
         return
     if not timing:  # there was no answer
         lap_ms = (perf_counter() - exchange.lap_began_s) * 1e3
@@ -87,4 +92,4 @@ def _log(exchange: Exchange, log: AccessLog, received: int, sent: int, error: st
     subject = exchange.subject
     token_id = None if subject is None else subject.id
     host = exchange.client.host if log.wants_host else ""
-    log.add(Record(head, opening, token_id, target, host, status or CLIENT_GONE, received, sent, timing, error))
+    log.add(Record(head, opening, token_id, target, host, status or CLIENT_GONE, received, sent, timing, error, spent))

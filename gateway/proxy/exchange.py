@@ -23,6 +23,7 @@ from gateway.proxy.tunnel import Tunnel
 if TYPE_CHECKING:
     import asyncio
 
+    from gateway.access_lines import Spent
     from gateway.http1.message import AnswerHead, RequestHead
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import Destination
@@ -51,6 +52,9 @@ class Exchange:
         "lap_began_s", "own_s", "tally",  # time spent, and what counts it
     )
     # fmt: on
+
+    spent: Spent | None = None
+    """What the log has to know of what it did cost; see `metered`."""
 
     def __init__(self, context: Destination, client: ClientConnection) -> None:
         self.context = context

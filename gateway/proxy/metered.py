@@ -11,6 +11,7 @@ import time
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
+from gateway.access_lines import Spent
 from gateway.budgets.pace import Level
 from gateway.budgets.spending import Ask, Entry, Mark, Settlement
 from gateway.errors import GatewayError, NotImplementedHere, UpstreamProtocolError
@@ -50,7 +51,7 @@ class MeteredExchange(GuardedExchange):
     # fmt: off
     __slots__ = (
         "_pricing", "_quote", "_entry", "_reservation", "_granted",  # what it may cost
-        "_meter", "_sent_s", "_extension", "_settled", "cost",  # what it did
+        "_meter", "_sent_s", "_extension", "_settled", "cost", "spent",  # what it did
         "_waits", "_gone", "deadline_s",  # when its token is slowed, when the client has left
     )
     # fmt: on
@@ -67,6 +68,7 @@ class MeteredExchange(GuardedExchange):
         self._sent_s = 0.0
         self._extension: Extension | None = None
         self.cost: Cost | None = None
+        self.spent: Spent | None = None
         self.deadline_s = NEVER
 
     # --- what it may cost ----------------------------------------------------------------------------------------
@@ -250,6 +252,9 @@ class MeteredExchange(GuardedExchange):
         """See `Exchange`; but its answer may be read on for a while, so that what it cost is known."""
         drain_s = self.context.settings.disconnect_drain_s
         if drain_s and self.sent and self.request_done and not self._over:
+            ask = self._reservation
+            assert ask is not None  # noqa: S101 - it has been sent
+            self.spent = Spent(ask.id, None)
             account.left(self)
             self._gone = True
             self.deadline_s = self.context.clock.soon_s + drain_s
@@ -319,6 +324,7 @@ class MeteredExchange(GuardedExchange):
                 cost = meter.result(whole=whole, elapsed_ms=elapsed_ms)
             self.cost = cost
             spent, mark, units, model, upstream_id = cost
+            self.spent = _new(Spent, (ask.id, spent))
             reserved, status = ask.amounts(self._granted), self.status
             id_, began_us, token, target, quoted_model, method, path, *_ = entry
             told = (id_, began_us, token, target, model or quoted_model, method, path, reserved, spent, mark)

@@ -1,4 +1,4 @@
-"""What requests did cost, as those see it who pay: in `/usage`, `/admin/usage` and at `/usage/requests/ID`."""
+"""What requests did cost, as who pays sees it: in `/usage`, `/admin/usage`, at `/usage/requests/ID` and in the log."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def everywhere(play: Playbook) -> tuple[list[dict[str, Any]], dict[str, str]]:
     return own["budgets"], own["cost"]
 
 
-def passes(play: Playbook) -> bytes:
+def passes(play: Playbook, *lines: bytes) -> bytes:
     """Let a request pass, and return its id."""
-    play.client.sends(play.request(b"GET", b"/api/maps?key=private"))
+    play.client.sends(play.request(b"GET", b"/api/maps?key=private", *lines))
     play.upstream.request()
     play.upstream.answers(b"a map", b"200 OK", b"X-Request-Id: up-1")
     id_ = play.client.answer().value(b"x-gateway-request")
@@ -218,3 +218,63 @@ def test_who_has_no_token_is_told_nothing(play: Playbook) -> None:
     id_ = passes(play)
     assert asks(play, b"/usage/requests/" + id_, b"").status == 401
     assert asks(play, b"/usage/requests/" + id_, b"gw_" + b"x" * 40).status == 401
+
+
+# --- the access log --------------------------------------------------------------------------------------------------
+
+
+def logged(play: Playbook) -> list[dict[str, Any]]:
+    play.pass_time(0.25)
+    return [json.loads(line) for line in play.logged.read()]
+
+
+def test_a_line_of_the_log_has_what_its_request_did_cost(make: Callable[..., Playbook]) -> None:
+    play = make(access_log="json")
+    # So that heads begin alike, and the log remembers what it says of such.
+    ids = [passes(play, b"X-Number: %d" % number).decode() for number in range(9)]
+    lines = logged(play)
+    assert [line["request"] for line in lines] == ids
+    assert [line["cost"] for line in lines] == [{"USD": PRICE, "credits": "3"}] * 9
+    assert [(line["path"], line["status"], line["error"]) for line in lines] == [("/api/maps", 200, None)] * 9
+    assert list(lines[0])[-2:] == ["request", "cost"]
+
+
+def test_a_line_of_one_that_went_wrong_has_it_too_and_one_that_was_not_sent_has_none(
+    make: Callable[..., Playbook],
+) -> None:
+    play = make("0.02 USD/hour", access_log="json")
+    play.client.sends(play.request(b"GET", b"/api/x"))
+    play.upstream.answers(b"no", b"500 Oops")
+    play.client.answer()
+    play.client.sends(play.request(b"POST", b"/api/x", body=b"{}"))
+    play.upstream.request()
+    play.upstream.resets()
+    play.client.problem(502, "upstream_unreachable")
+    play.client.sends(play.request(b"GET", b"/api/x"))
+    assert play.client.answer().status == 429
+    failed, lost, refused = logged(play)
+    assert (failed["status"], failed["cost"]) == (500, {})
+    assert (lost["status"], lost["cost"]) == (502, {"USD": PRICE, "credits": "3"})
+    assert of(play, lost["request"].encode())["mark"] == "estimated"
+    assert "request" not in refused
+    assert "cost" not in refused
+
+
+def test_a_line_of_one_that_is_read_on_says_where_to_look(make: Callable[..., Playbook]) -> None:
+    play = make(access_log="json", on_disconnect="drain:10s")
+    play.client.sends(play.request(b"GET", b"/api/x"))
+    play.upstream.request()
+    play.upstream.sends(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nab")
+    play.client.resets()
+    (line,) = logged(play)
+    assert (line["error"], line["cost"]) == ("client_gone", None)
+    play.upstream.sends(b"cd")
+    assert of(play, line["request"].encode())["cost"]["USD"] == PRICE
+
+
+def test_the_common_log_has_no_money_in_it(make: Callable[..., Playbook]) -> None:
+    play = make(access_log="common")
+    passes(play)
+    play.pass_time(0.25)
+    (line,) = play.logged.read()
+    assert line.endswith('"GET /api/maps HTTP/1.1" 200 5')
