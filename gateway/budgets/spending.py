@@ -56,10 +56,10 @@ class Ask(NamedTuple):
 
     def amounts(self, granted: int) -> Mapping[str, int]:
         """Return all that is reserved, in atoms by unit, with so many output tokens granted."""
-        fixed, each = self.fixed, self.each
-        if not each:
-            return fixed
-        return {**fixed, **{unit: fixed.get(unit, 0) + atoms * granted for unit, atoms in each.items()}}
+        amounts = dict(self.fixed)
+        for unit, atoms in self.each.items():
+            amounts[unit] = amounts.get(unit, 0) + atoms * granted
+        return amounts
 
 
 class Settlement(NamedTuple):

@@ -36,6 +36,10 @@ class Fields:
         self._lines = b"\r\n%b\r\n" % b"\r\n".join(lines)
         self._lowered = self._lines.lower()
 
+    def have(self, text: bytes) -> bool:
+        """Whether a text in lower case is anywhere in them, which is sooner known than where."""
+        return text in self._lowered
+
     def get(self, start_of_line: bytes) -> bytes:
         """Return the value of the first field of a name, without space around it; b"" if there is none.
 
@@ -45,8 +49,8 @@ class Fields:
         at = self._lowered.find(start_of_line)
         if at < 0:
             return b""
-        start = at + len(start_of_line)
-        return self._lines[start : self._lines.index(b"\r\n", start)].strip(b" \t")
+        lines, start = self._lines, at + len(start_of_line)
+        return lines[start : lines.index(b"\r\n", start)].strip(b" \t")
 
     @property
     def upstream_id(self) -> str:

@@ -40,6 +40,8 @@ An upstream goes on until it notices that nobody reads: some make a thousand tok
 _new: Final = tuple.__new__
 """Makes a NamedTuple in half the time that its constructor takes."""
 
+_EVENTS: Final = b"text/event-stream"
+
 # Models that may think before they write, unseen.
 _THINKING: Final = re.compile(
     r"(?i)(?:^|[/.-])o[1-9](?:-|$)|gpt-[5-9]|gpt-oss|codex|claude-[a-z]+-[5-9]|gemini-(?:2\.5|[3-9])|grok-[3-9]|"
@@ -149,6 +151,8 @@ class LlmQuote:
         if wanted is None or body is None:
             return body
         lowers = self._limit and (granted < self.most or wanted.limit is None)
+        if not lowers and not self._terms.strips and not wanted.ambiguous:
+            return body
         output = max(granted // wanted.choices, 1) if lowers else 0
         return rewritten(self._terms.shape, body, wanted, Changes(self._limit, output, self._terms.strips))
 
@@ -178,7 +182,7 @@ class LlmMeter:
     def __init__(self, terms: Terms, granted: int, lines: Sequence[bytes]) -> None:
         fields = Fields(lines)
         coding = fields.get(CONTENT_ENCODING).lower()
-        is_stream = fields.get(CONTENT_TYPE)[:17].lower() == b"text/event-stream"
+        is_stream = fields.have(_EVENTS) and fields.get(CONTENT_TYPE)[:17].lower() == _EVENTS
         self._terms = terms
         self._granted = granted
         self._id = fields.upstream_id

@@ -102,8 +102,8 @@ def counts_of(shape: Shape, usage: Mapping[str, Any]) -> Counts | None:
             counts = _of_openai(usage)
     except (TypeError, ValueError, AttributeError):
         return None
-    asked, cached, written, hour = counts[0], counts[2], counts[3], counts[4]
-    if min(counts) < 0 or max(counts) > MAX_TOKENS or cached + written > asked or hour > written:
+    asked, said, cached, written, hour, *_ = counts
+    if asked > MAX_TOKENS or said > MAX_TOKENS or cached + written > asked or hour > written:
         return None
     return counts
 
@@ -113,12 +113,15 @@ def _whole(value: object) -> int:
 
     Raises:
         TypeError: It is no whole number.
+        ValueError: It is less than none, or more than any answer has.
     """
-    if type(value) is int:
-        return value
     if value is None:
         return 0
-    raise TypeError("a count is a whole number")
+    if type(value) is not int:
+        raise TypeError("a count is a whole number")
+    if not 0 <= value <= MAX_TOKENS:
+        raise ValueError("no answer has as many")
+    return value
 
 
 def _of_openai(usage: Mapping[str, Any]) -> Counts:
@@ -132,7 +135,7 @@ def _of_openai(usage: Mapping[str, Any]) -> Counts:
     if type(asked) is not int:
         raise TypeError("without a count of its input, it says nothing")
     # Some leave reasoning out of what they call output (x.ai, Gemini by OpenAI's API), but not out of the sum.
-    output = said if type(said) is int else _whole(said)
+    asked, output = _whole(asked), _whole(said)
     total, hits = get("total_tokens"), get("prompt_cache_hit_tokens")  # the latter is DeepSeek's
     if total is not None:
         output = max(output, _whole(total) - asked)
@@ -153,7 +156,7 @@ def _of_anthropic(usage: Mapping[str, Any]) -> Counts:
     said = get("output_tokens")
     if type(said) is not int:
         raise TypeError("without a count of its output, it says nothing")
-    plain, cached = _whole(get("input_tokens")), _whole(get("cache_read_input_tokens"))
+    said, plain, cached = _whole(said), _whole(get("input_tokens")), _whole(get("cache_read_input_tokens"))
     written, split, tools = _whole(get("cache_creation_input_tokens")), get("cache_creation"), get("server_tool_use")
     hour = _whole(split.get("ephemeral_1h_input_tokens")) if split else 0
     searches = _whole(tools.get("web_search_requests")) if tools else 0
@@ -166,7 +169,7 @@ def _of_gemini(usage: Mapping[str, Any]) -> Counts:
     if type(asked) is not int:
         raise TypeError("without a count of its input, it says nothing")
     said = _whole(get("candidatesTokenCount")) + _whole(get("thoughtsTokenCount"))
-    asked += _whole(get("toolUsePromptTokenCount"))
+    asked = _whole(asked) + _whole(get("toolUsePromptTokenCount"))
     output = max(said, _whole(get("totalTokenCount")) - asked)
     heard, seen = _heard_and_seen(get("promptTokensDetails"))
     spoken, drawn = _heard_and_seen(get("candidatesTokensDetails"))
