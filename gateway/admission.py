@@ -6,17 +6,14 @@ used, `release` says that a request is over. The store calls back; see `stores.W
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from gateway.budgets.family import Forgotten, GatewayBudgets
 from gateway.errors import TokenExpired, TokenInvalid, TokenMissing, TokenRevoked
-from gateway.limits import parse_limits
 from gateway.limits.policy import check_subject, lineage
 from gateway.repeated import Repeated
 from gateway.stores import REVOKED
-from gateway.stores.awaited import Awaited
 from gateway.subject import REVOKED_DETAIL, Subject, as_counted, policies_of
 from gateway.tokens import Claims, is_token_id
 from gateway.wishes import claims_of
@@ -42,9 +39,6 @@ MAX_BUDGETS: Final = 20
 """Of one token with those it was made from and the shared ones, likewise."""
 MAX_REVOKED: Final = 65_536
 """How many revoked tokens are remembered: about 100 bytes each. The store knows the others."""
-REGISTRATIONS: Final = parse_limits("60/minute")
-"""Of one address that has no admin key: else a new token would be a way round any limit, and those that are made from
-one would fill the register."""
 FOR_EVER_S: Final = 10 * 366 * 86_400
 """How long a revocation lasts of a token that has no end: longer than any Redis, but every key expires."""
 
@@ -205,28 +199,6 @@ class Admission:
         if verdict.policy == REVOKED:
             self._remember_revoked(subject.id)
         return subject.refusal(verdict, now_s)
-
-    async def count_registration(self, peer: str, how: str = "register") -> None:
-        """Count that somebody without the admin key asks for a new token, whatever becomes of it.
-
-        Args:
-            peer: Whose address it is, in letters, digits, `-` and `_`.
-            how: What is counted apart from others, likewise.
-
-        Raises:
-            RateLimited: That is too often. It has the fields that say so.
-            StoreUnavailable: The store did not decide in time.
-        """
-        name = f"{how}-{peer}"
-        subject = Subject(Claims(id=name, issued_at_s=0), REGISTRATIONS, self._store.plan(name, REGISTRATIONS))
-        waiter = Awaited(asyncio.get_running_loop().create_future())
-        self._store.check(subject.plan, waiter)
-        verdict = await waiter.future
-        if not verdict.admitted:
-            refusal = subject.refusal(verdict)
-            lines = filter(None, subject.limit_lines(verdict).decode().split("\r\n"))  # none, where it is a revocation
-            refusal.limit_fields = [(field, value) for field, _, value in (line.partition(": ") for line in lines)]
-            raise refusal
 
     def subject_of(self, claims: Claims) -> Subject:
         """Return what is under a token's limits. Raises ValueError if they cannot be read."""

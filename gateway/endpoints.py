@@ -16,6 +16,7 @@ from gateway.errors import BadRequest, Draining, MethodNotAllowed, NotAllowed, N
 from gateway.http1.message import CRLF
 from gateway.ledger_pages import ledger_of
 from gateway.prometheus import scraped
+from gateway.registrations import count_registration
 from gateway.scope import Scope
 from gateway.shared_counts import SharedCounts
 from gateway.usage import Stream, UsageView, rfc3339
@@ -151,14 +152,14 @@ class Endpoints:
         is_admin = self._is_admin(head.bearer)
         if not is_admin:
             # Before anything else, so that it counts as well who guesses at the key.
-            await self._admission.count_registration(peer.name)
+            await count_registration(self._store, peer.name)
         self._need_right(head, "Registering", peer, by_dashboard=False)
         return _issued(self._admission.issue, body if is_admin else b"")
 
     async def _make_child(self, head: RequestHead, body: bytes, peer: Peer) -> Answer:
         """Make a narrower token from the caller's."""
         parent = self._admission.authenticate(head.bearer, time.time())
-        await self._admission.count_registration(peer.name, "tokens")
+        await count_registration(self._store, peer.name, "tokens")
         await self._admission.look(parent)  # the store knows whether it, or one that it was made from, is revoked
         return _issued(partial(self._admission.issue_child, parent), body)
 

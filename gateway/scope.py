@@ -150,6 +150,16 @@ def is_ambiguous(path: bytes) -> bool:
     return True
 
 
+def names_another(lines: Sequence[bytes]) -> bool:
+    """Whether a field is there from which some servers would read another method or path than those of the request.
+
+    Args:
+        lines: The request's field lines; an element may hold several, joined.
+    """
+    fields = b"\r\n" + b"\r\n".join(lines)
+    return _METHOD_FIELD.search(fields) is not None or _PATH_FIELD.search(fields) is not None
+
+
 def _check(kind: str, names: Sequence[str] | None, pattern: re.Pattern[str], takes: str) -> None:
     if names is None:
         return

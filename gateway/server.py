@@ -10,10 +10,10 @@ import asyncio
 import logging
 import os
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
 from gateway.admission import Admission
+from gateway.config.reloading import reloadable
 from gateway.config.values import Address, lifetime_s
 from gateway.endpoints import Endpoints
 from gateway.http1.parser import AnswerParser, RequestParser
@@ -46,20 +46,9 @@ if TYPE_CHECKING:
 
 NOTICE_SHARE: Final = 0.25
 """How much of `DRAIN_TIMEOUT` may go by before listening ends: what comes last needs the rest."""
+TURNS: Final = 8
+"""Of the loop: in so many at most, each connection that was aborted has heard of it."""
 _SECRET_BYTES: Final = 32
-
-_FIXED: Final = {
-    "listen": "GATEWAY_LISTEN",
-    "workers": "GATEWAY_WORKERS",
-    "tls": "GATEWAY_TLS_CERT",
-    "state_file": "STATE_FILE",
-    "redis": "REDIS_URL",
-    "on_store_loss": "ON_STORE_LOSS",
-    "store_timeout_s": "STORE_TIMEOUT",
-    "access_log": "ACCESS_LOG",
-    "log_level": "LOG_LEVEL",
-}
-"""Settings that are looked at once, at the start."""
 
 _log = logging.getLogger("gateway")
 
@@ -260,7 +249,7 @@ class Gateway:
         context, tls, signer, listener, store = self._context, self._tls, self._signer, self._listener, self._store
         if context is None or tls is None or signer is None or listener is None or store is None:
             raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
-        settings, left = _reloadable(self._settings, config.settings)
+        settings, left = reloadable(self._settings, config.settings)
         if settings.token_secrets and settings.token_secrets != self._settings.token_secrets:
             signer = TokenSigner(settings.token_secrets)
         rules = (settings.limits, settings.common_limits, settings.token_ttl_s)
@@ -353,11 +342,16 @@ class Gateway:
             context.draining = context.closed = True
             for connection in tuple(context.connections):
                 connection.abort()
+            context.spending.end()
             self._upstreams.close()
             context.clock.stop()
             self._paces.close()
-            # Transports tell their protocols of the end in the loop's next turn, and places in flight come back.
-            await asyncio.sleep(0)
+            # Transports tell their protocols of the end in the loop's next turn, those of TLS in the one after it; then
+            # places in flight come back, and what was reserved is settled.
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+                if not context.connections:
+                    break
         if context is not None and context.access_log is not None:
             context.access_log.flush()
         if self._line_writer is not None:
@@ -392,15 +386,6 @@ async def _until_calm(listener: Listener, notice_s: float, longest_s: float) -> 
     while known != listener.accepted and loop.time() < end_s:
         known = listener.accepted
         await asyncio.sleep(min(notice_s, end_s - loop.time()))
-
-
-def _reloadable(old: Settings, new: Settings) -> tuple[Settings, list[str]]:
-    """Return what a running gateway can go on with, and the names of the settings that it cannot change."""
-    fixed = dict(_FIXED)
-    if bool(old.token_secrets) is not bool(new.token_secrets):  # the store's own secret is agreed on at start
-        fixed["token_secrets"] = "TOKEN_SECRET"  # noqa: S105 - a name
-    left = [name for attribute, name in fixed.items() if getattr(old, attribute) != getattr(new, attribute)]
-    return replace(new, **{attribute: getattr(old, attribute) for attribute in fixed}), left
 
 
 def _sent_to(settings: Settings) -> str:

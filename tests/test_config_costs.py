@@ -161,6 +161,7 @@ COST = "[targets.maps.cost]\n"
         (COST + 'bytes = "1 USD/GB"', "cost.reserve", "has no amount in USD, and nobody knows beforehand"),
         (COST + 'bytes = "1 USD/GB"\nreserve = "1 credits"', "cost.reserve", "has no amount in USD"),
         (COST + 'bytes = "1 USD/GB"\nreserve = "0 USD"', "cost.reserve", "has no amount in USD"),
+        (COST + 'llm = true\nreserve = "9 tokens"', "cost.reserve", "has no amount in USD, in which"),
         (COST + 'bytes = "1 USD"', "cost.bytes", "'' behind '/' is not one of B, kB, MB"),
         (COST + 'bytes = "1 USD/gb"', "cost.bytes", "'gb' behind '/' is not one of B, kB, MB"),
         (COST + 'seconds = "1 USD/day"', "cost.seconds", "'day' behind '/' is not one of second, minute, hour"),

@@ -7,6 +7,7 @@ behind it, and small money never is.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -34,32 +35,32 @@ class Level(IntEnum):
     STOP = 3
 
 
-class SpendGuard(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SpendGuard:
     """`SPEND_GUARD`: `10x/5m`.
 
     Args:
         times: At so many times the usual pace it warns, at half as many more it slows, at twice as many it stops; 2 to
             1000.
         window_us: What the pace is measured in, in microseconds; 1 minute to 24 hours.
+
+    Attributes:
+        segment_us: A part of the window, in microseconds.
+        history_us: How long the history is, with the window.
+        span_us: A part of the history.
     """
 
     times: int
     window_us: int
+    segment_us: int = field(init=False)
+    history_us: int = field(init=False)
+    span_us: int = field(init=False)
 
-    @property
-    def segment_us(self) -> int:
-        """A part of the window, in microseconds."""
-        return self.window_us // SEGMENTS
-
-    @property
-    def history_us(self) -> int:
-        """How long the history is, with the window, in microseconds."""
-        return max(HISTORY_US, MIN_WINDOWS * self.window_us)
-
-    @property
-    def span_us(self) -> int:
-        """A part of the history, in microseconds."""
-        return self.history_us // SPANS
+    def __post_init__(self) -> None:
+        history_us = max(HISTORY_US, MIN_WINDOWS * self.window_us)
+        object.__setattr__(self, "segment_us", self.window_us // SEGMENTS)
+        object.__setattr__(self, "history_us", history_us)
+        object.__setattr__(self, "span_us", history_us // SPANS)
 
     def warns_at(self, usual: int) -> int:
         """Return how many atoms in a window are too many, of so many that are usual."""
@@ -87,15 +88,48 @@ class Reading(NamedTuple):
     wait_us: int
 
 
+class _Sum:
+    """Atoms and requests of the last so many parts of time, the one that is not over among them."""
+
+    __slots__ = ("_newest", "atoms", "count", "oldest", "parts")
+
+    def __init__(self) -> None:
+        self.parts: dict[int, list[int]] = {}
+        self.atoms = self.count = 0
+        self.oldest = self._newest = 0
+
+    def add(self, part: int, atoms: int) -> None:
+        """Enter a request in a part; of those before the last, too."""
+        if not self.parts or part < self.oldest:
+            self.oldest = part
+        found = self.parts.setdefault(part, [0, 0])
+        found[0] += atoms
+        found[1] += 1
+        self.atoms += atoms
+        self.count += 1
+
+    def advance(self, newest: int, most: int) -> None:
+        """Drop what lies before the last parts, `most` of them with the newest."""
+        if newest == self._newest:
+            return
+        self._newest = newest
+        for part in [part for part in self.parts if part <= newest - most]:
+            atoms, count = self.parts.pop(part)
+            self.atoms -= atoms
+            self.count -= count
+        if self.parts:
+            self.oldest = min(self.parts)
+
+
 class Pace:
     """What one token spent, and when. Bounded: a dozen numbers for the window, some four dozen for the history."""
 
-    __slots__ = ("_first_us", "_recent", "_spans")
+    __slots__ = ("_first_us", "_history", "_window")
 
     def __init__(self) -> None:
-        self._first_us = -1
-        self._recent: dict[int, list[int]] = {}  # atoms and requests by segment
-        self._spans: dict[int, list[int]] = {}  # likewise, by span: all of the history, with the window
+        self._first_us = 0
+        self._window = _Sum()
+        self._history = _Sum()  # the window is a part of it
 
     def spend(self, guard: SpendGuard, atoms: int, at_us: int, share: float = 1.0) -> None:
         """Enter what a request did cost.
@@ -106,28 +140,27 @@ class Pace:
             at_us: When it was settled, in microseconds since the epoch; older ones may come later.
             share: Of it, as much counts.
         """
-        if at_us // guard.span_us not in self._spans:
-            self._forget(guard, at_us)
-        if not self._spans or at_us < self._first_us:
+        history, span = self._history, at_us // guard.span_us
+        window, segment = self._window, at_us // guard.segment_us
+        if segment not in window.parts:
+            window.advance(segment, SEGMENTS)
+            history.advance(span, SPANS)
+        if not history.parts or at_us < self._first_us:
             self._first_us = at_us
-        for parts, unit_us in ((self._recent, guard.segment_us), (self._spans, guard.span_us)):
-            part = parts.setdefault(at_us // unit_us, [0, 0])
-            part[0] += int(atoms * share)
-            part[1] += 1
+        history.add(span, int(atoms * share))
+        window.add(segment, int(atoms * share))
 
     def read(self, guard: SpendGuard, now_us: int) -> Reading:
         """Say how the pace stands."""
         self._forget(guard, now_us)
-        recent = sorted(self._recent.items())
-        spent = sum(atoms for _, (atoms, _) in recent)
-        usual = self._usual(guard, spent, sum(count for _, (_, count) in recent), now_us)
+        spent, usual = self._window.atoms, self._usual(guard, now_us)
         if usual is None:
             return Reading(Level.USUAL, spent, None, 0)
         warns_at, stops_at = guard.warns_at(usual), guard.stops_at(usual)
         slows_at = (warns_at + stops_at) // 2
         if spent >= stops_at:
             left, wait_us = spent, 0
-            for segment, (atoms, _) in recent:
+            for segment, (atoms, _) in sorted(self._window.parts.items()):
                 left, wait_us = left - atoms, (segment + SEGMENTS) * guard.segment_us - now_us
                 if left < stops_at:
                     break
@@ -136,27 +169,20 @@ class Pace:
             return Reading(Level.SLOW, spent, usual, MOST_WAIT_US * (spent - slows_at) // (stops_at - slows_at))
         return Reading(Level.WARN if spent >= warns_at else Level.USUAL, spent, usual, 0)
 
-    def is_idle(self, guard: SpendGuard, now_us: int) -> bool:
-        """Whether there is nothing left to know."""
-        self._forget(guard, now_us)
-        return not self._spans
-
-    def _usual(self, guard: SpendGuard, spent: int, count: int, now_us: int) -> int | None:
+    def _usual(self, guard: SpendGuard, now_us: int) -> int | None:
         """Return the average of the history without the window, where there is enough of it."""
-        if not self._spans:
+        history, window = self._history, self._window
+        requests = history.count - window.count
+        if requests < MIN_REQUESTS and (not requests or len(history.parts) < SPANS // 4):
             return None
         # Of one that had long been idle, the history begins when it came back.
-        since_us = max(self._first_us, min(self._spans) * guard.span_us)
+        since_us = max(self._first_us, history.oldest * guard.span_us)
         passed_us = (now_us // guard.segment_us - SEGMENTS + 1) * guard.segment_us - since_us
-        requests = sum(part[1] for part in self._spans.values()) - count
-        if passed_us < guard.window_us or (requests < MIN_REQUESTS and (not requests or len(self._spans) < SPANS // 4)):
+        if passed_us < guard.window_us:
             return None
-        total = sum(part[0] for part in self._spans.values()) - spent
-        return total * guard.window_us // passed_us
+        return (history.atoms - window.atoms) * guard.window_us // passed_us
 
     def _forget(self, guard: SpendGuard, now_us: int) -> None:
         """Drop what has left the window, and the history."""
-        for parts, unit_us, count in ((self._recent, guard.segment_us, SEGMENTS), (self._spans, guard.span_us, SPANS)):
-            oldest = now_us // unit_us - count + 1
-            for number in [number for number in parts if number < oldest]:
-                del parts[number]
+        self._window.advance(now_us // guard.segment_us, SEGMENTS)
+        self._history.advance(now_us // guard.span_us, SPANS)

@@ -205,6 +205,8 @@ class _CostReader:
         if measure is not None and not (table.reserve or {}).get(measure.price.unit):
             problem = f"has no amount in {measure.price.unit}, and nobody knows beforehand what a request will cost"
             raise self._error("reserve", problem)
+        if llm and table.reserve is not None and not table.reserve.get("USD"):
+            raise self._error("reserve", "has no amount in USD, in which a language model's tokens are paid")
         return table
 
     def _llm(self) -> bool:

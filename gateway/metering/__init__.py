@@ -109,6 +109,9 @@ class Quote(Protocol):
 
         Args:
             granted: Output tokens, from `least` to `most`.
+
+        Raises:
+            BadRequest: It cannot be changed.
         """
         ...
 

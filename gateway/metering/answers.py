@@ -95,5 +95,5 @@ def said_of(shape: Shape, answer: object) -> Said:
     if not isinstance(usage, dict):
         return Said(model=name_of(model), id=name_of(id_))
     counts, tier, speed = counts_of(shape, usage), get("service_tier"), usage.get("speed")
-    names = [(value and name_of(value)) or "" for value in (model, tier, speed, id_)]
+    names = [(value and name_of(value)) or "" for value in (model, tier, speed, id_, usage.get("inference_geo"))]
     return Said(counts, True, 0, False, *names)

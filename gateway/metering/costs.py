@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from urllib.parse import unquote_to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,6 +16,20 @@ MAX_OUTPUT: Final = 4096
 """Output tokens of a request that sets no limit, unless the cost table says another number."""
 
 UnknownPrice = Literal["deny", "default", "warn"]
+
+
+def plain_path(path: bytes) -> bytes:
+    """Spell a path as its price is looked for: what most servers take for the same path has the same price.
+
+    Some servers decode it more than once, and some care neither for case nor for a slash at its end.
+    """
+    for _ in range(3):
+        if b"%" in path:
+            path = unquote_to_bytes(path)
+    return path.lower().rstrip(b"/") or b"/"
+
+
+_plain_pattern = lru_cache(maxsize=1024)(plain_path)  # not of clients' paths, which may be long
 
 
 class FixedPrice(NamedTuple):
@@ -30,10 +46,16 @@ class FixedPrice(NamedTuple):
     price: Mapping[str, int]
 
     def fits(self, method: bytes, path: bytes) -> bool:
-        """Whether a request is of this pattern; `path` without its query."""
+        """Whether a request is of this pattern; `path` without its query, as `plain_path` spells it."""
         if self.method not in {b"*", method}:
             return False
-        return path.startswith(self.path[:-1]) if self.path.endswith(b"*") else path == self.path
+        own = _plain_pattern(self.path)
+        return (path + b"/").startswith(own[:-1]) if own.endswith(b"*") else path == own
+
+    @property
+    def fits_all(self) -> bool:
+        """Whether each request is of this pattern."""
+        return (self.method, self.path) == (b"*", b"/*")
 
 
 class UnitPrice(NamedTuple):

@@ -58,7 +58,7 @@ class EventReader:
     __slots__ = (
         "_shape", "_strips", "_texts", "_before_texts",
         "_busy", "_tail", "_scanner", "_line_ends",  # of the event that is not over
-        "_first", "_latest", "_begun", "_telling", "_said", "_text_bytes", "_failed",  # what the stream has said
+        "_first", "_latest", "_begun", "_telling", "_said", "_text_bytes", "_told_bytes", "_failed",  # what it has said
     )
     # fmt: on
 
@@ -73,6 +73,7 @@ class EventReader:
         self._begun: dict[str, Any] = {}
         self._said: Said | None = None
         self._text_bytes = 0
+        self._told_bytes = 0  # those of them that the last usage counts
 
     def feed(self, content: bytes) -> bytes:
         """See `Meter`."""
@@ -101,7 +102,8 @@ class EventReader:
         """See `Reader`."""
         if self._said is None:
             self._said = self._read_out()
-        return self._said._replace(text_bytes=self._text_bytes, failed=self._failed)
+        told_bytes = 0 if self._said.counts is None else self._told_bytes
+        return self._said._replace(text_bytes=self._text_bytes - told_bytes, failed=self._failed)
 
     def cut_event(self) -> bytes:
         """See `Meter`."""
@@ -175,16 +177,16 @@ class EventReader:
             self._first = event
         names = _TELLING.findall(event)
         self._failed |= b"error" in names
-        text_bytes = self._text_of(event)
+        before_bytes = self._text_bytes
+        self._text_bytes += self._text_of(event)
         if not names or names == [b"error"]:
-            self._text_bytes += text_bytes
             return False
         self._said = None
         if self._shape is Shape.MESSAGES and b'"message_start"' in event:
             message = (data_of(event) or {}).get("message")
             self._begun = message if isinstance(message, dict) else {}
             return False
-        self._telling, self._text_bytes = event, text_bytes
+        self._telling, self._told_bytes = event, before_bytes
         if not self._strips or _NO_CHOICE.search(event) is None:
             return False
         data = data_of(event)

@@ -15,6 +15,7 @@ from gateway.metering import Cost
 from gateway.metering.answers import JsonReader
 from gateway.metering.decoding import Gzip
 from gateway.metering.events import EventReader
+from gateway.metering.fees import FeeReader
 from gateway.metering.fields import CONTENT_ENCODING, CONTENT_TYPE, Fields, upstream_id
 from gateway.metering.fixed import FixedMeter
 from gateway.metering.readers import Said
@@ -55,7 +56,7 @@ class Terms(NamedTuple):
     Args:
         shape: Of the request.
         model: As it names it; "" where that is not known.
-        tier, speed: Likewise.
+        tier, speed, geo: Likewise.
         find: Finds the prices of models, of the request's and of the answer's.
         tariff: The request's prices; None where its model is not known.
         fixed, each: As of `Quote`.
@@ -69,6 +70,7 @@ class Terms(NamedTuple):
     model: str
     tier: str
     speed: str
+    geo: str
     find: FindTariff
     tariff: Tariff | None
     fixed: Mapping[str, int]
@@ -91,7 +93,8 @@ class Terms(NamedTuple):
             tariff = self.find(self.model or said.model, tier, speed) or tariff
         if tariff is None:
             return None
-        return {"USD": tariff.nano(counts), "tokens": counts.input + counts.output}
+        percent = percent_of(said.geo or self.geo) if self.shape.of_anthropic else 100
+        return {"USD": tariff.nano(counts, percent), "tokens": counts.input + counts.output}
 
     def passed(self, said: Said, granted: int) -> dict[str, int]:
         """Return what has been spent by what passed of an answer that is not over, at the most."""
@@ -177,7 +180,7 @@ class LlmMeter:
         lines: The answer's field lines.
     """
 
-    __slots__ = ("_granted", "_gzip", "_id", "_reader", "_terms", "edits")
+    __slots__ = ("_fees", "_granted", "_gzip", "_id", "_reader", "_terms", "edits")
 
     def __init__(self, terms: Terms, granted: int, lines: Sequence[bytes]) -> None:
         fields = Fields(lines)
@@ -195,6 +198,9 @@ class LlmMeter:
             self._reader = EventReader(terms.shape, strips=terms.strips and self._gzip is None)
         else:
             self._reader = JsonReader(terms.shape, named=bool(terms.model and self._id))
+        self._fees: FeeReader | None = None
+        if terms.fees:
+            self._reader = self._fees = FeeReader(self._reader, terms.shape, is_stream=is_stream)
 
     def feed(self, content: bytes) -> bytes:
         """See `Meter`."""
@@ -217,6 +223,13 @@ class LlmMeter:
     def result(self, *, whole: bool, elapsed_ms: int) -> Cost:
         """See `Meter`."""
         del elapsed_ms
+        cost = self._of_tokens(whole=whole)
+        if self._fees is None:
+            return cost
+        usd = cost.cost.get("USD", 0) + self._fees.nano(whole=whole)
+        return cost._replace(cost={**cost.cost, "USD": usd}, mark=Mark.ESTIMATED)
+
+    def _of_tokens(self, *, whole: bool) -> Cost:
         terms, said = self._terms, self._reader.said()
         whole = whole and not said.failed and (self._gzip is None or not self._gzip.lost)
         model, id_ = terms.model or said.model, self._id or said.id
@@ -224,8 +237,7 @@ class LlmMeter:
         if counts is not None and (whole or said.final):
             cost = terms.exact(said, counts)
             if cost is not None:
-                mark = Mark.ESTIMATED if terms.fees else Mark.EXACT
-                return _new(Cost, (cost, mark, units_of(counts), model, id_))
+                return _new(Cost, (cost, Mark.EXACT, units_of(counts), model, id_))
         cost = terms.reserved(self._granted) if whole else terms.passed(said, self._granted)
         return Cost(cost, Mark.ESTIMATED, model=model, upstream_id=id_)
 
@@ -267,6 +279,14 @@ def units_of(counts: Counts) -> dict[str, int]:
     if counts.searches:
         units["searches"] = counts.searches
     return units
+
+
+def percent_of(geo: str) -> int:
+    """Return what of the usual price Anthropic takes for where a model runs.
+
+    Source: https://platform.claude.com/docs/en/build-with-claude/data-residency#pricing
+    """
+    return 100 if geo in {"", "global", "not_available"} else 110
 
 
 @lru_cache(maxsize=1024)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from gateway.errors import PriceUnknown
 from gateway.metering.catalogue import Catalogue
-from gateway.metering.fields import CONTENT_ENCODING, Fields
+from gateway.metering.costs import plain_path
 from gateway.metering.fixed import FixedQuote
-from gateway.metering.llm import LlmQuote, Terms, may_think_unseen
+from gateway.metering.llm import LlmQuote, Terms, may_think_unseen, percent_of
 from gateway.metering.measured import MeasuredQuote
 from gateway.metering.rates import PICO_IN_NANO, Rates, Tariff
 from gateway.metering.readers import name_of
 from gateway.metering.requests import LIMITS, PICTURE_TOKENS, TOOLS_TOKENS, Wanted, asks_usage, read
 from gateway.metering.shapes import Shape, is_free, shape_of
-from gateway.scope import is_ambiguous
+from gateway.scope import is_ambiguous, names_another
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 CONTEXT_TOKENS: Final = 1_000_000
 """How long a model's input can be at most, where nobody has said."""
 
+MAX_PATH_BYTES: Final = 1024
+"""No path of a language model's API is as long."""
+
 # Whose APIs have a name of their own for the limit of chat completions: their newer models refuse the common one.
 _OPENAI: Final = re.compile(
     r"(?i)https?://(?:[^/]*\.)?(?:openai\.com|openai\.azure\.com|cognitiveservices\.azure\.com)[:/]"
@@ -35,6 +39,14 @@ _ASKED: Final = frozenset((Shape.CHAT, Shape.COMPLETIONS))
 """Streams of these say their usage only if asked."""
 # Refuses members that it does not know, and says its usage unasked.
 _MISTRAL: Final = re.compile(r"(?i)https?://(?:[^/]*\.)?mistral\.ai[:/]")
+
+_NO_DEARER: Final = frozenset(("", "flex", "batch", "standard_only"))
+"""Service tiers that take no more than the usual price, whether or not that of the tier is known."""
+_SEARCHES: Final = re.compile("-search-(?:preview|api)")
+"""Models that search the web for each answer."""
+_CODING: Final = re.compile(rb"\r\ncontent-encoding:[ \t]*([^\r]*?)[ \t]*(?=\r)")
+_CHARSET: Final = re.compile(rb"\r\ncontent-type:[^\r]*;[ \t]*charset[ \t]*=[ \t]*([^\r]*?)[ \t]*(?=\r)")
+_UTF_8: Final = frozenset((b"utf-8", b"utf8", b'"utf-8"', b'"utf8"', b"us-ascii"))
 
 
 def pricing_of(table: CostTable, url: str, *, clamp: bool) -> Pricing:
@@ -59,9 +71,9 @@ class PlainPricing:
 
     def quote(self, method: bytes, path: bytes, lines: Sequence[bytes], body: bytes | None, now_s: float) -> Quote:
         """See `Pricing`."""
-        del lines, now_s
+        del now_s
         table, plain = self._table, path.partition(b"?")[0] or b"/"
-        price = fixed_price(table, method, plain)
+        price = fixed_price(table, method, plain, lines)
         if price is not None:
             return FixedQuote(price, body)
         if table.measured is not None:
@@ -72,12 +84,13 @@ class PlainPricing:
 class LlmPricing:
     """See `Pricing`: prices by token, and by method and path for what is paid otherwise."""
 
-    __slots__ = ("_catalogue", "_clamp", "_is_mistral", "_limit", "_own", "_table", "needs_body")
+    __slots__ = ("_base", "_catalogue", "_clamp", "_is_mistral", "_limit", "_own", "_table", "needs_body")
 
     def __init__(self, table: CostTable, url: str, *, clamp: bool) -> None:
         self.needs_body = True
         self._table = table
         self._clamp = clamp
+        self._base = urlsplit(url).path.rstrip("/").encode()
         self._catalogue = Catalogue(url)
         self._own = {name: Tariff(rates) for name, rates in (table.prices or {}).items()}
         self._is_mistral = _MISTRAL.match(f"{url}/") is not None
@@ -86,11 +99,11 @@ class LlmPricing:
     def quote(self, method: bytes, path: bytes, lines: Sequence[bytes], body: bytes | None, now_s: float) -> Quote:
         """See `Pricing`."""
         table, plain = self._table, path.partition(b"?")[0] or b"/"
-        price = fixed_price(table, method, plain) if table.fixed else None
+        price = fixed_price(table, method, plain, lines) if table.fixed else None
         if price is not None:
             return FixedQuote(price, body)
-        shaped = shape_of(method, plain)
-        if shaped is None:
+        shaped = shape_of(method, self._base + plain) if len(plain) <= MAX_PATH_BYTES else None
+        if shaped is None or is_ambiguous(plain):
             if is_free(method, plain, lines):
                 return FixedQuote({}, body)
             return unknown(table, body, "this method and path", "give it one in `fixed`")
@@ -99,21 +112,43 @@ class LlmPricing:
         def find(model: str, tier: str, speed: str) -> Tariff | None:
             return self._find(model, tier, speed, now_s)
 
-        if body is None or Fields(lines).get(CONTENT_ENCODING).lower() not in {b"", b"identity"}:
-            return self._unread(shape, named, body, find)
+        if body is None or not is_plain(lines):
+            what, mend = "a request that is compressed or longer than 1 MiB, or not in UTF-8", "set `reserve`"
+            held = FixedQuote(table.reserve, body) if table.reserve else unknown(table, body, what, mend)
+            return self._unread(shape, named, body, find, held)
         wanted = read(shape, body)
         if wanted is None:
-            return unknown(table, body, "a request whose JSON cannot be read", "send it as a JSON object in UTF-8")
+            what, mend = "a request whose JSON cannot be read", "send it as a JSON object in UTF-8"
+            return self._unread(shape, named, body, find, unknown(table, body, what, mend))
         model, tier, speed = named or wanted.model, wanted.tier, wanted.speed
         tariff, notice = find(model, tier, speed), ""
+        if (tier or speed) and tariff is not None:
+            usual = find(model, "", speed) or tariff
+            if is_cheaper(tariff, usual):
+                tariff, tier = usual, ""  # a discount counts when the answer confirms it
+            elif (tier not in _NO_DEARER and tariff == usual) or (speed and tariff == find(model, tier, "")):
+                what = f"the model '{name_of(model)}' at the service tier or speed that is asked for"
+                unknown(table, body, what, "leave it out")
         if tariff is None:
             tariff, notice = self._unknown(model)
         most = (wanted.limit or table.max_output) * wanted.choices if shape in LIMITS else 0
         fixed, each = self._bounds(shape, wanted, body, tariff)
-        bounded, hidden = self._clamp or wanted.limit is not None, wanted.thinks or may_think_unseen(model)
+        bounded, hidden = self._clamp or wanted.limit is not None, wanted.unseen or may_think_unseen(model)
         strips = wanted.streams and shape in _ASKED and not self._is_mistral and not asks_usage(wanted)
         terms = Terms(
-            shape, model, tier, speed, find, tariff, fixed, each if most else {}, bounded, hidden, wanted.fees, strips
+            shape=shape,
+            model=model,
+            tier=tier,
+            speed=speed,
+            geo=wanted.geo,
+            find=find,
+            tariff=tariff,
+            fixed=fixed,
+            each=each if most else {},
+            bounded=bounded,
+            hidden=hidden,
+            fees=wanted.fees or _SEARCHES.search(model) is not None,
+            strips=strips,
         )
         return LlmQuote(terms, body, wanted, most=most, limit=self._limit_of(shape) if most else "", notice=notice)
 
@@ -151,13 +186,14 @@ class LlmPricing:
         self, shape: Shape, wanted: Wanted, body: bytes, tariff: Tariff
     ) -> tuple[dict[str, int], dict[str, int]]:
         """Return what is reserved for a request but for its output, and what for each token of that."""
-        tokens, reserve = len(body), self._table.reserve
+        tokens, reserve, unbounded = len(body), self._table.reserve, 0
         if wanted.tools:
             tokens += TOOLS_TOKENS
         more = wanted.open or wanted.pictures > 0
-        if more and not reserve:
+        if more:
             context = tariff.context or CONTEXT_TOKENS
-            tokens += context if wanted.open else min(wanted.pictures * PICTURE_TOKENS, context)
+            unbounded = context if wanted.open else min(wanted.pictures * PICTURE_TOKENS, context)
+            tokens += 0 if reserve else unbounded
         # What is reserved for may have any number of tokens.
         rates = tariff.rates(1 << 62 if more and reserve else tokens) if tariff.tiers else tariff.base
         per_input = rates.dearest_input(
@@ -165,49 +201,82 @@ class LlmPricing:
             written_1h=shape is Shape.MESSAGES and (b'1h"' in body or b"\\u00" in body),
             media=more,
         )
-        pico = tokens * per_input + rates.request
+        percent = percent_of(wanted.geo) if shape.of_anthropic else 100
+        pico = tokens * per_input * percent // 100 + rates.request
         if "prediction" in wanted.members:  # what of it is not taken is billed as output, beyond the limit
             pico += len(body) * rates.dearest_output
         fixed = {"USD": -(-pico // PICO_IN_NANO), "tokens": tokens}
         if more and reserve:
-            for unit, atoms in reserve.items():
+            for unit, atoms in {"tokens": unbounded, **reserve}.items():
                 fixed[unit] = fixed.get(unit, 0) + atoms
-        return fixed, {"USD": -(-rates.dearest_output // PICO_IN_NANO), "tokens": 1}
+        return fixed, {"USD": -(-rates.dearest_output * percent // (100 * PICO_IN_NANO)), "tokens": 1}
 
-    def _unread(self, shape: Shape, model: str, body: bytes | None, find: FindTariff) -> Quote:
-        """Quote a request that is too long to be read, or compressed.
+    @staticmethod
+    def _unread(shape: Shape, model: str, body: bytes | None, find: FindTariff, held: FixedQuote) -> Quote:
+        """Quote a request that is not read: its answer may say what it did cost, and must be counted if it does.
 
-        Raises:
-            PriceUnknown: That is refused.
+        Args:
+            shape: Its own.
+            model: As its path names it; "" if that does not.
+            body: What is sent, if it is not too long.
+            find: As of `Terms`.
+            held: What is reserved for it.
         """
-        reserve: Mapping[str, int] | None = self._table.reserve
-        if not reserve:
-            return unknown(self._table, body, "a request that is compressed or longer than 1 MiB", "set `reserve`")
+        tariff = find(model, "", "") if model else None
+        tokens = CONTEXT_TOKENS if tariff is None else tariff.context or CONTEXT_TOKENS
+        # What nothing is held of is not counted.
+        fixed = {"USD": 1, "tokens": 1 if held.notice else tokens, **held.fixed}
         terms = Terms(
             shape=shape,
             model=model,
             tier="",
             speed="",
+            geo="",
             find=find,
-            tariff=find(model, "", "") if model else None,
-            fixed=reserve,
+            tariff=tariff,
+            fixed=fixed,
             each={},
             bounded=False,
             hidden=True,
             fees=False,
             strips=False,
         )
-        return LlmQuote(terms, body, None, most=0, limit="", notice="")
+        return LlmQuote(terms, body, None, most=0, limit="", notice=held.notice)
 
 
-def fixed_price(table: CostTable, method: bytes, path: bytes) -> Mapping[str, int] | None:
-    """Return the price of the first pattern that fits; None if none does, or some server could read another path."""
-    if is_ambiguous(path):
+def is_plain(lines: Sequence[bytes]) -> bool:
+    """Whether field lines say of a body that it is text in UTF-8, without a coding, or nothing of that."""
+    text = (b"\r\n%b\r\n" % b"\r\n".join(lines)).lower()
+    if b"\r\ncontent-encoding:" not in text and b"charset" not in text:
+        return True
+    codings, charsets = _CODING.findall(text), _CHARSET.findall(text)
+    return all(one == b"identity" for one in codings) and all(one in _UTF_8 for one in charsets)
+
+
+def is_cheaper(tariff: Tariff | None, usual: Tariff) -> bool:
+    """Whether one of two tariffs is, for some tokens at least."""
+    return tariff is not None and (tariff.base.input < usual.base.input or tariff.base.output < usual.base.output)
+
+
+def fixed_price(table: CostTable, method: bytes, path: bytes, lines: Sequence[bytes]) -> Mapping[str, int] | None:
+    """Return the price of the first pattern that fits; None if none does, or some server could read another request.
+
+    Args:
+        table: Has the patterns.
+        method: The request's.
+        path: Its path, without a query.
+        lines: Its field lines.
+    """
+    fixed = table.fixed
+    if not fixed or fixed[0].fits_all:
+        return fixed[0].price if fixed else None
+    if is_ambiguous(path) or names_another(lines):
         return None
-    return next((one.price for one in table.fixed if one.fits(method, path)), None)
+    path = plain_path(path)
+    return next((one.price for one in fixed if one.fits(method, path)), None)
 
 
-def unknown(table: CostTable, body: bytes | None, what: str, mend: str) -> Quote:
+def unknown(table: CostTable, body: bytes | None, what: str, mend: str) -> FixedQuote:
     """Quote a request whose price nobody has said.
 
     Raises:

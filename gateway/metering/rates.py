@@ -154,10 +154,18 @@ class Tariff:
                 found = rates
         return found
 
-    def nano(self, counts: Counts) -> int:
-        """Return what has been used costs, in nanodollars, rounded up."""
+    def nano(self, counts: Counts, percent: int = 100) -> int:
+        """Return what has been used costs, in nanodollars, rounded up.
+
+        Args:
+            counts: What has been used.
+            percent: Of the price of each token.
+        """
         rates = self.rates(counts.input) if self.tiers else self.base
-        return -(-rates.pico(counts) // PICO_IN_NANO)
+        pico = rates.pico(counts)
+        if percent != 100:
+            pico += -(-(pico - rates.request - counts.searches * rates.search) * (percent - 100) // 100)
+        return -(-pico // PICO_IN_NANO)
 
 
 def rates_of(prices: Mapping[str, object]) -> Rates:

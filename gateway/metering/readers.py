@@ -29,6 +29,7 @@ class Said(NamedTuple):
         tier: Its `service_tier`; "" if it has none.
         speed: Its usage's `speed`; likewise.
         id: Its own id; likewise.
+        geo: Its usage's `inference_geo`; likewise.
     """
 
     counts: Counts | None = None
@@ -39,6 +40,7 @@ class Said(NamedTuple):
     tier: str = ""
     speed: str = ""
     id: str = ""
+    geo: str = ""
 
 
 class Reader(Protocol):

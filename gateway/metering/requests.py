@@ -9,6 +9,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from gateway.errors import BadRequest
 from gateway.metering.shapes import Shape
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _HARMLESS: Final = (
     "text|input_text|output_text|message|function|function_call|function_call_output|tool_use|tool_result|thinking|"
     "redacted_thinking|reasoning|summary_text|reasoning_text|ephemeral|json_schema|json_object|enabled|disabled|adaptive|"
     "auto|any|tool|none|custom|refusal|object|string|number|integer|boolean|array|null|content|grammar|allowed_tools|"
-    "custom_tool_call|custom_tool_call_output|query|document_text"
+    "custom_tool_call|custom_tool_call_output|query|document_text|base64|url"
 )
 _PICTURES: Final = "image_url|input_image|image"
 # A part, a tool or an item of any other type can bring more tokens than it has bytes.
@@ -66,6 +67,19 @@ _OPEN_OF_GEMINI: Final = re.compile(
 )
 
 
+MAX_MODEL_CHARACTERS: Final = 256
+"""How long a model's name may be: it is written to the ledger."""
+_READ_IN_ANY_CASE: Final = frozenset(
+    (
+        *("model", "models", "stream", "stream_options", "n", "best_of", "prompt", "service_tier", "speed", "thinking"),
+        *("tools", "functions", "prediction", "reasoning", "reasoning_effort", "background"),
+        "inference_geo",
+        *(name for names in (*LIMITS.values(), *_OPEN_KEYS.values()) for name in names),
+    )
+)
+"""What is looked at here. Some servers take `MODEL` for `model` (Go's encoding/json), and a Kelvin sign for a k."""
+
+
 class Wanted(NamedTuple):
     """What a request asks for.
 
@@ -79,9 +93,9 @@ class Wanted(NamedTuple):
         fees: Whether something may be billed that no usage tells of.
         pictures: How many there are in it.
         tools: Whether it brings functions to call.
-        thinks: Whether it asks for reasoning that is not shown.
+        unseen: Whether it asks for output that does not show in its stream, or goes on when that is left.
         thinking_tokens: How many tokens of its output are for that, at the least.
-        tier, speed: Its `service_tier` and `speed`; "" if it has none, or leaves it to the provider.
+        tier, speed, geo: Its `service_tier`, `speed` and `inference_geo`; "" if it leaves them to the provider.
         ambiguous: Whether it has two members of a name, of which others may read the first.
     """
 
@@ -94,15 +108,16 @@ class Wanted(NamedTuple):
     fees: bool
     pictures: int
     tools: bool
-    thinks: bool
+    unseen: bool
     thinking_tokens: int
     tier: str
     speed: str
+    geo: str
     ambiguous: bool
 
 
 def read(shape: Shape, body: bytes) -> Wanted | None:
-    """Read a request's body; None if it is not a JSON object in UTF-8."""
+    """Read a request's body; None if it is not a JSON object in UTF-8, or one that others read otherwise."""
     try:
         # Objects are read as tuples of pairs: only so is one that has two members of a name told from any other.
         text = body.decode().lstrip(_SPACE)
@@ -114,9 +129,16 @@ def read(shape: Shape, body: bytes) -> Wanted | None:
         if ambiguous or (b"\\u00" in body and _HIDDEN_LETTER.search(body) is not None):
             members = json.loads(body)
             body = json.dumps(members).encode()
+        names = "".join(members)
+        if not (names.isascii() and names.islower()) and any(map(_is_misspelled, members)):
+            return None
         return _wanted(shape, members, body, ambiguous=ambiguous)
     except (ValueError, RecursionError, TypeError, OverflowError):
         return None
+
+
+def _is_misspelled(name: str) -> bool:
+    return name not in _READ_IN_ANY_CASE and name.casefold() in _READ_IN_ANY_CASE
 
 
 _decode: Final = json.JSONDecoder(object_pairs_hook=tuple).raw_decode
@@ -141,27 +163,39 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
         if b'"type"' in body:
             is_open = is_open or _OPEN_TYPE.search(body) is not None
             pictures = len(_PICTURE.findall(body))
-    thinking = get("thinking")
+    thinking, streams = get("thinking"), get("stream") is True
+    if streams:
+        _object(get("stream_options"))
+    # Of several models, nobody knows which one it will be.
+    if not isinstance(model, str) or len(model) > MAX_MODEL_CHARACTERS or get("models"):
+        model = ""
     return Wanted(
         members,
-        model if isinstance(model, str) else "",
+        model,
         min(limit, MAX_OUTPUTS) or None,
         min(choices, MAX_CHOICES),
-        get("stream") is True,
+        streams,
         is_open,
         is_open and _FEES.search(_SAID_FEES.sub(b"", body) if shape.of_anthropic else body) is not None,
         pictures,
         "tools" in members or "functions" in members,
-        bool(thinking or get("reasoning") or get("reasoning_effort")),
+        choices > 1 or bool(thinking or get("reasoning") or get("reasoning_effort") or get("background")),
         0 if thinking is None else _number(_object(thinking).get("budget_tokens")) or 0,
         usual_is_none(tier) if tier else "",
         usual_is_none(speed) if speed else "",
+        str(get("inference_geo") or ""),
         ambiguous,
     )
 
 
 def _of_gemini(members: dict[str, Any], body: bytes) -> tuple[int, int, bool, int]:
-    """Return the limit (0: none), choices, whether it is open, and pictures."""
+    """Return the limit (0: none), choices, whether it is open, and pictures.
+
+    Raises:
+        ValueError: Its settings are there twice.
+    """
+    if "generationConfig" in members and "generation_config" in members:
+        raise ValueError("two members are one")
     config = _object(members.get("generationConfig", members.get("generation_config"))).get
     limit = max(_number(config("maxOutputTokens")) or 0, _number(config("max_output_tokens")) or 0)
     choices = max(_number(config("candidateCount")) or 1, _number(config("candidate_count")) or 1)
@@ -215,7 +249,11 @@ class Changes(NamedTuple):
 
 
 def rewritten(shape: Shape, body: bytes, wanted: Wanted, changes: Changes) -> bytes:
-    """Return the body with changes: what is new is put in front; to change anything else means writing it all again."""
+    """Return the body with changes: what is new is put in front; to change anything else means writing it all again.
+
+    Raises:
+        BadRequest: It is nested so deep that it can be read, but not be written.
+    """
     members = _changed(shape, wanted.members, changes)
     if not wanted.ambiguous:
         if not members:
@@ -224,8 +262,11 @@ def rewritten(shape: Shape, body: bytes, wanted: Wanted, changes: Changes) -> by
             at = body.index(b"{") + 1
             added = json.dumps(members, separators=(",", ":")).encode()[1:-1]
             return b"%b%b%b%b" % (body[:at], added, b"," if wanted.members else b"", body[at:])
-    whole = json.loads(body)
-    return json.dumps(whole | _changed(shape, whole, changes), separators=(",", ":")).encode()
+    try:
+        whole = json.loads(body)
+        return json.dumps(whole | _changed(shape, whole, changes), separators=(",", ":")).encode()
+    except RecursionError:
+        raise BadRequest("The JSON of the body is nested too deep.") from None
 
 
 def _changed(shape: Shape, members: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
@@ -237,8 +278,8 @@ def _changed(shape: Shape, members: Mapping[str, Any], changes: Changes) -> dict
     if shape is Shape.GEMINI:
         key = "generation_config" if "generation_config" in members else "generationConfig"
         config = _object(members.get(key))
-        name = "max_output_tokens" if "max_output_tokens" in config else changes.limit
-        return changed | {key: {**config, name: changes.output}}
+        present = [name for name in ("maxOutputTokens", "max_output_tokens") if name in config] or [changes.limit]
+        return changed | {key: {**config, **dict.fromkeys(present, changes.output)}}
     present = [name for name in LIMITS[shape] if members.get(name) is not None] or [changes.limit]
     return changed | {name: min(changes.output, _number(members.get(name)) or changes.output) for name in present}
 

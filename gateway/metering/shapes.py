@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 from gateway.metering.rates import Counts
+from gateway.scope import is_ambiguous, names_another
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,10 +56,14 @@ _PATH: Final = re.compile(
     rb"(?:(/chat/completions|/completions|/responses|/embeddings|/messages)|/models/([^/:]+)(:[A-Za-z]+))\Z"
 )
 _DEPLOYMENT: Final = re.compile(rb"/openai/deployments/([^/]+)/")
-_FREE: Final = (b"/messages/count_tokens", b"/responses/input_tokens", b"/moderations", b":countTokens")
+# Without an escape: what some server decodes may be another path.
+_FREE: Final = re.compile(
+    rb"[\w./:@~-]*(?:/messages/count_tokens|/responses/input_tokens|/moderations|:countTokens|"
+    rb"/responses/[\w-]+/cancel)"
+)
 _READING: Final = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS"))
-# What goes on behind an upgrade is not seen, and some servers take a method from a field.
-_ODD_FIELD: Final = re.compile(rb"(?i)\r\n(?:upgrade|x-http-method-override):")
+# What goes on behind an upgrade is not seen.
+_UPGRADE: Final = re.compile(rb"(?i)\r\nupgrade:")
 
 
 @lru_cache(maxsize=1024)
@@ -81,9 +86,11 @@ def shape_of(method: bytes, path: bytes) -> tuple[Shape, str] | None:
 
 def is_free(method: bytes, path: bytes, lines: Sequence[bytes]) -> bool:
     """Whether a language model's API takes no money for a request that is none of the shapes."""
+    if names_another(lines):
+        return False
     if method == b"POST":
-        return path.endswith(_FREE)
-    return method in _READING and not _ODD_FIELD.search(b"\r\n" + b"\r\n".join(lines))
+        return _FREE.fullmatch(path) is not None and not is_ambiguous(path)
+    return method in _READING and not _UPGRADE.search(b"\r\n" + b"\r\n".join(lines))
 
 
 def counts_of(shape: Shape, usage: Mapping[str, Any]) -> Counts | None:
@@ -102,8 +109,8 @@ def counts_of(shape: Shape, usage: Mapping[str, Any]) -> Counts | None:
             counts = _of_openai(usage)
     except (TypeError, ValueError, AttributeError):
         return None
-    asked, said, cached, written, hour, *_ = counts
-    if asked > MAX_TOKENS or said > MAX_TOKENS or cached + written > asked or hour > written:
+    asked, _, cached, written, hour, *_ = counts
+    if max(counts) > MAX_TOKENS or cached + written > asked or hour > written:  # sums of what `_whole` took
         return None
     return counts
 
@@ -152,6 +159,10 @@ def _of_openai(usage: Mapping[str, Any]) -> Counts:
 
 
 def _of_anthropic(usage: Mapping[str, Any]) -> Counts:
+    """See `counts_of`. The sums leave out what a summary of the context took, which is billed.
+
+    Source: https://platform.claude.com/docs/en/build-with-claude/compaction#understanding-usage
+    """
     get = usage.get
     said = get("output_tokens")
     if type(said) is not int:
@@ -160,7 +171,14 @@ def _of_anthropic(usage: Mapping[str, Any]) -> Counts:
     written, split, tools = _whole(get("cache_creation_input_tokens")), get("cache_creation"), get("server_tool_use")
     hour = _whole(split.get("ephemeral_1h_input_tokens")) if split else 0
     searches = _whole(tools.get("web_search_requests")) if tools else 0
-    return Counts(plain + cached + written, said, cached, written, hour, searches=searches)
+    counts = Counts(plain + cached + written, said, cached, written, hour, searches=searches)
+    for one in get("iterations") or ():
+        if one.get("type") == "message":
+            continue
+        if one.get("type") != "compaction":
+            raise TypeError("what another model has made has another price")
+        counts = Counts(*map(sum, zip(counts, _of_anthropic({**one, "iterations": None}), strict=True)))
+    return counts
 
 
 def _of_gemini(usage: Mapping[str, Any]) -> Counts:

@@ -151,7 +151,11 @@ class MeteredExchange(GuardedExchange):
             added.append(b"Accept-Encoding: " + quote.accepts)
         if self.upload is None and self._pricing.needs_body:
             content = self._content
-            body = quote.body(self._granted)
+            try:
+                body = quote.body(self._granted)
+            except GatewayError as error:
+                self._refuse(error)
+                return
             if body is not None and body is not content:
                 self._content = content = body
             if len(content) != head.length:
@@ -222,7 +226,7 @@ class MeteredExchange(GuardedExchange):
 
     def on_more(self) -> None:
         """See `overspent.Held`."""
-        if self.client.writable and self.answer is not None:
+        if (self._gone or self.client.writable) and self.answer is not None:
             self.answer.resume()
         waiting.await_upstream(self)
 
@@ -250,8 +254,8 @@ class MeteredExchange(GuardedExchange):
 
     def on_client_lost(self) -> None:
         """See `Exchange`; but its answer may be read on for a while, so that what it cost is known."""
-        drain_s = self.context.settings.disconnect_drain_s
-        if drain_s and self.sent and self.request_done and not self._over:
+        drain_s, shared = self.context.settings.disconnect_drain_s, self.context.shared
+        if drain_s and self.sent and self.request_done and not self._over and not shared.closed:
             ask = self._reservation
             assert ask is not None  # noqa: S101 - it has been sent
             self.spent = Spent(ask.id, None)
@@ -259,6 +263,7 @@ class MeteredExchange(GuardedExchange):
             self._gone = True
             self.deadline_s = self.context.clock.soon_s + drain_s
             self.context.clock.watched.add(self)
+            shared.spending.left.add(self)
             if self.answer is not None:
                 self.answer.resume()
             return
@@ -305,6 +310,7 @@ class MeteredExchange(GuardedExchange):
     def _end(self) -> None:
         self._settle(whole=False)
         self.context.clock.watched.discard(self)
+        self.context.shared.spending.left.discard(self)
         super()._end()
 
     def _settle(self, *, whole: bool) -> None:

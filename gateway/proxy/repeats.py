@@ -16,18 +16,18 @@ SAMPLE_CHARACTERS: Final = 120
 """Of a body, so much is shown: the begin of a prompt, or the name of a model."""
 PATH_CHARACTERS: Final = 200
 
-_LOOKED_AT_BYTES: Final = 1024
+_LOOKED_AT_BYTES: Final = 512
 """So much is looked at for secrets: one that begins in what is shown is seen as a whole, or is long in any case."""
 _SECRETS: Final = re.compile(
     r"""(?ax)
-    (?<=["'])(?P<member>[\w.-]*(?i:key|token|secret|passw|credential|authorization|cookie)[\w.-]*["']\s*:\s*["'])[^"']*
+    (?<=["'])(?P<member>[\w.-]{0,30}(?i:key|token|secret|passw|credential|authorization|cookie)[\w.-]{0,30}["']\s*:\s*["'])[^"']*
     | (?P<form>(?i:key|token|secret|passw(?:or)?d|credential)s?=)[^&\s"']+
     | (?P<scheme>(?i:bearer|basic)\s+)[\w.~+/=-]+
     | (?:sk|pk|rk|ak|key|gsk|xai|pplx|hf|r8|glpat|gh[a-z]|github_pat|xox[a-z])[-_][\w-]{8,}
     | (?:AKIA|AIza)[\w-]{12,}
     | [0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}
-    | (?=[a-zA-Z_]*[0-9])\w{20,}  # what is long and no word
-    | (?=[a-z0-9+/]*[A-Z])(?=[A-Z0-9+/]*[a-z])(?=[a-zA-Z+/]*[0-9])[\w+/]{24,}  # base64
+    | (?=[a-zA-Z_]{0,50}[0-9])\w{20,}  # what is long and no word
+    | (?=[a-z0-9+/]{0,50}[A-Z])(?=[A-Z0-9+/]{0,50}[a-z])(?=[a-zA-Z+/]{0,50}[0-9])[\w+/]{24,}  # base64
     """
 )
 _MASKED: Final = "***"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway.budgets.family import is_long
 from gateway.stores.memory import MemoryStore
 from gateway.stores.memory_ledger import MemoryLedger
 
@@ -44,4 +45,5 @@ def make_store(settings: Settings, current: Callable[[], Settings] | None = None
     timeout_s = settings.store_timeout_s
     if isinstance(settings.redis, ClusterAddress):
         return ClusterStore(settings.redis, timeout_s=timeout_s, loss=loss, instances=instances)
-    return RedisStore(settings.redis, timeout_s=timeout_s, loss=loss, instances=instances)
+    long = any(map(is_long, (*settings.budgets.each, *settings.budgets.together)))
+    return RedisStore(settings.redis, timeout_s=timeout_s, loss=loss, instances=instances, is_long=long)

@@ -71,10 +71,12 @@ class RedisStore:
         lease_us: How long a place in flight is held without being renewed, in microseconds.
         spends: The scripts of budgets; likewise.
         now_s: Seconds since the epoch: which calendar windows are told to Redis, whose clock picks.
+        is_long: Whether there are budgets that Redis should know for longer than it runs.
     """
 
     __slots__ = (
         "_instances",
+        "_is_long",
         "_lines",
         "_loss",
         "_timeout_s",
@@ -101,8 +103,10 @@ class RedisStore:
         lease_us: int = LEASE_US,
         spends: SpendScripts = SPEND_SCRIPTS,
         now_s: Callable[[], float] = time.time,
+        is_long: bool = False,
     ) -> None:
         self._loss = loss or Deny()
+        self._is_long = is_long
         self._instances = instances
         self._timeout_s = timeout_s
         self.script = script
@@ -249,6 +253,16 @@ class RedisStore:
         await self.link.start()
         if self._instances is not None:
             await self._instances.start(self.ask)
+        if self._is_long:
+            await self._look_whether_it_forgets()
+
+    async def _look_whether_it_forgets(self) -> None:
+        (reply,) = await self.ask(("CONFIG", "GET", "appendonly"))
+        if isinstance(reply, list) and reply[1:] == [b"no"]:
+            log.warning(
+                "Redis forgets what was spent since its last snapshot when it ends (appendonly no); there are budgets "
+                "for a day or longer: set appendonly to yes."
+            )
 
     async def ask(self, *commands: Command) -> list[object]:
         """Send commands that are about no subject; see `Link.ask`."""

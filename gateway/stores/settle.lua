@@ -54,6 +54,7 @@ for i = 1, budgets do
     if counts and book.second > 0 then
       add(book, book.newest, book.second)
       keep(book, book.hash)
+      keep(book, book.holds)
     end
   end
 end

@@ -46,7 +46,7 @@ def test_what_nobody_settled_has_cost_what_was_held_for_it() -> None:
     assert with_granted("", 5) == ""
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"id":"r"}', '{"id":"r","odd":1}', "null", "7"])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"token":"t"}', '{"id":"r","odd":1}', "null", "7"])
 def test_what_is_no_entry(text: str) -> None:
     with pytest.raises((ValueError, TypeError)):
         Entry.read(text, "exact", 1)

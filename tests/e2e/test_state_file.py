@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
-from typing import TYPE_CHECKING
+import sqlite3
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,10 +17,13 @@ from gateway.server import Gateway
 from tests.e2e import connected, fetch, request
 from tests.e2e.test_workers import token_of, until
 from tests.kit.process import gateway_process, start
+from tests.kit.tls import Pem, client_side
 from tests.kit.upstream import Upstream, answering, events
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import trustme
 
 SECRET = "0123456789abcdef" * 2
 
@@ -31,6 +36,11 @@ def settings_of(upstream: Upstream, tmp_path: Path) -> dict[str, str]:
         "STATE_FILE": str(tmp_path / "state.db"),
         "TOKEN_SECRET": SECRET,
     }
+
+
+def connections_of(gateway: Gateway) -> set[object]:
+    assert gateway._context is not None
+    return set(gateway._context.connections)
 
 
 def names_in(directory: Path) -> set[str]:
@@ -129,3 +139,37 @@ async def test_inside_another_program(upstream: Upstream, tmp_path: Path) -> Non
     async with Gateway(config) as gateway:
         statuses = [(await fetch(gateway.url, request("/api/x", token))).status for _ in range(2)]
         assert statuses == [200, 429]
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["still there", "left before"])
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+async def test_a_stop_settles_what_is_read_on_for_a_client_that_left(
+    upstream: Upstream, tmp_path: Path, ca: trustme.CA, *, left: bool, secure: bool
+) -> None:
+    """Else it would be held, and assumed in full by the next process, though nobody was killed."""
+    queue: asyncio.Queue[bytes] = asyncio.Queue()
+    upstream.paths = {b"/v1/stream": events(queue)}
+    pem = Pem(tmp_path / "cert.pem", tmp_path / "key.pem")
+    pem.write(ca, "127.0.0.1")
+    tls: dict[str, Any] = {"gateway_tls_cert": str(pem.cert), "gateway_tls_key": str(pem.key)} if secure else {}
+    config = Config(
+        target_api_url=upstream.url,
+        target_cost="1 USD",
+        state_file=str(tmp_path / "state.db"),
+        on_disconnect="drain:60s",
+        **tls,
+    )
+    async with Gateway(config) as gateway:
+        token = gateway.issue_token()
+        async with connected(gateway.url, client_side(ca) if secure else None) as stream:
+            stream.write(request("/api/stream", token))
+            queue.put_nowait(b"begun")
+            assert (await stream.final_head()).status == 200
+            if left:
+                stream.writer.transport.abort()
+                await until(lambda: not connections_of(gateway))
+            await gateway.close()
+    queue.put_nowait(b"")
+    with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as db:
+        assert list(db.execute("SELECT request FROM held")) == []
+        assert list(db.execute("SELECT mark FROM ledger")) == [("exact",)]

@@ -330,3 +330,15 @@ def test_children_count_apart(play: Playbook) -> None:
     assert [sends(play).status for _ in range(4)] == [200, 200, 200, 429]
     play.token = child.encode()
     assert sends(play).status == 200
+
+
+@pytest.mark.parametrize("cost", COSTS, ids=NAMES)
+def test_the_bytes_of_a_refused_body_in_chunks_are_counted(
+    make: Callable[..., Playbook], cost: CostTable | None
+) -> None:
+    play = make("1/minute", cost=cost)
+    sends(play, b"hello")
+    play.client.sends(play.request(b"POST", b"/api/chat/completions", b"Transfer-Encoding: chunked"))
+    play.client.sends(b"5\r\nhello\r\n0\r\n\r\n")
+    play.client.problem(429, "loop_detected")
+    assert usage(play)["bytes_in"] == 10

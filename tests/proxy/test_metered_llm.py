@@ -247,3 +247,40 @@ def test_a_stream_that_is_left_may_be_read_to_its_end(make: Callable[..., Playbo
     play.client.resets()
     play.upstream.sends(chunk(text("b") + event(choices=[], usage=usage(9, 2)) + b"data: [DONE]\n\n"), END)
     assert costs(play) == [(9 * INPUT + 2 * OUTPUT, Mark.EXACT)]
+
+
+def test_it_is_read_on_when_there_is_more_money_for_it_though_its_client_had_not_kept_up(
+    make: Callable[..., Playbook],
+) -> None:
+    play = make(budget_cut="on", on_disconnect="drain:10s")
+    ask(play, chat(stream=True))
+    play.upstream.sends(HEAD)
+    play.client.stops_reading()
+    play.upstream.sends(*[chunk(b": " + b"x" * 20_000 + b"\n\n")] * 5)
+    assert not play.upstream.transport.is_reading()
+    play.client.resets()
+    play.store.holds = True
+    play.upstream.sends(chunk(text("x" * 5_000)))
+    assert not play.upstream.transport.is_reading()
+    play.store.decide()
+    assert play.upstream.transport.is_reading()
+    play.store.holds = False
+    play.upstream.sends(chunk(event(choices=[], usage=usage(9, 600)) + b"data: [DONE]\n\n"), END)
+    assert costs(play) == [(9 * INPUT + 600 * OUTPUT, Mark.EXACT)]
+
+
+def test_a_request_that_cannot_be_made_to_fit_is_refused_and_costs_nothing(make: Callable[..., Playbook]) -> None:
+    """Reading goes a little deeper than writing: at some of these depths it can be read, but not be written."""
+    play = make(budget="0.0065 USD/hour", budget_clamp="on", rate_limit="10000")
+    for depth in range(700, 1000):
+        nested = b'{"a":' * depth + b"1" + b"}" * depth
+        client = play.connect()
+        body = b'{"model":"m","max_tokens":400,"x":' + nested + b"}"
+        client.sends(play.request(b"POST", b"/api/chat/completions", body=body))
+        if client.has_head():
+            assert client.answer().status in {400, 403}
+        else:
+            play.upstream.request()
+            play.upstream.answers(b"", b"500 No")
+            client.answer()
+    assert {cost for cost, _ in costs(play)} <= {0}

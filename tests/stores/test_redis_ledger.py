@@ -12,10 +12,12 @@ import pytest
 
 from gateway.budgets.budget import Budget
 from gateway.budgets.spending import LEASE_US, Ask, Entry, Mark, Settlement
+from gateway.config import Config
 from gateway.errors import StoreUnavailable
 from gateway.limits import parse_concurrency, parse_limits
 from gateway.stores import UNCHECKED
 from gateway.stores import redis_ledger as redis_ledger_module
+from gateway.stores.choice import make_store
 from gateway.stores.fallback import Allow
 from gateway.stores.redis import RedisStore
 from tests.kit.redis import RedisServer, running_redis, until
@@ -464,3 +466,53 @@ async def test_a_limit_check_is_no_reservation(shared: RedisServer) -> None:
         plan = store.spend_plan("abc", parse_limits("5/minute"), BUDGETS)
         assert (await ask(store, plan)).admitted
         assert await stands(store, plan) == [(0, 0)] * 3
+
+
+async def test_what_is_held_is_known_as_long_as_its_sum_is(shared: RedisServer) -> None:
+    """Else the sum of a process that died would hold its money for ever, on a budget that is not asked for long."""
+    minute = Budget(unit="USD", amount=100, window_us=60_000_000)
+    async with on_clock(shared) as store:
+        plan = store.spend_plan("abc", (), (minute,))
+        keys = [f"gateway:{{abc}}:{minute.counter}{end}" for end in ("", ":held")]
+        shared.call("SET", CLOCK_KEY, BEGIN_US)
+        await reserve(store, plan, asking("dies"))
+        await reserve(store, plan, asking("settles"))
+        for key in keys:
+            shared.call("PEXPIRE", key, 1000)  # as if most of it had gone by
+        store.ledger.settle(plan, asking("settles"), 0, cost("settles", 5))
+        await store.ping()
+        sum_ms, held_ms = (int(str(shared.call("PTTL", key))) for key in keys)
+    assert held_ms >= sum_ms - 100
+
+
+async def test_what_is_reserved_too_late_is_given_back_whatever_was_granted(server: RedisServer) -> None:
+    """Nobody has heard how many output tokens were."""
+    async with started(server, timeout_s=0.05) as store:
+        plan = store.spend_plan("abc", (), BUDGETS)
+        server.signal(signal.SIGSTOP)
+        for number in range(3):
+            with contextlib.suppress(StoreUnavailable):
+                await reserve(store, plan, asking(f"r-{number}", 10, each={"USD": 1}, most=9, least=number))
+        store.link._timeout_s = TIMEOUT_S
+        server.signal(signal.SIGCONT)
+        await until_back(store)
+        while store.ledger._kept:
+            await store.ping()
+        assert await stands(store, plan) == [(0, 0)] * 3
+        assert await store.ledger.open() == []
+
+
+@pytest.mark.parametrize(("appendonly", "warned"), [("no", True), ("yes", False)])
+async def test_a_redis_that_forgets_is_warned_of_where_budgets_are_long(
+    appendonly: str, caplog: pytest.LogCaptureFixture, *, warned: bool
+) -> None:
+    with running_redis("--appendonly", appendonly) as server:
+        for budget in ("1 USD/hour", "1 USD/month"):
+            settings = Config(
+                target_api_url="http://api.test", target_cost="1 USD", budget=budget, redis_url=server.url
+            ).settings
+            store = make_store(settings)
+            caplog.clear()
+            await store.start()
+            await store.close()
+            assert ("appendonly no" in caplog.text) is (warned and budget == "1 USD/month")

@@ -1,0 +1,362 @@
+"""Requests that are made to look cheaper than they are."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gateway.budgets.spending import Mark
+from gateway.errors import PriceUnknown
+from gateway.metering.costs import CostTable, FixedPrice
+from gateway.metering.pricing import pricing_of
+from gateway.metering.rates import Rates
+from tests.metering.recorded import (
+    ASKS,
+    CHAT,
+    EVENTS,
+    JSON,
+    NOW_S,
+    RESPONSE,
+    STREAMS,
+    cost_of,
+    feed,
+    pricing,
+    quote,
+    sse,
+)
+
+FLEX_S = 1_796_000_000.0
+"""When `genai-prices` knows prices by tier."""
+CHAT_PATH = "/v1/chat/completions"
+GEMINI_PATH = "/v1beta/models/m:generateContent"
+
+
+# --- what is read is what others read ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Model", "MODEL", "MAX_TOKENS", "\u017ftream", "max_to\u212aens"])
+def test_names_that_some_servers_read_in_any_case_are_not_read_past(name: str) -> None:
+    """Go's encoding/json takes `MODEL` for `model`, and U+212A for a k."""
+    with pytest.raises(PriceUnknown, match="JSON cannot be read"):
+        quote(CHAT_PATH, {**ASKS, name: "o3"})
+
+
+def test_names_of_other_members_may_be_in_any_case() -> None:
+    assert quote(CHAT_PATH, {**ASKS, "X-Mine": 1}).model == "m"
+
+
+def test_two_settings_of_geminis_are_not_one() -> None:
+    both = {"generationConfig": {"maxOutputTokens": 9}, "generation_config": {"maxOutputTokens": 60_000}}
+    with pytest.raises(PriceUnknown, match="JSON cannot be read"):
+        quote(GEMINI_PATH, both)
+
+
+def test_both_spellings_of_geminis_limit_are_lowered() -> None:
+    quoted = quote(GEMINI_PATH, {"generationConfig": {"maxOutputTokens": 90, "max_output_tokens": 50}}, clamp=True)
+    assert json.loads(quoted.body(20) or b"") == {"generationConfig": {"maxOutputTokens": 20, "max_output_tokens": 20}}
+
+
+def test_a_member_that_is_there_twice_below_the_top_is_an_error_like_any_other() -> None:
+    body = json.dumps(STREAMS)[:-1] + ', "stream_options": {"include_usage": true, "include_usage": false}}'
+    with pytest.raises(PriceUnknown, match="JSON cannot be read"):
+        quote(CHAT_PATH, body.encode())
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (b"Content-Encoding: identity", b"Content-Encoding: deflate"),
+        (b"content-encoding: identity\r\nA: b\r\ncontent-encoding: br",),
+        (b"Content-Type: application/json; charset=utf-7",),
+        (b'Content-Type: application/json; CHARSET = "IBM037"',),
+    ],
+)
+def test_a_body_that_others_decode_otherwise_is_not_read(lines: tuple[bytes, ...]) -> None:
+    with pytest.raises(PriceUnknown, match="compressed"):
+        pricing().quote(b"POST", CHAT_PATH.encode(), lines, json.dumps(ASKS).encode(), NOW_S)
+
+
+@pytest.mark.parametrize("kind", [b"application/json", b"application/json; charset=UTF-8", b'a/b;charset="utf-8"'])
+def test_a_body_in_utf_8_is_read(kind: bytes) -> None:
+    lines = (b"Content-Type: " + kind, b"Content-Encoding: identity")
+    assert pricing().quote(b"POST", CHAT_PATH.encode(), lines, json.dumps(ASKS).encode(), NOW_S).model == "m"
+
+
+# --- paths and methods ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/openai/deployments/m/../../../v1/chat/completions",
+        "/v1/chat/completions/../messages",
+        "/v1//chat/completions",
+        "/v1/chat/completions%3F/moderations",
+        "/v1/chat/completions;/moderations",
+        "/v1/chat/completions%23/messages/count_tokens",
+    ],
+)
+def test_a_path_that_some_read_otherwise_has_no_price(path: str) -> None:
+    """With dot segments the model's name is taken from a part of the path that is none for the API."""
+    with pytest.raises(PriceUnknown):
+        quote(path, {**ASKS, "model": "o3"})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"X-Method-Override: POST",
+        b"X-HTTP-Method: POST",
+        b"X_HTTP_METHOD_OVERRIDE: POST",
+        b"X-Original-URL: /v1/chat/completions",
+        b"X-Rewrite-URL: /v1/chat/completions",
+    ],
+)
+@pytest.mark.parametrize(("method", "path"), [(b"GET", b"/v1/models"), (b"POST", b"/v1/moderations")])
+def test_what_a_field_may_turn_into_another_request_is_not_free(line: bytes, method: bytes, path: bytes) -> None:
+    with pytest.raises(PriceUnknown):
+        pricing().quote(method, path, (b"", line), b"", NOW_S)
+
+
+MAPS = CostTable(
+    fixed=(
+        FixedPrice(b"GET", b"/geocode", {"USD": 5}),
+        FixedPrice(b"GET", b"/r%61ster/*", {"USD": 4}),
+        FixedPrice(b"*", b"/*", {"USD": 1}),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "price"),
+    [
+        (b"/geocode", 5),
+        (b"/geoc%6fde", 5),
+        (b"/geoc%256Fde?x=1", 5),
+        (b"/GeoCode", 5),
+        (b"/geocode/", 5),
+        (b"/raster/1", 4),
+        (b"/R%41ster/1", 4),
+        (b"/raster/", 4),
+        (b"/other", 1),
+        (b"", 1),
+        (b"/", 1),
+    ],
+)
+def test_a_price_is_not_dodged_by_another_spelling_of_the_path(path: bytes, price: int) -> None:
+    quoted = pricing_of(MAPS, "https://maps.example", clamp=False).quote(b"GET", path, (), None, NOW_S)
+    assert quoted.fixed == {"USD": price}
+
+
+def test_nor_by_a_field_that_names_another() -> None:
+    for line in (b"X-HTTP-Method-Override: GET", b"X-Original-URL: /geocode"):
+        with pytest.raises(PriceUnknown):
+            pricing_of(MAPS, "https://maps.example", clamp=False).quote(b"POST", b"/x", (b"", line), None, NOW_S)
+
+
+@pytest.mark.parametrize("path", [b"/a//b", b"/projects/group%2Fname", b"/a/../b"])
+def test_where_all_requests_cost_the_same_their_paths_do_not_matter(path: bytes) -> None:
+    flat = CostTable(fixed=(FixedPrice(b"*", b"/*", {"USD": 7}),))
+    lines = (b"", b"X-HTTP-Method-Override: PATCH")
+    assert pricing_of(flat, "https://x.example", clamp=False).quote(b"GET", path, lines, None, 0).fixed == {"USD": 7}
+
+
+# --- what cannot be read costs what the answer says -----------------------------------------------------------------
+
+
+def test_a_request_that_is_not_read_is_held_in_tokens_as_well() -> None:
+    """Else a budget of tokens would not see it: what nothing is held of is not counted."""
+    assert quote(CHAT_PATH, None, reserve={"USD": 5}).fixed == {"USD": 5, "tokens": 1_000_000}
+    assert quote(CHAT_PATH, None, reserve={"USD": 5, "tokens": 9}).fixed == {"USD": 5, "tokens": 9}
+
+
+def test_nor_are_tokens_forgotten_where_the_length_does_not_bound_them() -> None:
+    body = {"model": "m", "max_output_tokens": 10, "previous_response_id": "resp_1"}
+    assert quote("/v1/responses", body, reserve={"USD": 5}).fixed["tokens"] == len(json.dumps(body)) + 1_000_000
+    both = quote("/v1/responses", body, reserve={"USD": 5, "tokens": 9})
+    assert both.fixed["tokens"] == len(json.dumps(body)) + 9
+
+
+@pytest.mark.parametrize("body", [None, b"\xff", json.dumps(ASKS).encode("utf-16")])
+def test_where_unknown_prices_are_allowed_the_answer_still_counts(body: bytes | None) -> None:
+    """Else a megabyte of spaces would be a way to have any model for the default, or for nothing."""
+    answer = json.dumps(CHAT | {"model": "m"}).encode()
+    expected = cost_of(quote(CHAT_PATH, ASKS), answer, JSON).cost
+    for table in ({"unknown_price": "default", "default": {"USD": 3}}, {"unknown_price": "warn"}):
+        quoted = quote(CHAT_PATH, body, **table)
+        assert quoted.fixed["USD"] > 0
+        assert quoted.fixed["tokens"] > 0
+        assert cost_of(quoted, answer, JSON).cost == expected
+
+
+def test_a_model_with_a_name_of_any_length_is_none() -> None:
+    """Its name goes into every entry of the ledger."""
+    with pytest.raises(PriceUnknown, match="names no model"):
+        quote(CHAT_PATH, {**ASKS, "model": "m" * 300})
+    assert len(quote(CHAT_PATH, {**ASKS, "model": "x" * 10_000}, unknown_price="warn").model) <= 256
+    table = CostTable(llm=True, prices={"m*": Rates(1, 1)}, unknown_price="default", default={"USD": 8})
+    assert (
+        pricing_of(table, "", clamp=False)
+        .quote(b"POST", CHAT_PATH.encode(), (), json.dumps({**ASKS, "model": "m" * 300}).encode(), 0)
+        .fixed["USD"]
+        == 8
+    )
+
+
+def test_of_several_models_none_is_the_one() -> None:
+    """OpenRouter takes the next of `models` where the first is out, and bills that one."""
+    with pytest.raises(PriceUnknown, match="names no model"):
+        quote(CHAT_PATH, {**ASKS, "models": ["m", "o3"]})
+
+
+# --- what goes on behind the answer's back ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [("/v1/responses", {"background": True}), (CHAT_PATH, {"n": 3}), ("/v1/completions", {"prompt": ["a", "b"]})],
+)
+def test_a_stream_that_is_left_costs_all_where_more_than_what_passed_may_be_made(path: str, more: Any) -> None:
+    limit = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    quoted = quote(path, {"model": "m", "stream": True, limit: 5000, **more})
+    delta = {"type": "response.output_text.delta", "delta": "Hi"}
+    choices = {"choices": [{"index": 0, "text": "Hi", "delta": {"content": "Hi"}}]}
+    left = cost_of(quoted, sse(delta if path == "/v1/responses" else choices), EVENTS, whole=False)
+    assert left.cost["tokens"] == quoted.fixed["tokens"] + quoted.most
+
+
+def test_a_response_in_the_background_is_held_to_cost_what_was_reserved() -> None:
+    quoted = quote("/v1/responses", {"model": "m", "background": True, "max_output_tokens": 5000})
+    queued = cost_of(quoted, json.dumps(RESPONSE | {"status": "queued", "usage": None}).encode(), JSON)
+    assert (queued.cost["tokens"], queued.mark) == (quoted.fixed["tokens"] + 5000, Mark.ESTIMATED)
+
+
+def test_a_discount_has_to_be_confirmed() -> None:
+    """A server that does not know `flex` leaves it out of its answer, and bills the whole price."""
+    table = CostTable(llm=True)
+    body = json.dumps({**ASKS, "model": "gpt-5", "service_tier": "flex"}).encode()
+    usual = json.dumps({**ASKS, "model": "gpt-5", "service_tier": "default"}).encode()
+    quoted, plain = (
+        pricing_of(table, "https://api.openai.com/v1", clamp=False).quote(b"POST", CHAT_PATH.encode(), (), one, FLEX_S)
+        for one in (body, usual)
+    )
+    answer = {name: value for name, value in CHAT.items() if name != "service_tier"}
+    whole = cost_of(plain, json.dumps(answer).encode(), JSON).cost["USD"]
+    assert quoted.each == plain.each
+    assert cost_of(quoted, json.dumps(answer).encode(), JSON).cost["USD"] == whole
+    assert cost_of(quoted, json.dumps(answer | {"service_tier": "flex"}).encode(), JSON).cost["USD"] == whole / 2
+
+
+# --- and what must not cost too much ---------------------------------------------------------------------------------
+
+
+def test_text_before_a_usage_that_says_nothing_is_not_forgotten() -> None:
+    said = {"choices": [{"index": 0, "delta": {"content": "x" * 3000}}]}
+    nothing = {"choices": [{"index": 0, "delta": {"content": "y"}}], "usage": {"prompt_tokens": -1}}
+    quoted = quote(CHAT_PATH, {**STREAMS, "max_tokens": 9000})
+    left = cost_of(quoted, sse(said, nothing), EVENTS, whole=False)
+    assert left.cost["tokens"] >= quoted.fixed["tokens"] + 3000
+
+
+def test_a_picture_of_a_message_is_a_picture() -> None:
+    """Its source has a type of its own, and is no reason to hold the whole of a model's context."""
+    for source in ({"type": "base64", "data": "AAAA"}, {"type": "url", "url": "https://x.example"}):
+        body = {**ASKS, "messages": [{"role": "user", "content": [{"type": "image", "source": source}]}]}
+        assert quote("/v1/messages", body).fixed["tokens"] == len(json.dumps(body)) + 50_000
+
+
+# --- prices that depend on more than the model ------------------------------------------------------------------------
+
+
+def test_a_deployment_in_the_targets_own_url_names_the_model() -> None:
+    """Azure does not read the one in the body."""
+    url = "https://x.openai.azure.com/openai/deployments/o3"
+    assert pricing(url).quote(b"POST", b"/chat/completions", (), json.dumps(ASKS).encode(), NOW_S).model == "o3"
+
+
+@pytest.mark.parametrize("more", [{"service_tier": "priority"}, {"service_tier": "ultrafast"}, {"speed": "fast"}])
+def test_a_tier_whose_price_nobody_has_said_is_refused(more: dict[str, str]) -> None:
+    with pytest.raises(PriceUnknown, match="service tier or speed"):
+        quote(CHAT_PATH, {**ASKS, **more})
+    assert quote(CHAT_PATH, {**ASKS, **more}, unknown_price="warn").model == "m"
+
+
+@pytest.mark.parametrize("tier", ["auto", "default", "flex", "standard_only", None])
+def test_one_that_costs_no_more_is_not(tier: str | None) -> None:
+    assert quote(CHAT_PATH, {**ASKS, "service_tier": tier}).model == "m"
+
+
+def test_where_a_model_runs_may_cost_more() -> None:
+    body = {**ASKS, "inference_geo": "us"}
+    usual, there = quote("/v1/messages", ASKS), quote("/v1/messages", body)
+    assert there.each["USD"] == usual.each["USD"] * 11 // 10
+    assert there.fixed["USD"] == len(json.dumps(body)) * 1_100_000
+    answer = {"type": "message", "usage": {"input_tokens": 10, "output_tokens": 5}}
+    cost = 10 * 1_000_000 + 5 * 3_000_000
+    assert cost_of(there, json.dumps(answer).encode(), JSON).cost["USD"] == cost * 11 // 10
+    answer["usage"] |= {"inference_geo": "us"}  # type: ignore[operator]
+    assert cost_of(usual, json.dumps(answer).encode(), JSON).cost["USD"] == cost * 11 // 10
+    answer["usage"] |= {"inference_geo": "global"}  # type: ignore[operator]
+    assert cost_of(usual, json.dumps(answer).encode(), JSON).cost["USD"] == cost
+
+
+def test_a_summary_that_a_message_took_is_paid() -> None:
+    iterations = [
+        {"type": "compaction", "input_tokens": 180, "output_tokens": 35},
+        {"type": "message", "input_tokens": 23, "output_tokens": 10},
+    ]
+    usage: dict[str, Any] = {"input_tokens": 23, "output_tokens": 10, "iterations": iterations}
+    quoted = quote("/v1/messages", ASKS)
+    told = cost_of(quoted, json.dumps({"type": "message", "usage": usage}).encode(), JSON)
+    assert (told.cost["tokens"], told.mark) == (180 + 35 + 23 + 10, Mark.EXACT)
+    usage["iterations"] = [{"type": "advisor_message", "model": "o3", "input_tokens": 1, "output_tokens": 1}]
+    told = cost_of(quoted, json.dumps({"type": "message", "usage": usage}).encode(), JSON)
+    assert (told.cost["tokens"], told.mark) == (quoted.fixed["tokens"] + quoted.most, Mark.ESTIMATED)
+
+
+# --- what tools cost -------------------------------------------------------------------------------------------------
+
+SEARCHES = [{"type": "web_search_call", "id": f"ws_{number}"} for number in range(4)]
+
+
+def test_searches_of_a_response_are_paid_by_their_number() -> None:
+    """Of a small model they cost a hundred times what its tokens do."""
+    body = {"model": "m", "max_output_tokens": 50, "tools": [{"type": "web_search"}]}
+    answer = json.dumps(RESPONSE | {"output": SEARCHES}).encode()
+    plain = cost_of(quote("/v1/responses", body), json.dumps(RESPONSE).encode(), JSON)
+    told = cost_of(quote("/v1/responses", body), answer, JSON)
+    assert (told.cost["USD"] - plain.cost["USD"], told.mark) == (40_000_000, Mark.ESTIMATED)
+    preview = RESPONSE | {"output": SEARCHES, "tools": [{"type": "web_search_preview"}]}
+    told = cost_of(quote("/v1/responses", body), json.dumps(preview).encode(), JSON)
+    assert told.cost["USD"] - plain.cost["USD"] == 100_000_000
+
+
+def test_in_a_stream_each_of_them_once() -> None:
+    items: list[Any] = []
+    for item in SEARCHES:
+        items += [{"type": f"response.output_item.{what}", "item": item} for what in ("added", "done")]
+    answer = sse(*items, {"type": "response.completed", "response": RESPONSE | {"output": SEARCHES}})
+    body = {"model": "m", "max_output_tokens": 50, "tools": [{"type": "web_search"}], "stream": True}
+    plain = cost_of(quote("/v1/responses", body), sse({"type": "response.completed", "response": RESPONSE}), EVENTS)
+    for size in (1, 7, len(answer)):
+        meter = quote("/v1/responses", body).meter(50, 200, (b"", EVENTS))
+        feed(meter, *(answer[at : at + size] for at in range(0, len(answer), size)))
+        told = meter.result(whole=True, elapsed_ms=1)
+        assert told.cost["USD"] - plain.cost["USD"] == 40_000_000
+
+
+def test_a_chat_that_may_search_is_paid_for_it_and_geminis_if_it_has() -> None:
+    plain = cost_of(quote(CHAT_PATH, ASKS), json.dumps(CHAT).encode(), JSON).cost["USD"]
+    told = cost_of(quote(CHAT_PATH, {**ASKS, "web_search_options": {}}), json.dumps(CHAT).encode(), JSON)
+    assert (told.cost["USD"] - plain, told.mark) == (30_000_000, Mark.ESTIMATED)
+    table = CostTable(llm=True, prices={"gpt-4o-search-preview": Rates(1, 1)})
+    body = json.dumps({**ASKS, "model": "gpt-4o-search-preview"}).encode()
+    model = pricing_of(table, "", clamp=False).quote(b"POST", CHAT_PATH.encode(), (), body, NOW_S)
+    assert cost_of(model, json.dumps(CHAT).encode(), JSON).cost["USD"] >= 30_000_000
+    searching: dict[str, Any] = {"tools": [{"google_search": {}}], "contents": []}
+    said: dict[str, Any] = {"usageMetadata": {"promptTokenCount": 5, "totalTokenCount": 9}}
+    found: dict[str, Any] = said | {"candidates": [{"groundingMetadata": {}}]}
+    usd = [cost_of(quote(GEMINI_PATH, searching), json.dumps(one).encode(), JSON).cost["USD"] for one in (said, found)]
+    assert usd[1] - usd[0] == 35_000_000
