@@ -82,6 +82,12 @@ CASES: Final = (
     Case("redis-check-64", "the same, 64 in flight", _exchanges("redis_check_64"), EXCHANGES),
     Case("exchange-memory", "a whole exchange, embedded store", _exchanges("memory"), EXCHANGES),
     Case("exchange-memory-4", "the same with four limits", _exchanges("memory_4"), EXCHANGES),
+    Case(
+        "exchange-memory-metered",
+        "a whole exchange that has a cost, under a budget, embedded store",
+        _exchanges("memory_metered"),
+        EXCHANGES,
+    ),
     Case("exchange-redis", "a whole exchange, Redis store, 1 in flight", _exchanges("redis"), EXCHANGES),
     Case("exchange-redis-32", "the same, 32 in flight", _exchanges("redis_32"), EXCHANGES),
     Case("exchange-redis-32-wrk", "the same with fields in wrk's order", _exchanges("redis_32_wrk"), EXCHANGES),

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway import Config, Gateway
+from gateway.budgets.spending import Mark
 from gateway.limits import parse_limits
 from gateway.proxy.clock import NEVER
 from gateway.stores import Verdict
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _NOTED: Final = b":1\r\n"
 """Redis's reply to what comes before a token's first check: it is noted in the register."""
 _TURNS_TO_CONNECT: Final = 1000
-_ADDED: Final = re.compile(rb"(?i)(RateLimit|RateLimit-Policy|Server-Timing): .*")
+_ADDED: Final = re.compile(rb"(?i)(RateLimit|RateLimit-Policy|Server-Timing|X-Gateway-Request): .*")
 _MOST: Final = "1000000000/minute"
 _FOUR: Final = "1000000000/second,1000000000/minute,1000000000/hour,1000000000/day"
 _USED_UP: Final = "1/hour"
@@ -43,6 +44,11 @@ def memory() -> Bench:
 def memory_4() -> Bench:
     """Set up: the same with four limits."""
     return _Exchanges(1, rate_limit=_FOUR).bench()
+
+
+def memory_metered() -> Bench:
+    """Set up: the same, of a language model's API whose requests have a cost, under a budget."""
+    return _Exchanges(1, metered=True).bench()
 
 
 def redis() -> Bench:
@@ -84,12 +90,14 @@ class _Exchanges:
         redis: bool = False,
         rate_limit: str = _MOST,
         access_log: str = "off",
+        metered: bool = False,
         request: Callable[[int, bytes], bytes] = messages.request,
     ) -> None:
         self._request = request
         self._connections = connections
         self._uses_redis = redis
         self._refuses = rate_limit == _USED_UP
+        self._is_metered = metered
         self._numbers = messages.numbers()
         self._round: list[int] = []
         self._loop = loop = InMemoryLoop()
@@ -105,6 +113,9 @@ class _Exchanges:
                 keepalive_timeout="1h",
                 token_secret="perf" * 8,
                 access_log=access_log,
+                target_cost="llm" if metered else None,
+                prices={"gpt-4o-mini": {"input": 0.15, "cached_input": 0.075, "output": 0.6}} if metered else {},
+                budget="1000000 USD/minute" if metered else None,
             )
         )
         loop.run_until_complete(gateway.start())
@@ -195,14 +206,28 @@ class _Exchanges:
             expect("what goes upstream", sent, set())
             expect("the answers", {message.start for message in got}, {b"HTTP/1.1 429 Too Many Requests"})
             return
-        expect("what goes upstream", sent, {messages.sent_upstream(number) for number in self._round})
+        expect("what goes upstream", sent, set(map(self._sent_upstream, self._round)))
         kept = {
             message._replace(fields=frozenset(line for line in message.fields if not _ADDED.fullmatch(line)))
             for message in got
         }
         expect("what goes to the clients", kept, {messages.sent_to_client(number) for number in self._round})
         added = {name[1].lower() for line in got[-1].fields if (name := _ADDED.fullmatch(line))}
-        expect("the fields added", added, {b"ratelimit", b"ratelimit-policy", b"server-timing"})
+        named = {b"x-gateway-request"} if self._is_metered else set()
+        expect("the fields added", added, {b"ratelimit", b"ratelimit-policy", b"server-timing"} | named)
+        if self._is_metered:
+            store = self._gateway._store
+            assert store is not None  # noqa: S101 - it has started
+            entries = self._loop.run_until_complete(store.ledger.entries(0))
+            costs = {(entry.cost["USD"], entry.mark) for entry in entries}
+            expect("what they cost", costs, {(9 * 150 + 12 * 600, Mark.EXACT)})
+
+    def _sent_upstream(self, number: int) -> messages.Message:
+        message = messages.sent_upstream(number)
+        if not self._is_metered:
+            return message
+        fields = {b"Accept-Encoding: gzip, identity" if b"Encoding" in line else line for line in message.fields}
+        return message._replace(fields=frozenset(fields))
 
     def _close(self) -> None:
         self._loop.run_until_complete(self._gateway.close())

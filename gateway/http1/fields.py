@@ -142,6 +142,29 @@ def without(lines: list[bytes], names: Collection[bytes]) -> list[bytes]:
     return [line for line in lines if line.partition(b":")[0].lower() not in names]
 
 
+def without_field(lines: bytes, start: bytes) -> bytes:
+    """Drop the lines of one name; `without` for whoever has them joined.
+
+    Args:
+        lines: Each with the line end before it.
+        start: Of such a line: CRLF, its name in lower case, and the colon.
+    """
+    lowered = lines.lower()
+    at = lowered.find(start)
+    if at < 0:
+        return lines
+    kept, end = [lines[:at]], at
+    while at >= 0:
+        kept.append(lines[end:at])
+        end = lowered.find(CRLF, at + 2)
+        if end < 0:
+            break
+        at = lowered.find(start, end)
+    else:
+        kept.append(lines[end:])
+    return b"".join(kept)
+
+
 def credential(authorization: bytes) -> bytes | None:
     """Read a client's token from the value of `Authorization`, or of `Proxy-Authorization`.
 

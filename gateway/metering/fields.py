@@ -36,6 +36,10 @@ class Fields:
         self._lines = b"\r\n%b\r\n" % b"\r\n".join(lines)
         self._lowered = self._lines.lower()
 
+    def have(self, text: bytes) -> bool:
+        """Whether a text in lower case is anywhere in them, which is sooner known than where."""
+        return text in self._lowered
+
     def get(self, start_of_line: bytes) -> bytes:
         """Return the value of the first field of a name, without space around it; b"" if there is none.
 
@@ -45,16 +49,18 @@ class Fields:
         at = self._lowered.find(start_of_line)
         if at < 0:
             return b""
-        start = at + len(start_of_line)
-        return self._lines[start : self._lines.index(b"\r\n", start)].strip(b" \t")
+        lines, start = self._lines, at + len(start_of_line)
+        return lines[start : lines.index(b"\r\n", start)].strip(b" \t")
 
     @property
     def upstream_id(self) -> str:
         """The upstream's id of a request, from its answer's fields; "" if none names one."""
+        lowered = self._lowered
         for one in IDS:
-            value = self.get(one)
-            if value and len(value) <= MAX_ID_CHARACTERS and value.isascii() and b" " not in value:
-                return value.decode() if value.decode().isprintable() else ""
+            if one in lowered:  # seen sooner than its value is found
+                value = self.get(one).decode("latin-1")
+                if value and len(value) <= MAX_ID_CHARACTERS and value.isascii() and " " not in value:
+                    return value if value.isprintable() else ""
         return ""
 
 

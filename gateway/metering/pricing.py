@@ -84,7 +84,7 @@ class PlainPricing:
 class LlmPricing:
     """See `Pricing`: prices by token, and by method and path for what is paid otherwise."""
 
-    __slots__ = ("_base", "_catalogue", "_clamp", "_is_mistral", "_limit", "_table", "needs_body")
+    __slots__ = ("_base", "_catalogue", "_clamp", "_is_mistral", "_limit", "_own", "_table", "needs_body")
 
     def __init__(self, table: CostTable, url: str, *, clamp: bool) -> None:
         self.needs_body = True
@@ -92,6 +92,7 @@ class LlmPricing:
         self._clamp = clamp
         self._base = urlsplit(url).path.rstrip("/").encode()
         self._catalogue = Catalogue(url)
+        self._own = {name: Tariff(rates) for name, rates in (table.prices or {}).items()}
         self._is_mistral = _MISTRAL.match(f"{url}/") is not None
         self._limit = "max_completion_tokens" if _OPENAI.match(f"{url}/") else "max_tokens"
 
@@ -152,13 +153,13 @@ class LlmPricing:
         return LlmQuote(terms, body, wanted, most=most, limit=self._limit_of(shape) if most else "", notice=notice)
 
     def _find(self, model: str, tier: str, speed: str, now_s: float) -> Tariff | None:
-        own = self._table.prices
+        own = self._own
         if own:
-            rates = own.get(model) or next(
-                (rates for name, rates in own.items() if name.endswith("*") and model.startswith(name[:-1])), None
+            tariff = own.get(model) or next(
+                (tariff for name, tariff in own.items() if name.endswith("*") and model.startswith(name[:-1])), None
             )
-            if rates is not None:
-                return Tariff(rates)
+            if tariff is not None:
+                return tariff
         return self._catalogue.find(model, tier, speed, now_s) if model else None
 
     def _unknown(self, model: str) -> tuple[Tariff, str]:

@@ -75,16 +75,14 @@ class Rates(NamedTuple):
     def pico(self, counts: Counts) -> int:
         """Return what has been used costs, in picodollars."""
         if not any(counts[4:]):  # as nearly all are
-            plain = counts.input - counts.cached - counts.cache_write
-            cached = self.input if self.cached is None else self.cached
-            written = self.input if self.cache_write is None else self.cache_write
-            return (
-                self.request
-                + max(plain, 0) * self.input
-                + counts.cached * cached
-                + counts.cache_write * written
-                + counts.output * self.output
-            )
+            asked, said, cached, written, *_ = counts
+            each, each_said, each_cached, each_written = self[:4]
+            pico = self.request + max(asked - cached - written, 0) * each + said * each_said
+            if cached:
+                pico += cached * (each if each_cached is None else each_cached)
+            if written:
+                pico += written * (each if each_written is None else each_written)
+            return pico
         return self._pico_of_many_kinds(counts)
 
     def _pico_of_many_kinds(self, counts: Counts) -> int:

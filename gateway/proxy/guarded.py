@@ -17,7 +17,7 @@ from gateway.proxy.clock import NEVER
 from gateway.proxy.exchange import Exchange
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Iterable
 
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import Destination
@@ -105,14 +105,20 @@ class GuardedExchange(Exchange):
     def _acquire(self) -> None:
         """Leave out what the client has had its answer to, and go on as `Exchange` does."""
         if self._continued:
-            self._drop({b"expect"})
+            self._drop((b"\r\nexpect:",))
         super()._acquire()
 
-    def _drop(self, names: Collection[bytes]) -> None:
-        """Leave fields out of what is sent, given in lower case. The rest stays where the log looks for it."""
-        first, *lines = self.head.lines
-        rest = CRLF.join(fields.without(CRLF.join(lines).split(CRLF), names))
-        self.head.lines = [first, rest] if rest else [first]
+    def _drop(self, names: Iterable[bytes]) -> None:
+        """Leave fields out of what is sent, each given as CRLF, its name in lower case, and the colon.
+
+        The rest stays where the log looks for it.
+        """
+        lines = self.head.lines
+        first, lines[0] = lines[0], b""
+        rest = CRLF.join(lines)
+        for name in names:
+            rest = fields.without_field(rest, name)
+        self.head.lines = [first, rest[2:]] if rest else [first]
 
     def _refuse(self, error: GatewayError) -> None:
         if isinstance(error, LoopDetected) and not self._over:

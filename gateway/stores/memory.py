@@ -164,7 +164,7 @@ class MemoryStore:
         """Charge and reserve, or neither; `waiter` is called before this returns. See `SpendStore.reserve`."""
         own: _Plan = plan  # type: ignore[assignment]  # opaque to others, but this store's own
         now_us = self._now_us()
-        if self._is_revoked(own.lineage, now_us):
+        if self._revoked and self._is_revoked(own.lineage, now_us):
             waiter.on_verdict(SpendVerdict(False, REVOKED, 0, 0, now_us))
             return
         try:

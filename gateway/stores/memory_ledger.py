@@ -117,7 +117,7 @@ class MemoryLedger:
             account = self._accounts.get(key) or self._make(key, budget)
             accounts.append(account)
             account.advance(now_us)
-            if not ask.each and account.settled + account.reserved + ask.fixed.get(account.unit, 0) <= budget.amount:
+            if account.settled + account.reserved + ask.amount(account.unit, granted) <= budget.amount:
                 continue  # by far the most frequent case
             room = account.room(budget, ask, now_us)
             if room.granted < 0:
@@ -210,15 +210,16 @@ class MemoryLedger:
         reservation = self._open.get(request) or self._assumed.get(request)
         if reservation is None:
             return
-        now_us, changed, cost = self._now_us(), [], settlement.cost
+        now_us, changed = self._now_us(), []
+        cost, mark, entry = settlement
         for account in reservation.accounts:
             account.advance(now_us)
             segments = account.settling(request, cost.get(account.unit, 0), now_us)
             if segments is not None:
                 changed.append((account, segments))
         line = None
-        if cost or settlement.entry:
-            line = _new(Line, (request, reservation.token, settlement.entry, settlement.mark, now_us))
+        if cost or entry:
+            line = _new(Line, (request, reservation.token, entry, mark, now_us))
         self._journal.settle(request, changed, line)
         for account, segments in changed:
             account.settle(request, segments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from gateway.budgets.spending import Ask, Entry, Mark, with_granted
@@ -53,3 +55,17 @@ def test_what_is_no_entry(text: str) -> None:
 def test_what_is_no_mark() -> None:
     with pytest.raises(ValueError, match="odd"):
         Entry.read(ENTRY.text(), "odd", 1)
+
+
+def test_an_entry_is_the_json_of_all_that_it_has() -> None:
+    odd = ENTRY._replace(
+        model='say "hi" \\ 100% \u2028 ü', path="/%s", upstream_id="%d", cost={"100%": 1, 'a"b': 2}, each={"USD": 3}
+    )
+    for entry in (ENTRY, odd, odd._replace(status=0, granted=7), Entry("r")):
+        told = {name: value for name, value in entry._asdict().items() if value and name not in {"mark", "at_us"}}
+        assert json.loads(entry.text()) == told
+
+
+def test_what_an_ask_holds_is_told_of_every_unit() -> None:
+    assert Ask("r", {"USD": 10}).amounts(5) == {"USD": 10}
+    assert Ask("r", {"USD": 10}, {"USD": 3, "tokens": 1}, most=100).amounts(5) == {"USD": 25, "tokens": 5}

@@ -6,6 +6,7 @@ from base64 import b64encode
 
 import pytest
 
+from gateway.http1 import fields
 from gateway.http1.fields import credential, list_members, remove_named, takes_trailers, tunnelled_protocols
 from gateway.http1.gate import is_host
 
@@ -145,3 +146,19 @@ def basic(text: bytes) -> bytes:
 )
 def test_the_token_in_authorization(value: bytes, token: bytes | None) -> None:
     assert credential(value) == token
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        [b"Accept-Encoding: gzip"],
+        [b"A: 1", b"accept-encoding:", b"B: Accept-Encoding: 2", b"X-Accept-Encoding: 3"],
+        [b"ACCEPT-ENCODING: a", b"Accept-Encoding: b", b"C: 1", b"Accept-Encoding: c"],
+        [b"A: 1", b"Accept-Encodings: 2"],
+    ],
+)
+def test_a_field_is_dropped_of_lines_that_are_joined(lines: list[bytes]) -> None:
+    joined = b"".join(b"\r\n" + line for line in lines)
+    kept = b"".join(b"\r\n" + line for line in fields.without(lines, {b"accept-encoding"}))
+    assert fields.without_field(joined, b"\r\naccept-encoding:") == kept
