@@ -262,6 +262,8 @@ class Gateway:
         tls.reload()
         listener.handshake_timeout_s = settings.header_timeout_s
         context.settings, context.admission, context.routes = settings, admission, routes
+        for connection in context.connections:
+            connection.spare = None  # it is of what was before
         self._paces.renew(settings, store.ledger)
         context.endpoint = self._endpoints(settings, admission, lambda: context.draining)
         return left

@@ -257,6 +257,7 @@ async def test_a_refused_connection_leaves_no_exchange_for_the_collector(healthy
                     for _ in range(FAILURES - 1):
                         assert (await client.ask(request("/sick/x", token)))["x-gateway-error"] == UNREACHABLE
                     assert (await client.ask(request("/api/x", token))).status == 200
+                await until(lambda: gateway._context is not None and not gateway._context.connections)
                 left = [one for one in gc.get_objects() if isinstance(one, Exchange)]
             finally:
                 gc.enable()
