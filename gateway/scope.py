@@ -31,6 +31,7 @@ _AMBIGUOUS: Final = re.compile(
 # What servers read another method or path from, CGI's spelling included: behind a proxy, they trust it to drop them.
 _METHOD_FIELD: Final = re.compile(rb"(?i)\r\nx[-_](?:http[-_])?method(?:[-_]override)?:[ \t]*([^\r]*)")
 _PATH_FIELD: Final = re.compile(rb"(?i)\r\nx[-_](?:original|rewrite)[-_]url:")
+_OTHER_FIELD: Final = re.compile(rb"%b|%b" % (_METHOD_FIELD.pattern, _PATH_FIELD.pattern.removeprefix(b"(?i)")))
 _MAX_ESCAPES: Final = 3
 """How often something may be escaped within itself ("%2541"): servers in a row have decoded twice."""
 
@@ -156,8 +157,9 @@ def names_another(lines: Sequence[bytes]) -> bool:
     Args:
         lines: The request's field lines; an element may hold several, joined.
     """
-    fields = b"\r\n" + b"\r\n".join(lines)
-    return _METHOD_FIELD.search(fields) is not None or _PATH_FIELD.search(fields) is not None
+    fields = (b"\r\n" + b"\r\n".join(lines)).lower()
+    # Nearly all have neither word, and that is soon seen.
+    return (b"method" in fields or b"url:" in fields) and _OTHER_FIELD.search(fields) is not None
 
 
 def _check(kind: str, names: Sequence[str] | None, pattern: re.Pattern[str], takes: str) -> None:

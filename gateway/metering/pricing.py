@@ -107,7 +107,7 @@ class LlmPricing:
         if price is not None:
             return FixedQuote(price, body)
         shaped = shape_of(method, self._base + plain) if len(plain) <= MAX_PATH_BYTES else None
-        if shaped is None or _is_ambiguous(plain):
+        if shaped is None or _is_ambiguous(plain) or names_another(lines):
             if is_free(method, plain, lines):
                 return FixedQuote({}, body)
             return unknown(table, body, "this method and path", "give it one in `fixed`")

@@ -114,10 +114,12 @@ def test_a_path_that_some_read_otherwise_has_no_price(path: str) -> None:
         b"X-Rewrite-URL: /v1/chat/completions",
     ],
 )
-@pytest.mark.parametrize(("method", "path"), [(b"GET", b"/v1/models"), (b"POST", b"/v1/moderations")])
-def test_what_a_field_may_turn_into_another_request_is_not_free(line: bytes, method: bytes, path: bytes) -> None:
+@pytest.mark.parametrize(
+    ("method", "path"), [(b"GET", b"/v1/models"), (b"POST", b"/v1/moderations"), (b"POST", b"/v1/embeddings")]
+)
+def test_what_a_field_may_turn_into_another_request_is_not_priced(line: bytes, method: bytes, path: bytes) -> None:
     with pytest.raises(PriceUnknown):
-        pricing().quote(method, path, (b"", line), b"", NOW_S)
+        pricing().quote(method, path, (b"", line), json.dumps(ASKS).encode(), NOW_S)
 
 
 MAPS = CostTable(
