@@ -8,7 +8,6 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from gateway.budgets.refusing import exceeded
 from gateway.errors import BudgetExceeded, ConcurrencyLimited, LoopDetected, RateLimited, TokenRevoked
 from gateway.limits import Kind, parse_limits
 from gateway.stores import REVOKED, UNCHECKED
@@ -135,6 +134,8 @@ class Subject:
         if isinstance(verdict, SpendVerdict) and verdict.policy >= len(self.policies):
             index = verdict.policy - len(self.policies)
             now_s = time.time() if now_s is None else now_s
+            from gateway.budgets.refusing import exceeded  # only here: see `stores.memory`
+
             return exceeded(self.budgets[index], verdict.used[index], verdict.reset_us, now_s)
         policy = self.policies[verdict.policy]
         if policy.guard:

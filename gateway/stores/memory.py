@@ -16,7 +16,6 @@ from gateway.stores import REVOKED, Standing, Verdict
 from gateway.stores.counters import BucketCounter, PlacesCounter, WindowCounter
 from gateway.stores.ledger import SpendVerdict
 from gateway.stores.lines import MemoryLines, Noted
-from gateway.stores.memory_ledger import MemoryLedger
 from gateway.stores.usage import MemoryUsage
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from gateway.stores import Plan, Waiter
     from gateway.stores.counters import Counter
     from gateway.stores.ledger import SpendPlan
+    from gateway.stores.memory_ledger import MemoryLedger
 
 _Windows: TypeAlias = "tuple[tuple[str, int, int], ...]"
 """Key, quota and segment in microseconds of each limit of a plan that has windows only."""
@@ -109,10 +109,10 @@ class MemoryStore:
         ledger: Keeps budgets; None: one of this process alone, on the system's clock.
     """
 
-    __slots__ = ("_counters", "_leases", "_limited", "_lines", "_now_us", "_revoked", "_to_purge", "ledger", "usage")
+    __slots__ = ("_counters", "_ledger", "_leases", "_limited", "_lines", "_now_us", "_revoked", "_to_purge", "usage")
 
     def __init__(self, now_us: Callable[[], int] = monotonic_us, ledger: MemoryLedger | None = None) -> None:
-        self.ledger = ledger or MemoryLedger()
+        self._ledger = ledger
         self._now_us = now_us
         self._counters: dict[str, Counter] = {}
         self._to_purge: deque[tuple[str, int]] = deque()
@@ -187,6 +187,16 @@ class MemoryStore:
         verdict.used = offer.used
         waiter.on_verdict(verdict)
 
+    @property
+    def ledger(self) -> MemoryLedger:
+        """Settles what was reserved, and remembers it."""
+        if self._ledger is None:
+            # Only here: where nothing has a cost, it should not take memory.
+            from gateway.stores.memory_ledger import MemoryLedger
+
+            self._ledger = MemoryLedger()
+        return self._ledger
+
     def refund(self, plan: Plan, verdict: Verdict) -> None:
         """Give back what an admitted request was charged, where it still counts, and its places in flight."""
         limits: tuple[_Limit, ...] = plan.limits  # type: ignore[attr-defined]  # opaque to others, but this store's own
@@ -251,7 +261,8 @@ class MemoryStore:
         Raises:
             StoreUnavailable: That cannot be done; it says why.
         """
-        self.ledger.start()
+        if self._ledger is not None:
+            self._ledger.start()
 
     async def ping(self) -> None:
         """Do nothing: this store always answers."""
@@ -262,7 +273,8 @@ class MemoryStore:
 
     async def close(self) -> None:
         """Give up the ledger's file: no check is ever in flight."""
-        self.ledger.close()
+        if self._ledger is not None:
+            self._ledger.close()
 
     def _is_revoked(self, subjects: Sequence[str], now_us: int) -> bool:
         return any(self._revoked.get(subject, 0) > now_us for subject in subjects)
