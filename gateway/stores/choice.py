@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from gateway.budgets.family import is_long
 from gateway.stores.memory import MemoryStore
-from gateway.stores.memory_ledger import MemoryLedger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +25,7 @@ def make_store(settings: Settings, current: Callable[[], Settings] | None = None
     if settings.redis is None:
         if settings.state_file is None:
             return MemoryStore()
+        from gateway.stores.memory_ledger import MemoryLedger
         from gateway.stores.state_file import StateFile  # sqlite3 is a megabyte that few need
 
         return MemoryStore(ledger=MemoryLedger(journal=StateFile(settings.state_file)))
