@@ -20,7 +20,8 @@ def make_store(settings: Settings, current: Callable[[], Settings] | None = None
 
     Args:
         settings: Where it is, and what becomes of requests while it is lost.
-        current: Returns the settings as they are after a reload, for what is said about limits; None: they stay.
+        current: Returns the settings as they are after a reload, for what is said about limits; None: they
+            stay, for it is only a look, and nothing is warned of that whoever serves is to know.
     """
     if settings.redis is None:
         if settings.state_file is None:
@@ -45,5 +46,5 @@ def make_store(settings: Settings, current: Callable[[], Settings] | None = None
     timeout_s = settings.store_timeout_s
     if isinstance(settings.redis, ClusterAddress):
         return ClusterStore(settings.redis, timeout_s=timeout_s, loss=loss, instances=instances)
-    long = any(map(is_long, (*settings.budgets.each, *settings.budgets.together)))
+    long = current is not None and any(map(is_long, (*settings.budgets.each, *settings.budgets.together)))
     return RedisStore(settings.redis, timeout_s=timeout_s, loss=loss, instances=instances, is_long=long)

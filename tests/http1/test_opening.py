@@ -55,7 +55,7 @@ def learn_answer(parser: AnswerParser, block: bytes) -> Opening[AnswerHead]:
     return head.opening
 
 
-@settings(max_examples=700, deadline=None)
+@settings(max_examples=400, deadline=None)
 @example(REQUEST_BLOCK, REQUEST_BLOCK + b" ", b"")
 @example(REQUEST_BLOCK, REQUEST_BLOCK.replace(b"Length: 5", b"Length: 05"), b"")
 @given(st.sampled_from(REQUESTS), st.sampled_from(REQUESTS).flatmap(lambda b: edits(tuple(b.split(CRLF)))), st.binary())
@@ -68,7 +68,7 @@ def test_a_request_is_read_as_by_a_fresh_parser(known: bytes, block: bytes, behi
         assert request_seen(head) == read_request(RequestParser(), data[: end - len(HEAD_END)])
 
 
-@settings(max_examples=700, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.sampled_from(ANSWERS), st.sampled_from(ANSWERS).flatmap(lambda b: edits(tuple(b.split(CRLF)))), st.binary())
 def test_an_answer_is_read_as_by_a_fresh_parser(known: bytes, block: bytes, behind: bytes) -> None:
     data = block + HEAD_END + behind
