@@ -48,7 +48,7 @@ def test_a_minute_of_faults_breaks_nothing_and_leaves_nothing(
     ],
 )
 def test_what_is_planted_is_found(planted: str, violations: set[str]) -> None:
-    arguments = ("--seconds", "5", "--seed", "1", "--module", "tests.e2e.planted", "--set", f"PLANTED={planted}")
+    arguments = ("--seconds", "8", "--seed", "1", "--module", "tests.e2e.planted", "--set", f"PLANTED={planted}")
     status, found, said = run(*arguments)
     assert status == 1, said
     # A byte that is swallowed shows on the way up as well.

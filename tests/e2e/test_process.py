@@ -424,6 +424,7 @@ class Dechunked:
                 self._left = int(line, 16) + 2
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("framing", "size"), [("length", 256 * MIB), ("chunked", 64 * MIB)])
 async def test_an_upload_to_an_upstream_that_stalls_leaves_memory_flat(
     upstream: Upstream, program: Program, framing: str, size: int
