@@ -22,7 +22,7 @@ from gateway.verify.options import EPILOG, add_options
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.config import Config
+    from gateway.config import Config, Settings
 
 FINE, FAILURE, USAGE = 0, 1, 2
 INTERRUPTED = 130
@@ -203,41 +203,39 @@ def _local_url(options: argparse.Namespace) -> str:
     return f"{'https' if tls else 'http'}://{address._replace(host=_WILDCARDS.get(address.host, address.host))}"
 
 
+def _settings(options: argparse.Namespace) -> Settings:
+    """Read the settings of what is the same whatever the target, so that it need not be known here."""
+    return load(arguments={"target_api_url": _ANY_TARGET}, environ=os.environ, file=_file(options)).settings
+
+
 def _token(options: argparse.Namespace) -> int:
     from gateway.token_command import run  # loads a store
 
-    # Tokens are the same whatever the target, so it need not be known here.
-    file = _file(options)
-    config = load(arguments={"target_api_url": _ANY_TARGET}, environ=os.environ, file=file)
-    return run(options, config.settings, _local_url(options))
+    return run(options, _settings(options), _local_url(options))
 
 
 def _usage(options: argparse.Namespace) -> int:
     from gateway.usage_command import run  # loads a store
 
-    config = load(arguments={"target_api_url": _ANY_TARGET}, environ=os.environ, file=_file(options))
-    return run(options, config.settings, _local_url(options))
+    return run(options, _settings(options), _local_url(options))
 
 
 def _ledger(options: argparse.Namespace) -> int:
     from gateway.ledger.command import run  # loads a store, as the two below
 
-    config = load(arguments={"target_api_url": _ANY_TARGET}, environ=os.environ, file=_file(options))
-    return run(options, config.settings, _local_url(options))
+    return run(options, _settings(options), _local_url(options))
 
 
 def _reconcile(options: argparse.Namespace) -> int:
     from gateway.ledger.reconcile import run
 
-    config = load(arguments={"target_api_url": _ANY_TARGET}, environ=os.environ, file=_file(options))
-    return run(options, config.settings, _local_url(options))
+    return run(options, _settings(options), _local_url(options))
 
 
 def _simulate(options: argparse.Namespace) -> int:
     from gateway.ledger.simulate import run
 
-    config = load(arguments={"target_api_url": _ANY_TARGET}, environ=os.environ, file=_file(options))
-    return run(options, config.settings, _local_url(options))
+    return run(options, _settings(options), _local_url(options))
 
 
 def _demo(_: argparse.Namespace) -> int:

@@ -134,7 +134,7 @@ def answer_head(  # noqa: PLR0917 - by their places, which takes less time
         keep_alive: Whether the client connection goes on.
         content: What goes behind the head in the same piece.
     """
-    lines = _without_length(head.lines) if head.status == 204 else head.lines
+    lines = without_length(head.lines) if head.status == 204 else head.lines
     if head.length == CHUNKED and minor == 1 and head.status != 204:
         lines.append(b"Transfer-Encoding: chunked")
     if not keep_alive:
@@ -147,7 +147,7 @@ def answer_head(  # noqa: PLR0917 - by their places, which takes less time
 
 def interim_head(head: AnswerHead) -> bytes:
     """Write an interim (1xx) answer of the upstream's as it goes to the client."""
-    lines = _without_length(head.lines)
+    lines = without_length(head.lines)
     return CRLF.join(lines) + HEAD_END
 
 
@@ -159,13 +159,13 @@ def switch_head(head: AnswerHead, limits: bytes, timing: bytes) -> bytes:
         limits: Field lines that say how the request's limits stand.
         timing: The `Server-Timing` line.
     """
-    lines = _without_length(head.lines)
+    lines = without_length(head.lines)
     lines += (limits, timing, CRLF)
     return CRLF.join(lines)
 
 
-def _without_length(lines: list[bytes]) -> list[bytes]:
-    """What has no body must not say how long it is (RFC 9110 §8.6)."""
+def without_length(lines: list[bytes]) -> list[bytes]:
+    """Drop `Content-Length`: what has no body must not have one (RFC 9110 §8.6), and who changes a body has another."""
     return without(CRLF.join(lines).split(CRLF), (b"content-length",))
 
 

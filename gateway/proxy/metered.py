@@ -15,8 +15,8 @@ from gateway.access_lines import Spent
 from gateway.budgets.pace import Level
 from gateway.budgets.spending import Ask, Entry, Mark, Settlement
 from gateway.errors import GatewayError, NotImplementedHere, UpstreamProtocolError
-from gateway.http1 import fields, framing
-from gateway.http1.message import CHUNKED, CRLF, UNTIL_CLOSE
+from gateway.http1 import framing, writer
+from gateway.http1.message import CHUNKED, UNTIL_CLOSE
 from gateway.proxy import account, waiting
 from gateway.proxy.clock import NEVER
 from gateway.proxy.guarded import GuardedExchange
@@ -27,7 +27,7 @@ from gateway.stores.ledger import SpendVerdict
 
 if TYPE_CHECKING:
     from gateway.http1.message import AnswerHead
-    from gateway.metering import Cost, Meter, Pricing, Quote
+    from gateway.metering import Meter, Pricing, Quote
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import Destination
     from gateway.proxy.pacing import Pacing
@@ -45,13 +45,13 @@ class MeteredExchange(GuardedExchange):
     """See `GuardedExchange`.
 
     Attributes:
-        cost: What it did cost, once it is settled; None: nothing was sent.
+        spent: What it did cost, for the log; None: nothing was sent, or it is not settled.
     """
 
     # fmt: off
     __slots__ = (
         "_pricing", "_quote", "_entry", "_reservation", "_granted",  # what it may cost
-        "_meter", "_sent_s", "_extension", "_settled", "cost", "spent",  # what it did
+        "_meter", "_sent_s", "_extension", "_settled", "spent",  # what it did
         "_waits", "_gone", "deadline_s",  # when its token is slowed, when the client has left
     )
     # fmt: on
@@ -67,7 +67,6 @@ class MeteredExchange(GuardedExchange):
         self._meter: Meter | None = None
         self._sent_s = 0.0
         self._extension: Extension | None = None
-        self.cost: Cost | None = None
         self.spent: Spent | None = None
         self.deadline_s = NEVER
 
@@ -185,8 +184,7 @@ class MeteredExchange(GuardedExchange):
         if rest and framing.answer_length(self.head.method, head) == len(rest):
             told = meter.feed(rest) + meter.finish()
             if len(told) != len(rest):
-                lines = fields.without(CRLF.join(head.lines).split(CRLF), {b"content-length"})
-                head.lines = [*lines, b"Content-Length: %d" % len(told)]
+                head.lines = [*writer.without_length(head.lines), b"Content-Length: %d" % len(told)]
                 head.length = len(told)
             rest = told
         super().on_answer(head, rest)
@@ -328,7 +326,6 @@ class MeteredExchange(GuardedExchange):
                 cost = quote.unanswered(self._granted, elapsed_ms)
             else:
                 cost = meter.result(whole=whole, elapsed_ms=elapsed_ms)
-            self.cost = cost
             spent, mark, units, model, upstream_id = cost
             self.spent = _new(Spent, (ask.id, spent))
             reserved, status = ask.amounts(self._granted), self.status

@@ -6,17 +6,16 @@ reserved until it is settled, which is the safe side.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from gateway.stores.ledger import SpendVerdict
-from gateway.stores.two_steps import nearest, placed
+from gateway.stores.two_steps import TwoSteps, joined
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.budgets.budget import Budget
     from gateway.budgets.spending import Ask
-    from gateway.errors import StoreUnavailable
     from gateway.limits import Policy
     from gateway.stores import Verdict, Waiter
     from gateway.stores.cluster import ClusterStore
@@ -28,13 +27,6 @@ class TwoSpendVerdicts(SpendVerdict):
 
     own: Verdict
     shared: Verdict
-
-    @classmethod
-    def joined(cls, plans: TwoSpends, own: Verdict, shared: Verdict) -> Self:
-        """Put two verdicts together that both admit."""
-        verdict = cls(*nearest(plans, own, shared))
-        verdict.own, verdict.shared = own, shared
-        return verdict
 
 
 class TwoSpends:
@@ -81,49 +73,31 @@ class TwoSpends:
         return told
 
 
-class SpendSteps:
-    """One reservation on its way through both plans; the `Waiter` of either step."""
+class SpendSteps(TwoSteps):
+    """One reservation on its way through both plans."""
 
-    __slots__ = ("_ask", "_own", "_plans", "_store", "_waiter")
+    __slots__ = ("_ask", "_spends")
 
     def __init__(self, store: ClusterStore, plans: TwoSpends, ask: Ask, waiter: Waiter) -> None:
-        self._store = store
-        self._plans = plans
+        super().__init__(store, plans, waiter)
+        self._spends = plans
         self._ask = ask
-        self._waiter = waiter
-        self._own: Verdict | None = None
 
-    def on_verdict(self, verdict: Verdict) -> None:
-        """Go on to the second step, or tell the outcome."""
-        plans, own = self._plans, self._own
-        if own is None:
-            if not verdict.admitted:
-                self._waiter.on_verdict(plans.told(placed(verdict, plans.own_at), verdict, None))
-                return
-            self._own = verdict
-            if verdict.at_us <= 0:  # Redis did not decide, so there are no budgets: it has been waited for already
-                self._store.lose(plans.shared, self, "Redis did not answer to the check before.")
-            elif plans.shared.budgets:
-                self._store.reserve_one(plans.shared, self._ask, self)
-            else:
-                self._store.check_one(plans.shared, self)
-            return
-        self._own = None  # from here on it is the waiter's, or is given back
-        if verdict.admitted:
-            self._waiter.on_verdict(plans.told(TwoSpendVerdicts.joined(plans, own, verdict), own, verdict))
+    def _go_on(self) -> None:
+        shared = self._spends.shared
+        if shared.budgets:
+            self._store.reserve_one(shared, self._ask, self)
         else:
-            self._give_back(own)
-            self._waiter.on_verdict(plans.told(placed(verdict, plans.shared_at), own, verdict))
+            self._store.check_one(shared, self)
 
-    def on_store_loss(self, error: StoreUnavailable) -> None:
-        """Give back what the first step charged and reserved."""
-        own, self._own = self._own, None
-        if own is not None:
-            self._give_back(own)
-        self._waiter.on_store_loss(error)
+    def _joined(self, own: Verdict, shared: Verdict) -> TwoSpendVerdicts:
+        return joined(TwoSpendVerdicts, self._spends, own, shared)
+
+    def _tell(self, verdict: Verdict, own: Verdict, shared: Verdict | None) -> None:
+        self._waiter.on_verdict(self._spends.told(verdict, own, shared))
 
     def _give_back(self, own: Verdict) -> None:
-        self._store.refund(self._plans.own, own)
+        super()._give_back(own)
         self._store.ledger.give_all_back(self._ask)
 
 

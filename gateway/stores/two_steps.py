@@ -6,7 +6,7 @@ otherwise.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, TypeVar
 
 from gateway.stores import Verdict
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from gateway.stores import Waiter
     from gateway.stores.cluster import ClusterStore
     from gateway.stores.redis_plan import RedisPlan
-    from gateway.stores.two_spends import TwoSpends
+    from gateway.stores.two_spends import TwoSpends, TwoSpendVerdicts
+
+_Both = TypeVar("_Both", "TwoVerdicts", "TwoSpendVerdicts")
 
 
 class TwoPlans:
@@ -50,20 +52,13 @@ class TwoVerdicts(Verdict):
     own: Verdict
     shared: Verdict
 
-    @classmethod
-    def joined(cls, plans: TwoPlans, own: Verdict, shared: Verdict) -> Self:
-        """Put two verdicts together that both admit."""
-        verdict = cls(*nearest(plans, own, shared))
-        verdict.own, verdict.shared = own, shared
-        return verdict
-
 
 class TwoSteps:
     """One check on its way through both plans; the `Waiter` of either step."""
 
     __slots__ = ("_own", "_plans", "_store", "_waiter")
 
-    def __init__(self, store: ClusterStore, plans: TwoPlans, waiter: Waiter) -> None:
+    def __init__(self, store: ClusterStore, plans: TwoPlans | TwoSpends, waiter: Waiter) -> None:
         self._store = store
         self._plans = plans
         self._waiter = waiter
@@ -74,27 +69,42 @@ class TwoSteps:
         plans, own = self._plans, self._own
         if own is None:
             if not verdict.admitted:
-                self._waiter.on_verdict(placed(verdict, plans.own_at))
+                self._tell(placed(verdict, plans.own_at), verdict, None)
                 return
             self._own = verdict
             if verdict.at_us > 0:
-                self._store.check_one(plans.shared, self)
+                self._go_on()
             else:  # Redis did not decide: it has been waited for already
                 self._store.lose(plans.shared, self, "Redis did not answer to the check before.")
             return
         self._own = None  # from here on it is the waiter's, or is given back
         if verdict.admitted:
-            self._waiter.on_verdict(TwoVerdicts.joined(plans, own, verdict))
+            self._tell(self._joined(own, verdict), own, verdict)
         else:
-            self._store.refund(plans.own, own)
-            self._waiter.on_verdict(placed(verdict, plans.shared_at))
+            self._give_back(own)
+            self._tell(placed(verdict, plans.shared_at), own, verdict)
 
     def on_store_loss(self, error: StoreUnavailable) -> None:
         """Give back what the first step charged."""
         own, self._own = self._own, None
         if own is not None:
-            self._store.refund(self._plans.own, own)
+            self._give_back(own)
         self._waiter.on_store_loss(error)
+
+    def _go_on(self) -> None:
+        """Take the second step."""
+        self._store.check_one(self._plans.shared, self)
+
+    def _joined(self, own: Verdict, shared: Verdict) -> TwoVerdicts | TwoSpendVerdicts:
+        return joined(TwoVerdicts, self._plans, own, shared)
+
+    def _tell(self, verdict: Verdict, own: Verdict, shared: Verdict | None) -> None:
+        """Tell the outcome, given as well what each step decided that was taken."""
+        del own, shared
+        self._waiter.on_verdict(verdict)
+
+    def _give_back(self, own: Verdict) -> None:
+        self._store.refund(self._plans.own, own)
 
 
 def placed(verdict: Verdict, indexes: Sequence[int]) -> Verdict:
@@ -102,6 +112,13 @@ def placed(verdict: Verdict, indexes: Sequence[int]) -> Verdict:
     shadowed = sum(1 << place for bit, place in enumerate(indexes) if verdict.shadowed >> bit & 1)
     policy = verdict.policy if verdict.policy < 0 else indexes[verdict.policy]
     return verdict._replace(policy=policy, shadowed=shadowed)
+
+
+def joined(kind: type[_Both], plans: TwoPlans | TwoSpends, own: Verdict, shared: Verdict) -> _Both:
+    """Put two verdicts together that both admit."""
+    verdict = kind(*nearest(plans, own, shared))
+    verdict.own, verdict.shared = own, shared
+    return verdict
 
 
 def nearest(plans: TwoPlans | TwoSpends, own: Verdict, shared: Verdict) -> Verdict:
