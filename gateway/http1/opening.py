@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
-from gateway.http1.message import MAX_LINE_BYTES, AnswerHead, RequestHead
+from gateway.http1.layout import VISIBLE, layout_of
+from gateway.http1.message import HEAD_END, MAX_LINE_BYTES, AnswerHead, RequestHead
 
 if TYPE_CHECKING:
     import re
     from collections.abc import Callable
 
+    from gateway.http1.layout import Layout, Piece
+
 MAX_OPENINGS: Final = 1024
 MAX_OPENING_BYTES: Final = 2048
 """With `MAX_OPENINGS`, this bounds the memory to 5 MB for each of the two parsers; heads of SDKs take a quarter."""
+MAX_LAYOUTS: Final = 8
+"""Of heads that begin alike, about 1 kB each."""
+HEADS_A_LAYOUT: Final = 8
+"""Making one takes as long as reading ten heads by their pattern, so only every so often one is made."""
 _MAX_LENGTHS: Final = 1024
 
 Head = TypeVar("Head", bound=RequestHead | AnswerHead)
@@ -48,6 +55,7 @@ class Ending(NamedTuple):
         token: The group that is the client's token, or 0; it takes what no token may be, too.
         fixed_length: The length of the body, where no value says it.
         keep_alive: Whether the connection goes on.
+        pieces: The lines that follow an opening.
     """
 
     kept: tuple[bytes, ...]
@@ -58,6 +66,7 @@ class Ending(NamedTuple):
     token: int
     fixed_length: int
     keep_alive: bool
+    pieces: tuple[Piece, ...]
 
 
 class Opening(Generic[Head]):
@@ -76,7 +85,12 @@ class Opening(Generic[Head]):
         place: What the access log says of heads that begin so, and of which target's; None: nothing yet.
     """
 
-    __slots__ = ("_begins", "_kept", "_make", "_shared", "_size", "_token", "ending", "ids_at", "place")
+    # fmt: off
+    __slots__ = (
+        "_begins", "_keep_alive", "_kept", "_layout", "_layouts", "_make", "_rest", "_shared", "_size", "_token",
+        "ending", "ids_at", "place",
+    )
+    # fmt: on
 
     def __init__(
         self, begins: bytes, make: Callable[[], Head], ending: Ending, token: bytes | None, *, is_shared: bool
@@ -89,12 +103,19 @@ class Opening(Generic[Head]):
         self._shared = head if is_shared else None
         self._kept = (*head.lines, *ending.kept)
         self.ending = ending
+        self._keep_alive = ending.keep_alive
+        # By where their heads end; of all openings that `alone` made of one, and of it.
+        self._layouts: dict[int, Layout] = {}
+        self._layout: Layout | None = None  # that of the last head
+        self._rest = 0
         self.ids_at: tuple[Place | None, Place | None] | tuple[()] | None = ()
         self.place: tuple[bytes, str | None] = (b"", None)
 
     def alone(self) -> Opening[Head]:
         """Return one like it, for whoever has done with each head when he reads the next one; see `is_shared`."""
-        return Opening(self._begins, self._make, self.ending, self._token, is_shared=True)
+        other = Opening(self._begins, self._make, self.ending, self._token, is_shared=True)
+        other._layouts = self._layouts
+        return other
 
     def read(self, data: bytes) -> tuple[Head, int] | None:
         """Read the head that `data` begins with.
@@ -104,7 +125,32 @@ class Opening(Generic[Head]):
         """
         if not data.startswith(self._begins):
             return None
-        _, match_ending, passed_on, length, lengths, token, fixed_length, keep_alive = self.ending
+        layout = self._layout
+        if layout is None:
+            return self._read_anew(data)
+        end, unpack, fixed, number, lengths, pick = layout
+        if len(data) < end:
+            return self._read_anew(data)
+        pieces = unpack(data, self._size)
+        if pieces[::2] != fixed:
+            return self._read_anew(data)
+        length = lengths.get(pieces[number])
+        values = b"".join(pieces[1::2])
+        if length is None or values.translate(VISIBLE) != values:
+            return self._read_anew(data)
+        head = self._shared or self._make()
+        head.keep_alive = self._keep_alive
+        head.length = length
+        head.lines = [*self._kept, *pick(data)]
+        return head, end
+
+    def _read_anew(self, data: bytes) -> tuple[Head, int] | None:
+        """Read a head that has another layout than the last one, or has something in it that needs a closer look."""
+        layout = self._layouts.get(data.find(HEAD_END, self._size) + len(HEAD_END))
+        if layout is not None and layout is not self._layout:
+            self._layout = layout
+            return self.read(data)
+        _, match_ending, passed_on, length, lengths, token, fixed_length, keep_alive, pieces = self.ending
         match = match_ending(data, self._size)
         if match is None:
             return None
@@ -117,6 +163,11 @@ class Opening(Generic[Head]):
         head.keep_alive = keep_alive
         head.length = lengths[match[length]] if length else fixed_length
         head.lines = lines = [*self._kept]
-        for group in passed_on:
-            lines.append(match[group])  # noqa: PERF401 - of one or two, a comprehension takes longer
+        lines += [match[group] for group in passed_on]
+        self._rest -= 1
+        if self._rest < 0:
+            self._rest = HEADS_A_LAYOUT
+            if len(self._layouts) >= MAX_LAYOUTS:
+                self._layouts.clear()
+            self._layout = self._layouts[end] = layout_of(data, self._size, pieces, lengths, fixed_length)
         return head, end

@@ -23,6 +23,7 @@ from gateway.http1.fields import (
     TE,
     TRAILER,
 )
+from gateway.http1.layout import CREDENTIALS, Piece
 from gateway.http1.message import CRLF, HEAD_END, MAX_LINE_BYTES, AnswerHead, RequestHead
 from gateway.http1.opening import MAX_OPENING_BYTES, MAX_OPENINGS, Ending, Lengths, Opening
 
@@ -41,11 +42,10 @@ HEADS_A_TEMPLATE: Final = 256
 """Making one takes as long as reading a hundred heads (its pattern is compiled), so only every so often one is made."""
 
 _BEARER: Final = b"Bearer "
-_CREDENTIALS: Final = (AUTHORIZATION, API_KEY)
 # What becomes of these is for the parser to say, each time.
 _READ_IN_FULL: Final = (EXPECT, TE, TRAILER)
 _PASSED_ON: Final = (PLAIN, CONTENT_LENGTH, DATE)
-_ALWAYS_CHANGING: Final = (*_CREDENTIALS, CONTENT_LENGTH)
+_ALWAYS_CHANGING: Final = (*CREDENTIALS, CONTENT_LENGTH)
 _VALUE: Final = rb"[\x21-\x7e\x80-\xff][\t \x21-\x7e\x80-\xff]*+(?<![ \t])"
 # What may stand in a gap: the parser's own rules for a value and a length, and a narrower one for a token.
 _GAPS: Final = {
@@ -60,14 +60,6 @@ _GAPS: Final = {
 _KNOWN_TOKEN: Final = rb"([^\r]*+)"
 
 Head = TypeVar("Head", bound=RequestHead | AnswerHead)
-
-
-class _Piece(NamedTuple):
-    """A field line: what of it stays as it is, and the kind of value that changes."""
-
-    text: bytes
-    gap: int | None
-    passed_on: bool
 
 
 class Template(Generic[Head]):
@@ -119,7 +111,7 @@ class Template(Generic[Head]):
         pattern, groups = _pattern(pieces[at:], token=_KNOWN_TOKEN)
         match = re.compile(pattern + re.escape(HEAD_END)).match
         framing = (groups.length, Lengths(), groups.token, self.fixed_length, self.keep_alive)
-        self.ending = Ending(kept, match, groups.passed_on, *framing)
+        self.ending = Ending(kept, match, groups.passed_on, *framing, tuple(pieces[at:]))
         """What follows the openings of such heads."""
 
     def begins(self, block: bytes, match: re.Match[bytes]) -> bytes:
@@ -263,15 +255,15 @@ class TemplateMemory(Generic[Head]):
         del self.ready[MAX_TEMPLATES:]
 
 
-def _piece(line: bytes, kind: int, *, changes: bool) -> _Piece:
+def _piece(line: bytes, kind: int, *, changes: bool) -> Piece:
     if not changes:
-        return _Piece(line, None, kind in _PASSED_ON)
+        return Piece(line, None, kind in _PASSED_ON)
     # With a space even if this one had no value: a value without it is for h11 to read.
     name = line.partition(b":")[0] + b": " + (_BEARER if kind == AUTHORIZATION else b"")
-    return _Piece(name, kind, kind in _PASSED_ON)
+    return Piece(name, kind, kind in _PASSED_ON)
 
 
-def _pattern(pieces: list[_Piece], cut: int | None = None, token: bytes | None = None) -> tuple[bytes, _Groups]:
+def _pattern(pieces: list[Piece], cut: int | None = None, token: bytes | None = None) -> tuple[bytes, _Groups]:
     """Write a pattern for lines, the line end before each with it, and say what its groups are.
 
     Args:
@@ -300,7 +292,7 @@ def _pattern(pieces: list[_Piece], cut: int | None = None, token: bytes | None =
             is_within = True
         pattern += re.escape(piece.text)
         if piece.gap is not None:
-            is_token = piece.gap in _CREDENTIALS
+            is_token = piece.gap in CREDENTIALS
             pattern += token if is_token and token is not None else _GAPS[piece.gap]
             if piece.gap == CONTENT_LENGTH:
                 length_group = group = group + 1
@@ -314,7 +306,7 @@ def _can_have_template(lines: list[bytes], kinds: list[int]) -> bool:
     credentials = 0
     for line, kind in zip(lines, kinds, strict=True):
         value = line.partition(b": ")[2]
-        if kind in _CREDENTIALS:
+        if kind in CREDENTIALS:
             credentials += 1
             if kind == AUTHORIZATION and not value.startswith(_BEARER):
                 return False

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.http1 import opening, template
+from gateway.http1 import layout, template
+from gateway.http1 import opening as opening_module
 from gateway.http1.message import CRLF, HEAD_END, MAX_LINE_BYTES
 from gateway.http1.parser import AnswerParser, RequestParser
 from tests.http1.edited import ANSWER, REQUEST, answer_seen, edits, read_answer, read_request, request_seen
 
 if TYPE_CHECKING:
+    import re
+
     from gateway.http1.message import AnswerHead, RequestHead
     from gateway.http1.opening import Opening
 
@@ -58,25 +61,97 @@ def learn_answer(parser: AnswerParser, block: bytes) -> Opening[AnswerHead]:
 @settings(max_examples=400, deadline=None)
 @example(REQUEST_BLOCK, REQUEST_BLOCK + b" ", b"")
 @example(REQUEST_BLOCK, REQUEST_BLOCK.replace(b"Length: 5", b"Length: 05"), b"")
+@example(REQUEST_BLOCK, REQUEST_BLOCK.replace(b"Length: 5", b"Length: x"), b"")
+@example(REQUEST_BLOCK, REQUEST_BLOCK.replace(b"Id: 17", b"Id: 1\x00"), b"")
+@example(REQUEST_BLOCK, REQUEST_BLOCK.replace(b"Id: 17", b"Id: 1 "), b"")
+@example(REQUEST_BLOCK, REQUEST_BLOCK.replace(b"Id: 17", b"Id: \r\n"), b"")
 @given(st.sampled_from(REQUESTS), st.sampled_from(REQUESTS).flatmap(lambda b: edits(tuple(b.split(CRLF)))), st.binary())
 def test_a_request_is_read_as_by_a_fresh_parser(known: bytes, block: bytes, behind: bytes) -> None:
     data = block + HEAD_END + behind
-    found = learn_request(RequestParser(), known).read(data)
-    if found is not None:
-        head, end = found
-        assert end == data.index(HEAD_END) + len(HEAD_END)
-        assert request_seen(head) == read_request(RequestParser(), data[: end - len(HEAD_END)])
+    opening = learn_request(RequestParser(), known)
+    for _ in range(2):  # by its pattern, and where it has the layout of the one before
+        found = opening.read(data)
+        if found is not None:
+            head, end = found
+            assert end == data.index(HEAD_END) + len(HEAD_END)
+            assert request_seen(head) == read_request(RequestParser(), data[: end - len(HEAD_END)])
+        assert opening.read(known + HEAD_END) is not None
 
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(ANSWERS), st.sampled_from(ANSWERS).flatmap(lambda b: edits(tuple(b.split(CRLF)))), st.binary())
 def test_an_answer_is_read_as_by_a_fresh_parser(known: bytes, block: bytes, behind: bytes) -> None:
     data = block + HEAD_END + behind
-    found = learn_answer(AnswerParser(), known).read(data)
-    if found is not None:
-        head, end = found
-        assert end == data.index(HEAD_END) + len(HEAD_END)
-        assert answer_seen(head) == read_answer(AnswerParser(), data[: end - len(HEAD_END)])
+    opening = learn_answer(AnswerParser(), known)
+    for _ in range(2):  # by its pattern, and where it has the layout of the one before
+        found = opening.read(data)
+        if found is not None:
+            head, end = found
+            assert end == data.index(HEAD_END) + len(HEAD_END)
+            assert answer_seen(head) == read_answer(AnswerParser(), data[: end - len(HEAD_END)])
+        assert opening.read(known + HEAD_END) is not None
+
+
+ODD = (b"\x00", b"\t", b"\n", b"\r", b" ", b"+", b"0", b":", b"_", b"a", b"\x7f", b"\xff")
+
+
+@pytest.mark.parametrize("known", REQUESTS)
+def test_a_request_of_the_same_layout_is_read_as_by_a_fresh_parser(known: bytes) -> None:
+    opening = learn_request(RequestParser(), known)
+    for at in range(len(known)):
+        for byte in ODD:
+            assert opening.read(known + HEAD_END) is not None
+            block = known[:at] + byte + known[at + 1 :]
+            found = opening.read(block + HEAD_END + b"{}")
+            if found is not None:
+                assert request_seen(found[0]) == read_request(RequestParser(), block)
+                assert found[1] == len(block + HEAD_END)
+
+
+@pytest.mark.parametrize("known", ANSWERS)
+def test_an_answer_of_the_same_layout_is_read_as_by_a_fresh_parser(known: bytes) -> None:
+    opening = learn_answer(AnswerParser(), known)
+    for at in range(len(known)):
+        for byte in ODD:
+            assert opening.read(known + HEAD_END) is not None
+            block = known[:at] + byte + known[at + 1 :]
+            found = opening.read(block + HEAD_END + b"{}")
+            if found is not None:
+                assert answer_seen(found[0]) == read_answer(AnswerParser(), block)
+                assert found[1] == len(block + HEAD_END)
+
+
+def test_heads_of_a_layout_that_was_seen_are_read_without_the_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = 0
+    make = layout.layout_of
+
+    def counted(*arguments: Any) -> layout.Layout:
+        nonlocal made
+        made += 1
+        return make(*arguments)
+
+    monkeypatch.setattr(opening_module, "layout_of", counted)
+    opening = learn_request(RequestParser(), REQUEST_BLOCK)
+    matches = 0
+    match_ending = opening.ending.match
+
+    def match(data: bytes, at: int) -> re.Match[bytes] | None:
+        nonlocal matches
+        matches += 1
+        return match_ending(data, at)
+
+    opening.ending = opening.ending._replace(match=match)
+    alone = opening.alone()
+    for number in range(10, 30):
+        for one in (opening, alone):
+            assert one.read(changed(REQUEST_BLOCK, number) + HEAD_END + b"%d" % number) is not None
+    assert (made, matches) == (1, 1)
+    for number in range(1, 300):  # a layout of each size, and more than are kept
+        block = changed(REQUEST_BLOCK, 10**number) + HEAD_END
+        for _ in range(2):
+            assert opening.read(block) is not None
+    assert len(opening._layouts) <= opening_module.MAX_LAYOUTS
+    assert made <= 2 + 2 * 300 / opening_module.HEADS_A_LAYOUT
 
 
 @pytest.mark.parametrize("known", REQUESTS)
@@ -138,7 +213,7 @@ def test_connections_of_one_token_share_an_opening_and_those_of_many_are_bounded
 
 
 def test_an_opening_longer_than_is_remembered_is_not_made() -> None:
-    block = REQUEST_BLOCK.replace(b"*/*", b"a" * opening.MAX_OPENING_BYTES)
+    block = REQUEST_BLOCK.replace(b"*/*", b"a" * opening_module.MAX_OPENING_BYTES)
     parser = RequestParser()
     for number in range(5):
         head = parser.parse(changed(block, number))

@@ -1,0 +1,101 @@
+"""Where in a head its changing values stand: mostly they are as long as they were in the last one of the connection.
+
+Then what lies between them is at the same places as well, and is compared there as a whole: that takes a fraction of
+what a pattern takes to go through it. A `Layout` is a memory, as an opening is: it takes nothing that the opening's
+pattern would not, and reads the same out of it.
+"""
+
+from __future__ import annotations
+
+from operator import itemgetter
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from gateway.http1.fields import API_KEY, AUTHORIZATION, CONTENT_LENGTH
+from gateway.http1.message import CRLF, HEAD_END
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+CREDENTIALS: Final = (AUTHORIZATION, API_KEY)
+VISIBLE: Final = bytes(one if 0x21 <= one <= 0x7E or one >= 0x80 else ord("?") for one in range(256))
+"""Leaves a value as it is that has neither blanks nor controls in it, and no other."""
+
+
+class Piece(NamedTuple):
+    """A field line of a template.
+
+    Args:
+        text: What of it stays as it is; all of it, or what comes before the value.
+        gap: The kind of the value that changes, of `fields`; None if none does.
+        passed_on: Whether the line is passed on.
+    """
+
+    text: bytes
+    gap: int | None
+    passed_on: bool
+
+
+class Layout(NamedTuple):
+    """Heads that are the same but for values of the same lengths, none of which has a blank in it.
+
+    Args:
+        end: Where such heads end, behind their empty line.
+        unpack: Cuts a head, from the opening's end on: what stays as it is and values, in turns.
+        fixed: All that stays as it is; a value with a blank, such as a date, is in it, and so is the token.
+        number: Which of the pieces is the value of `Content-Length`; 0 if none is.
+        lengths: What that piece means. It knows all that the pattern took, or the one that says no length.
+        pick: Cuts out the lines to pass on.
+    """
+
+    end: int
+    unpack: Callable[[bytes, int], tuple[Any, ...]]
+    fixed: tuple[bytes, ...]
+    number: int
+    lengths: Mapping[bytes, int]
+    pick: Callable[[bytes], tuple[bytes, ...]]
+
+
+def layout_of(
+    data: bytes, begin: int, pieces: Sequence[Piece], lengths: Mapping[bytes, int], fixed_length: int
+) -> Layout:
+    """Return the layout of a head that was read.
+
+    Args:
+        data: What begins with it.
+        begin: Where its opening ends.
+        pieces: Its lines behind that.
+        lengths: What values of `Content-Length` mean.
+        fixed_length: The length of its body, if none of those lines says it.
+    """
+    at, cut, number = begin, begin, 0
+    fixed: list[bytes] = []
+    sizes: list[int] = []
+    runs: list[slice] = []
+    run_end = -1
+    for piece in pieces:
+        line = at + len(CRLF)
+        at = line + len(piece.text)
+        if piece.gap is not None:
+            value, at = at, data.index(CRLF, at)
+            text = data[value:at]
+            if piece.gap not in CREDENTIALS and text.translate(VISIBLE) == text:
+                fixed.append(data[cut:value])
+                sizes += (value - cut, at - value)
+                cut = at
+                if piece.gap == CONTENT_LENGTH:
+                    number = len(sizes) - 1
+        if piece.passed_on:
+            runs.append(slice(runs.pop().start if run_end == line - len(CRLF) else line, at))
+            run_end = at
+    end = at + len(HEAD_END)
+    fixed.append(data[cut:end])
+    sizes.append(end - cut)
+    unpack = Struct("".join(f"{size}s" for size in sizes)).unpack_from
+    return Layout(end, unpack, tuple(fixed), number, lengths if number else {fixed[0]: fixed_length}, _picker(runs))
+
+
+def _picker(runs: list[slice]) -> Callable[[bytes], tuple[bytes, ...]]:
+    if len(runs) > 1:
+        return itemgetter(*runs)
+    return lambda data: tuple([data[run] for run in runs])
