@@ -15,7 +15,7 @@ from gateway.http1.fields import API_KEY, AUTHORIZATION, CONTENT_LENGTH
 from gateway.http1.message import CRLF, HEAD_END
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
 CREDENTIALS: Final = (AUTHORIZATION, API_KEY)
 VISIBLE: Final = bytes(one if 0x21 <= one <= 0x7E or one >= 0x80 else ord("?") for one in range(256))
@@ -41,36 +41,31 @@ class Layout(NamedTuple):
 
     Args:
         end: Where such heads end, behind their empty line.
-        unpack: Cuts a head, from the opening's end on: what stays as it is and values, in turns.
         fixed: All that stays as it is; a value with a blank, such as a date, is in it, and so is the token.
-        number: Which of the pieces is the value of `Content-Length`; 0 if none is.
-        lengths: What that piece means. It knows all that the pattern took, or the one that says no length.
-        pick: Cuts out the lines to pass on.
+        fixed_of: Cuts the same out of another head.
+        values_of: Cuts out what changes.
+        number: Which of these is the value of `Content-Length`; -1 if none is.
+        lines_of: Cuts out the lines to pass on.
     """
 
     end: int
-    unpack: Callable[[bytes, int], tuple[Any, ...]]
     fixed: tuple[bytes, ...]
+    fixed_of: Callable[[bytes], tuple[Any, ...]]
+    values_of: Callable[[bytes], tuple[Any, ...]]
     number: int
-    lengths: Mapping[bytes, int]
-    pick: Callable[[bytes], tuple[bytes, ...]]
+    lines_of: Callable[[bytes], tuple[bytes, ...]]
 
 
-def layout_of(
-    data: bytes, begin: int, pieces: Sequence[Piece], lengths: Mapping[bytes, int], fixed_length: int
-) -> Layout:
+def layout_of(data: bytes, begin: int, pieces: Sequence[Piece]) -> Layout:
     """Return the layout of a head that was read.
 
     Args:
         data: What begins with it.
         begin: Where its opening ends.
         pieces: Its lines behind that.
-        lengths: What values of `Content-Length` mean.
-        fixed_length: The length of its body, if none of those lines says it.
     """
-    at, cut, number = begin, begin, 0
-    fixed: list[bytes] = []
-    sizes: list[int] = []
+    at, cut, number = begin, 0, -1
+    cuts: list[tuple[int, int]] = []
     runs: list[slice] = []
     run_end = -1
     for piece in pieces:
@@ -80,19 +75,17 @@ def layout_of(
             value, at = at, data.index(CRLF, at)
             text = data[value:at]
             if piece.gap not in CREDENTIALS and text.translate(VISIBLE) == text:
-                fixed.append(data[cut:value])
-                sizes += (value - cut, at - value)
-                cut = at
                 if piece.gap == CONTENT_LENGTH:
-                    number = len(sizes) - 1
+                    number = len(cuts)
+                cuts.append((value - cut, at - value))
+                cut = at
         if piece.passed_on:
             runs.append(slice(runs.pop().start if run_end == line - len(CRLF) else line, at))
             run_end = at
     end = at + len(HEAD_END)
-    fixed.append(data[cut:end])
-    sizes.append(end - cut)
-    unpack = Struct("".join(f"{size}s" for size in sizes)).unpack_from
-    return Layout(end, unpack, tuple(fixed), number, lengths if number else {fixed[0]: fixed_length}, _picker(runs))
+    fixed_of = Struct("".join(f"{fixed}s{value}x" for fixed, value in cuts) + f"{end - cut}s").unpack_from
+    values_of = Struct("".join(f"{fixed}x{value}s" for fixed, value in cuts)).unpack_from
+    return Layout(end, fixed_of(data), fixed_of, values_of, number, _picker(runs))
 
 
 def _picker(runs: list[slice]) -> Callable[[bytes], tuple[bytes, ...]]:

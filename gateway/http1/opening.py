@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 MAX_OPENINGS: Final = 1024
 MAX_OPENING_BYTES: Final = 2048
 """With `MAX_OPENINGS`, this bounds the memory to 5 MB for each of the two parsers; heads of SDKs take a quarter."""
-MAX_LAYOUTS: Final = 8
-"""Of heads that begin alike, about 1 kB each."""
+MAX_LAYOUTS: Final = 4
+"""Of heads that begin alike: each takes the bytes of a head and 1 kB."""
 HEADS_A_LAYOUT: Final = 8
 """Making one takes as long as reading ten heads by their pattern, so only every so often one is made."""
 _MAX_LENGTHS: Final = 1024
@@ -87,8 +87,8 @@ class Opening(Generic[Head]):
 
     # fmt: off
     __slots__ = (
-        "_begins", "_keep_alive", "_kept", "_layout", "_layouts", "_make", "_rest", "_shared", "_size", "_token",
-        "ending", "ids_at", "place",
+        "_begins", "_fixed_length", "_keep_alive", "_kept", "_layout", "_layouts", "_lengths", "_make", "_rest",
+        "_shared", "_size", "_token", "ending", "ids_at", "place",
     )
     # fmt: on
 
@@ -103,7 +103,8 @@ class Opening(Generic[Head]):
         self._shared = head if is_shared else None
         self._kept = (*head.lines, *ending.kept)
         self.ending = ending
-        self._keep_alive = ending.keep_alive
+        # As they are in `ending`, where they would take longer to look up.
+        self._keep_alive, self._fixed_length, self._lengths = ending.keep_alive, ending.fixed_length, ending.lengths
         # By where their heads end; of all openings that `alone` made of one, and of it.
         self._layouts: dict[int, Layout] = {}
         self._layout: Layout | None = None  # that of the last head
@@ -123,29 +124,27 @@ class Opening(Generic[Head]):
         Returns:
             The head and where it ends in `data`; None if it does not begin so, or is not whole.
         """
-        if not data.startswith(self._begins):
-            return None
         layout = self._layout
         if layout is None:
             return self._read_anew(data)
-        end, unpack, fixed, number, lengths, pick = layout
-        if len(data) < end:
+        end, fixed, fixed_of, values_of, number, lines_of = layout
+        if len(data) < end or fixed_of(data) != fixed:
             return self._read_anew(data)
-        pieces = unpack(data, self._size)
-        if pieces[::2] != fixed:
-            return self._read_anew(data)
-        length = lengths.get(pieces[number])
-        values = b"".join(pieces[1::2])
-        if length is None or values.translate(VISIBLE) != values:
+        values = values_of(data)
+        length = self._fixed_length if number < 0 else self._lengths.get(values[number])
+        text = b"".join(values)
+        if length is None or text.translate(VISIBLE) != text:
             return self._read_anew(data)
         head = self._shared or self._make()
         head.keep_alive = self._keep_alive
         head.length = length
-        head.lines = [*self._kept, *pick(data)]
+        head.lines = [*self._kept, *lines_of(data)]
         return head, end
 
     def _read_anew(self, data: bytes) -> tuple[Head, int] | None:
         """Read a head that has another layout than the last one, or has something in it that needs a closer look."""
+        if not data.startswith(self._begins):
+            return None
         layout = self._layouts.get(data.find(HEAD_END, self._size) + len(HEAD_END))
         if layout is not None and layout is not self._layout:
             self._layout = layout
@@ -169,5 +168,5 @@ class Opening(Generic[Head]):
             self._rest = HEADS_A_LAYOUT
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.clear()
-            self._layout = self._layouts[end] = layout_of(data, self._size, pieces, lengths, fixed_length)
+            self._layout = self._layouts[end] = layout_of(data, self._size, pieces)
         return head, end
