@@ -36,24 +36,21 @@ class Piece(NamedTuple):
     passed_on: bool
 
 
-class Layout(NamedTuple):
-    """Heads that are the same but for values of the same lengths, none of which has a blank in it.
+Layout = tuple[
+    int, tuple[bytes, ...], "Callable[[bytes], tuple[Any, ...]]", "Callable[[bytes], tuple[Any, ...]]", int,
+    "Callable[[bytes], tuple[bytes, ...]]",
+]  # fmt: skip
+"""Heads that are the same but for values of the same lengths, none of which has a blank in it.
 
-    Args:
-        end: Where such heads end, behind their empty line.
-        fixed: All that stays as it is; a value with a blank, such as a date, is in it, and so is the token.
-        fixed_of: Cuts the same out of another head.
-        values_of: Cuts out what changes.
-        number: Which of these is the value of `Content-Length`; -1 if none is.
-        lines_of: Cuts out the lines to pass on.
-    """
+- `end`: where such heads end, behind their empty line;
+- `fixed`: all that stays as it is; a value with a blank, such as a date, is in it, and so is the token;
+- `fixed_of`: cuts the same out of another head;
+- `values_of`: cuts out what changes;
+- `number`: which of these is the value of `Content-Length`; -1 if none is;
+- `lines_of`: cuts out the lines to pass on.
 
-    end: int
-    fixed: tuple[bytes, ...]
-    fixed_of: Callable[[bytes], tuple[Any, ...]]
-    values_of: Callable[[bytes], tuple[Any, ...]]
-    number: int
-    lines_of: Callable[[bytes], tuple[bytes, ...]]
+A plain tuple, which is taken apart in a tenth of the time that a named one takes.
+"""
 
 
 def layout_of(data: bytes, begin: int, pieces: Sequence[Piece]) -> Layout:
@@ -85,7 +82,7 @@ def layout_of(data: bytes, begin: int, pieces: Sequence[Piece]) -> Layout:
     end = at + len(HEAD_END)
     fixed_of = Struct("".join(f"{fixed}s{value}x" for fixed, value in cuts) + f"{end - cut}s").unpack_from
     values_of = Struct("".join(f"{fixed}x{value}s" for fixed, value in cuts)).unpack_from
-    return Layout(end, fixed_of(data), fixed_of, values_of, number, _picker(runs))
+    return end, fixed_of(data), fixed_of, values_of, number, _picker(runs)
 
 
 def _picker(runs: list[slice]) -> Callable[[bytes], tuple[bytes, ...]]:

@@ -147,13 +147,32 @@ class UpstreamConnection(asyncio.Protocol):
         if reader is None:
             # Nobody asked: a stale answer, or an attempt to answer the next request before it is made.
             self.close()
-        elif awaiting is None:
+            return
+        if awaiting is None:
             reader.on_answer_bytes(data)
-        else:
-            try:
-                self._read_heads(awaiting, self._buffer + data if self._buffer else data)
-            except UpstreamProtocolError as error:
-                awaiting.on_bad_answer(error)
+            return
+        if self._buffer:
+            data = self._buffer + data
+        try:
+            while self.reader is not None:
+                opening = self._opening
+                found = (None if opening is None else opening.read(data)) or self._find_head(data)
+                if found is None:
+                    return
+                self._buffer = b""
+                head, end = found
+                data = data[end:]
+                if head.status < 200 and head.status != 101:
+                    self._pass_interim(awaiting, head)
+                    continue
+                self._awaiting = None
+                if head.status == 101:
+                    awaiting.on_switch(head, data)
+                else:
+                    awaiting.on_answer(head, data)
+                return
+        except UpstreamProtocolError as error:
+            awaiting.on_bad_answer(error)
 
     def eof_received(self) -> bool:
         """See `asyncio.Protocol`."""
@@ -187,27 +206,11 @@ class UpstreamConnection(asyncio.Protocol):
         if self.reader is not None:
             self.reader.on_upstream_ready()
 
-    def _read_heads(self, reader: AnswerReader, data: bytes) -> None:
-        while self.reader is not None:
-            opening = self._opening
-            found = (None if opening is None else opening.read(data)) or self._find_head(data)
-            if found is None:
-                return
-            self._buffer = b""
-            head, end = found
-            data = data[end:]
-            if head.status >= 200:
-                self._awaiting = None
-                reader.on_answer(head, data)
-                return
-            if head.status == 101:
-                self._awaiting = None
-                reader.on_switch(head, data)
-                return
-            self._interims += 1
-            if self._interims > MAX_INTERIM_ANSWERS:
-                raise UpstreamProtocolError("The upstream sent interim answers without end.")
-            reader.on_interim(head)
+    def _pass_interim(self, reader: AnswerReader, head: AnswerHead) -> None:
+        self._interims += 1
+        if self._interims > MAX_INTERIM_ANSWERS:
+            raise UpstreamProtocolError("The upstream sent interim answers without end.")
+        reader.on_interim(head)
 
     def _find_head(self, data: bytes) -> tuple[AnswerHead, int] | None:
         """Read a head and say where it ends in `data`, or keep what there is of one."""
