@@ -7,9 +7,8 @@ pattern would not, and reads the same out of it.
 
 from __future__ import annotations
 
-from operator import itemgetter
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from gateway.http1.fields import API_KEY, AUTHORIZATION, CONTENT_LENGTH
 from gateway.http1.message import CRLF, HEAD_END
@@ -17,6 +16,7 @@ from gateway.http1.message import CRLF, HEAD_END
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+_Cut: TypeAlias = "Callable[[bytes], tuple[bytes, ...]]"
 CREDENTIALS: Final = (AUTHORIZATION, API_KEY)
 VISIBLE: Final = bytes(one if 0x21 <= one <= 0x7E or one >= 0x80 else ord("?") for one in range(256))
 """Leaves a value as it is that has neither blanks nor controls in it, and no other."""
@@ -36,56 +36,53 @@ class Piece(NamedTuple):
     passed_on: bool
 
 
-Layout = tuple[
-    int, tuple[bytes, ...], "Callable[[bytes], tuple[Any, ...]]", "Callable[[bytes], tuple[Any, ...]]", int,
-    "Callable[[bytes], tuple[bytes, ...]]",
-]  # fmt: skip
+Layout: TypeAlias = tuple[int, tuple[bytes, ...], _Cut, _Cut, int, bytes]
 """Heads that are the same but for values of the same lengths, none of which has a blank in it.
 
 - `end`: where such heads end, behind their empty line;
 - `fixed`: all that stays as it is; a value with a blank, such as a date, is in it, and so is the token;
 - `fixed_of`: cuts the same out of another head;
-- `values_of`: cuts out what changes;
-- `number`: which of these is the value of `Content-Length`; -1 if none is;
-- `lines_of`: cuts out the lines to pass on.
+- `values_of`: cuts the values out of it;
+- `number`: which of these is that of `Content-Length`; -1 if none is;
+- `passed_on`: its lines to pass on, joined, with `%b` for each value.
 
 A plain tuple, which is taken apart in a tenth of the time that a named one takes.
 """
 
 
-def layout_of(data: bytes, begin: int, pieces: Sequence[Piece]) -> Layout:
+def layout_of(data: bytes, begin: int, kept: Sequence[bytes], pieces: Sequence[Piece]) -> Layout:
     """Return the layout of a head that was read.
 
     Args:
         data: What begins with it.
         begin: Where its opening ends.
-        pieces: Its lines behind that.
+        kept: The lines to pass on of what comes before.
+        pieces: The lines behind that.
     """
     at, cut, number = begin, 0, -1
     cuts: list[tuple[int, int]] = []
-    runs: list[slice] = []
-    run_end = -1
+    passed_on = [_literally(line) for line in kept]
     for piece in pieces:
-        line = at + len(CRLF)
-        at = line + len(piece.text)
+        line = _literally(piece.text)
+        at += len(CRLF) + len(piece.text)
         if piece.gap is not None:
-            value, at = at, data.index(CRLF, at)
-            text = data[value:at]
-            if piece.gap not in CREDENTIALS and text.translate(VISIBLE) == text:
+            begin, at = at, data.index(CRLF, at)
+            value = data[begin:at]
+            if piece.gap in CREDENTIALS or value.translate(VISIBLE) != value:
+                line += _literally(value)
+            else:
                 if piece.gap == CONTENT_LENGTH:
                     number = len(cuts)
-                cuts.append((value - cut, at - value))
+                cuts.append((begin - cut, len(value)))
                 cut = at
+                line += b"%b"
         if piece.passed_on:
-            runs.append(slice(runs.pop().start if run_end == line - len(CRLF) else line, at))
-            run_end = at
+            passed_on.append(line)
     end = at + len(HEAD_END)
     fixed_of = Struct("".join(f"{fixed}s{value}x" for fixed, value in cuts) + f"{end - cut}s").unpack_from
     values_of = Struct("".join(f"{fixed}x{value}s" for fixed, value in cuts)).unpack_from
-    return end, fixed_of(data), fixed_of, values_of, number, _picker(runs)
+    return end, fixed_of(data), fixed_of, values_of, number, CRLF.join(passed_on)
 
 
-def _picker(runs: list[slice]) -> Callable[[bytes], tuple[bytes, ...]]:
-    if len(runs) > 1:
-        return itemgetter(*runs)
-    return lambda data: tuple([data[run] for run in runs])
+def _literally(text: bytes) -> bytes:
+    return text.replace(b"%", b"%%")

@@ -87,8 +87,8 @@ class Opening(Generic[Head]):
 
     # fmt: off
     __slots__ = (
-        "_begins", "_fixed_length", "_keep_alive", "_kept", "_layout", "_layouts", "_lengths", "_make", "_rest",
-        "_shared", "_size", "_token", "ending", "ids_at", "place",
+        "_begins", "_fixed_length", "_keep_alive", "_layout", "_layouts", "_lengths", "_make", "_rest", "_shared",
+        "_size", "_start", "_token", "ending", "ids_at", "place",
     )
     # fmt: on
 
@@ -101,7 +101,7 @@ class Opening(Generic[Head]):
         self._token = token
         head = make()
         self._shared = head if is_shared else None
-        self._kept = (*head.lines, *ending.kept)
+        (self._start,) = head.lines
         self.ending = ending
         # As they are in `ending`, where they would take longer to look up.
         self._keep_alive, self._fixed_length, self._lengths = ending.keep_alive, ending.fixed_length, ending.lengths
@@ -127,7 +127,7 @@ class Opening(Generic[Head]):
         layout = self._layout
         if layout is None:
             return self._read_anew(data)
-        end, fixed, fixed_of, values_of, number, lines_of = layout
+        end, fixed, fixed_of, values_of, number, passed_on = layout
         if len(data) < end or fixed_of(data) != fixed:
             return self._read_anew(data)
         values = values_of(data)
@@ -138,7 +138,7 @@ class Opening(Generic[Head]):
         head = self._shared or self._make()
         head.keep_alive = self._keep_alive
         head.length = length
-        head.lines = [*self._kept, *lines_of(data)]
+        head.lines = [self._start, passed_on % values]
         return head, end
 
     def _read_anew(self, data: bytes) -> tuple[Head, int] | None:
@@ -149,7 +149,7 @@ class Opening(Generic[Head]):
         if layout is not None and layout is not self._layout:
             self._layout = layout
             return self.read(data)
-        _, match_ending, passed_on, length, lengths, token, fixed_length, keep_alive, pieces = self.ending
+        kept, match_ending, passed_on, length, lengths, token, fixed_length, keep_alive, pieces = self.ending
         match = match_ending(data, self._size)
         if match is None:
             return None
@@ -161,12 +161,11 @@ class Opening(Generic[Head]):
         head = self._shared or self._make()
         head.keep_alive = keep_alive
         head.length = lengths[match[length]] if length else fixed_length
-        head.lines = lines = [*self._kept]
-        lines += [match[group] for group in passed_on]
+        head.lines = [self._start, *kept, *[match[group] for group in passed_on]]
         self._rest -= 1
-        if self._rest < 0:
+        if self._rest < 0 and len(head.lines) > 1:  # a layout has something to pass on
             self._rest = HEADS_A_LAYOUT
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.clear()
-            self._layout = self._layouts[end] = layout_of(data, self._size, pieces)
+            self._layout = self._layouts[end] = layout_of(data, self._size, kept, pieces)
         return head, end
