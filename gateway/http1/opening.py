@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
     from gateway.http1.layout import Layout, Piece
 
-MAX_OPENINGS: Final = 1024
+MAX_OPENINGS: Final = 512
 MAX_OPENING_BYTES: Final = 2048
-"""With `MAX_OPENINGS`, this bounds the memory to 5 MB for each of the two parsers; heads of SDKs take a quarter."""
 MAX_LAYOUTS: Final = 4
-"""Of heads that begin alike: each takes the bytes of a head and 1 kB."""
+"""Of heads that begin alike: each takes a head's bytes twice, and 1 kB.
+
+So the memory of each of the two parsers is bounded to 12 MB; with heads of SDKs it is a quarter of that at most.
+"""
 HEADS_A_LAYOUT: Final = 8
 """Making one takes as long as reading ten heads by their pattern, so only every so often one is made."""
 _MAX_LENGTHS: Final = 1024
