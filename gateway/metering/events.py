@@ -25,22 +25,27 @@ _HALF_END: Final = re.compile(rb"[\r\n]{0,2}\Z")
 
 # What a model writes comes in strings of these names.
 _TEXTS: Final = {
-    Shape.CHAT: rb"content|reasoning_content|reasoning|refusal|arguments|name|text",
-    Shape.COMPLETIONS: rb"text",
-    Shape.RESPONSES: rb"delta",
-    Shape.MESSAGES: rb"text|partial_json|thinking|name|signature|data",
-    Shape.GEMINI: rb"text|code|output|thoughtSignature",
+    Shape.CHAT: b"content|reasoning_content|reasoning|refusal|arguments|name|text",
+    Shape.COMPLETIONS: b"text",
+    Shape.RESPONSES: b"delta",
+    Shape.MESSAGES: b"text|partial_json|thinking|name|signature|data",
+    Shape.GEMINI: b"text|code|output|thoughtSignature",
 }
-# An object of one of these names says what was used, or that it went wrong.
-_TELLING: Final = frozenset((b"usage", b"usageMetadata", b"error"))
 # Content of other kinds: all of such an event counts. Events of responses say `"logprobs":[]`, which is none.
 _FILLED: Final = frozenset((b"functionCall", b"inlineData", b"audio", b"logprobs"))
+# An object of these names says what was used, or what went wrong.
+_TELLING: Final = frozenset((b"usage", b"usageMetadata", b"error"))
 # A key has no backslash in it or before it, so it is not found inside of a string; neither it nor a string spans lines.
 _MEMBER: Final = rb'"(%b)"[ \t]*:[ \t]*(?:"([^"\\\r\n]*+(?:\\.[^"\\\r\n]*+)*+)|(\{|\[(?![ \t]*\])))'
-_MEMBERS: Final = {
-    shape: re.compile(_MEMBER % b"|".join((*([_TEXTS[shape]] if shape in _TEXTS else []), *_TELLING, *_FILLED)))
-    for shape in Shape
-}
+
+
+def _members_of(shape: Shape) -> re.Pattern[bytes]:
+    """Return what finds such members: the name of each, its string, and what else opens its value."""
+    others = b"usageMetadata|error|functionCall|inlineData" if shape.of_gemini else b"usage|error|audio|logprobs"
+    return re.compile(_MEMBER % b"|".join([*filter(None, (_TEXTS.get(shape),)), others]))
+
+
+_MEMBERS: Final = {shape: _members_of(shape) for shape in Shape}
 _NO_CHOICE: Final = re.compile(rb'"choices"[ \t]*:[ \t]*\[[ \t]*\]')
 _SEQUENCE: Final = re.compile(rb'"sequence_number"[ \t]*:[ \t]*([0-9]{1,9})')
 
@@ -83,8 +88,8 @@ class EventReader:
         text_bytes = 0
         for name, text, _ in members:
             if name in _TELLING or name in _FILLED:
-                end = _ends_of(content).search(content)
-                if end is None or end.end() != len(content):
+                lines = content.splitlines()
+                if lines.index(b"") != len(lines) - 1:  # there are several events
                     return self._feed_apart(content)
                 return b"" if self._read(content, members) else content
             text_bytes += len(text)
@@ -184,13 +189,15 @@ class EventReader:
         before_bytes = text_bytes = self._text_bytes
         says = is_filled = False
         for name, text, opened in members:
-            if name in _FILLED:
+            if name in _TELLING:
+                if opened == b"{" and name == b"error":
+                    self._failed = True
+                elif opened == b"{":
+                    says = True
+            elif name in _FILLED:
                 is_filled = True
-            elif name not in _TELLING:
+            else:
                 text_bytes += len(text)
-            elif opened == b"{":
-                says |= name != b"error"
-                self._failed |= name == b"error"
         self._text_bytes = before_bytes + len(event) if is_filled else text_bytes
         if not says:
             return False
