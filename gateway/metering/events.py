@@ -38,11 +38,15 @@ _APART: Final = _TELLING | _FILLED
 # What goes on in a string: all but quotes, backslashes and line ends. To say what is in it is quicker than what is not.
 _RUN: Final = rb"[\x00-\x09\x0b\x0c\x0e-!#-[\]-\xff]*+"
 # A key has no backslash in it or before it, so it is not found inside of a string; neither it nor a string spans lines.
-_MEMBER: Final = rb'"(%b)"[ \t]*:[ \t]*(?:"(%b(?:\\.%b)*+)|(\{|\[(?![ \t]*\])))'
+# Gemini says its usage in each event, as it spells it here: nothing is looked for in there.
+_MEMBER: Final = (
+    rb'"(%b)"[ \t]*:[ \t]*'
+    rb'(?:"(%b(?:\\.%b)*+)|(\{)(?:(?<="usageMetadata": \{)[^}]*+)?|\[(?![ \t]*\]))'
+)
 
 
 def _members_of(shape: Shape) -> re.Pattern[bytes]:
-    """Return what finds such members: the name of each, its string, and what else opens its value."""
+    """Return what finds such members: the name of each, its string, and what opens its object."""
     others = b"usageMetadata|error|functionCall|inlineData" if shape.of_gemini else b"usage|error|audio|logprobs"
     names = b"|".join((_TEXTS[shape], others)) if shape in _TEXTS else others
     return re.compile(_MEMBER % (names, _RUN, _RUN))
