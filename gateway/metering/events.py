@@ -34,21 +34,27 @@ _TEXTS: Final = {
 _FILLED: Final = frozenset((b"functionCall", b"inlineData", b"audio", b"logprobs"))
 # An object of these names says what was used, or what went wrong.
 _TELLING: Final = frozenset((b"usage", b"usageMetadata", b"error"))
-_APART: Final = _TELLING | _FILLED
+# Perplexity's chat has a `message` of all that was said so far, before what is new.
+_APART: Final = _TELLING | _FILLED | {b"message"}
+_OTHERS: Final = {
+    Shape.CHAT: b"usage|error|audio|logprobs|message",
+    Shape.MESSAGES: b"usage|error",
+    Shape.GEMINI: b"usageMetadata|error|functionCall|inlineData",
+}
 # What goes on in a string: all but quotes, backslashes and line ends. To say what is in it is quicker than what is not.
 _RUN: Final = rb"[\x00-\x09\x0b\x0c\x0e-!#-[\]-\xff]*+"
 # A key has no backslash in it or before it, so it is not found inside of a string; neither it nor a string spans lines.
 # Gemini says its usage in each event, as it spells it here: nothing is looked for in there.
 _MEMBER: Final = (
     rb'"(%b)"[ \t]*:[ \t]*'
-    rb'(?:"(%b(?:\\.%b)*+)|(\{)(?:(?<="usageMetadata": \{)[^}]*+)?|\[(?![ \t]*\]))'
+    rb'(?:"(%b(?:\\[^\r\n]%b)*+)|(\{)(?:(?<="usageMetadata": \{)[^}]*+)?|\[(?![ \t]*\]))'
 )
 
 
 def _members_of(shape: Shape) -> re.Pattern[bytes]:
-    """Return what finds such members: the name of each, its string, and what opens its object."""
-    others = b"usageMetadata|error|functionCall|inlineData" if shape.of_gemini else b"usage|error|audio|logprobs"
-    names = b"|".join((_TEXTS[shape], others)) if shape in _TEXTS else others
+    """Return what finds an event's members: the name of each, its string, and what opens its object."""
+    others = _OTHERS.get(shape, b"usage|error|audio|logprobs")
+    names = _TEXTS[shape] + b"|" + others if shape in _TEXTS else others
     return re.compile(_MEMBER % (names, _RUN, _RUN))
 
 
@@ -72,7 +78,8 @@ class EventReader:
 
     # fmt: off
     __slots__ = (
-        "_shape", "_strips", "_members_of", "_head",
+        "_shape", "_strips", "_members_of",
+        "_head",  # what events begin with that there is nothing in
         "_busy", "_tail", "_scanner", "_line_ends",  # of the event that is not over
         "_first", "_latest", "_begun", "_telling", "_said", "_text_bytes", "_told_bytes", "_failed",  # what it has said
     )
@@ -94,19 +101,22 @@ class EventReader:
         """See `Meter`."""
         if self._busy or not content.endswith(_USUAL_ENDS) or len(content) > KEPT_BYTES:
             return self._feed_apart(content)
+        may_tell = self._latest is self._telling  # as the last one did
+        if may_tell and not _is_one(content):
+            return self._feed_apart(content)
         members = self._members_of(content, len(self._head) if content.startswith(self._head) else 0)
         text_bytes = 0
         for name, text, _ in members:
             if name in _APART:
-                lines = content.splitlines()
-                if lines.index(b"") != len(lines) - 1:  # there are several events
+                if not may_tell and not _is_one(content):
                     return self._feed_apart(content)
                 return b"" if self._read(content, members) else content
             text_bytes += len(text)
         self._latest = content
         if not self._first:
-            self._first = content
-            self._head = content[: max(content.find(b'"choices"'), 0)]
+            head = content[: max(content.find(b'"choices"'), 0)]
+            self._head = b"" if self._members_of(head) else head
+            self._first, self._said = content, None
         self._text_bytes += text_bytes
         return content
 
@@ -196,20 +206,26 @@ class EventReader:
             return False
         self._latest = event
         if not self._first:
-            self._first = event
+            self._first, self._said = event, None
         before_bytes = text_bytes = self._text_bytes
-        says = is_filled = False
+        says = is_filled = is_repeated = False
         for name, text, opened in members:
             if name not in _APART:
                 text_bytes += len(text)
             elif name in _FILLED:
                 is_filled = True
-            elif opened == b"{":
-                if name == b"error":
-                    self._failed = True
-                else:
-                    says = True
-        self._text_bytes = before_bytes + len(event) if is_filled else text_bytes
+            elif not opened:
+                continue
+            elif name == b"error":
+                self._failed = True
+            elif name == b"message":
+                is_repeated = True
+            else:
+                says = True
+        if is_repeated:
+            new = self._members_of(event, max(event.find(b'"delta"'), 0))
+            text_bytes = before_bytes + sum(len(text) for name, text, _ in new if name not in _APART)
+        self._text_bytes = before_bytes + len(event.strip(b"\r\n")) if is_filled else text_bytes
         if not says:
             return False
         self._said = None
@@ -273,6 +289,12 @@ def ending(shape: Shape, number: int) -> bytes:
         return b"data: %b\n\n" % json.dumps(status).encode()
     quota = {"message": text, "type": "insufficient_quota", "param": None, "code": "budget_exceeded"}
     return b"data: %b\n\ndata: [DONE]\n\n" % json.dumps({"error": quota}).encode()
+
+
+def _is_one(content: bytes) -> bool:
+    """Whether it is one event, and nothing before it, where it ends in an empty line."""
+    lines = content.splitlines()
+    return lines.index(b"") == len(lines) - 1
 
 
 def _ends_of(text: bytes, start: int = 0) -> re.Pattern[bytes]:

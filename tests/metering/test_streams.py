@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -42,8 +43,12 @@ def cut_at(text: bytes, places: list[int]) -> list[bytes]:
 @pytest.mark.parametrize("name", ALL_STREAMS)
 def test_a_stream_costs_what_its_usage_says(name: str) -> None:
     path, body, answer, expected = ALL_STREAMS[name]
-    cost = cost_of(quote(path, body), answer, EVENTS, lines=(b"X-Request-ID: req_1",))
-    assert (cost.cost, cost.mark, cost.model, cost.upstream_id) == (expected, Mark.EXACT, "m", "req_1")
+    first = answer.index(b"\n\n") + 2
+    for pieces in ([answer], [answer[:first], answer[first:]], re.findall(rb"(?s).+?\n\n", answer)):
+        meter = quote(path, body).meter(50, 200, [EVENTS, b"X-Request-ID: req_1"])
+        feed(meter, *pieces)
+        cost = meter.result(whole=True, elapsed_ms=1)
+        assert (cost.cost, cost.mark, cost.model, cost.upstream_id) == (expected, Mark.EXACT, "m", "req_1")
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -71,11 +76,14 @@ def test_any_split_of_a_cut_stream_estimates_the_same(name: str, places: list[in
     path, body, answer, _ = ALL_STREAMS[name]
     answer = answer[: length % (len(answer) + 1)]
     results = []
-    for pieces in (cut_at(answer, places), [answer]):
+    events = re.findall(rb"(?s).+?(?:\n\n|\Z)", answer)
+    for pieces in ([answer], cut_at(answer, places), events, [*events[:1], b"".join(events[1:])]):
         meter = quote(path, body).meter(50, 200, [EVENTS])
+        if pieces != [answer]:
+            meter.running(1)  # whether that is asked for makes no difference
         forwarded = feed(meter, *pieces)
         results.append((forwarded, meter.result(whole=False, elapsed_ms=1)))
-    assert results[0] == results[1]
+    assert results == results[:1] * 4
 
 
 def test_whole_events_are_the_same_object() -> None:
@@ -176,8 +184,32 @@ def test_events_of_responses_count_by_their_text_alone(logprobs: list[Any], *, c
     event = {"type": "response.output_text.delta", "sequence_number": 1, "delta": "Hel", "logprobs": logprobs}
     quoted = quote("/responses", {"model": "m", "stream": True, "max_output_tokens": 1000})
     cost = cost_of(quoted, sse(event), EVENTS, whole=False)
-    output = (len(sse(event)) if counts else len("Hel")) + SLACK_TOKENS
+    output = (len(sse(event).strip()) if counts else len("Hel")) + SLACK_TOKENS
     assert cost.cost["tokens"] == quoted.fixed["tokens"] + output
+
+
+def perplexity(word: str, said: str) -> dict[str, Any]:
+    """Each event says what was said before, beside what is new."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": said}, "delta": {"content": word}}
+    return {**chunk(), "choices": [choice]}
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [chunk(content="Hel"), chunk(reasoning="lo", content=" you")],
+        [chunk(content={"text": "Hel"}), chunk(content=[{"type": "text", "text": "lo you"}])],
+        [perplexity("Hel", "Hel"), perplexity("lo", "Hello" * 9), perplexity(" you", "Hello you" * 9)],
+        [{"name": "l", **chunk(content=text)} for text in ("He", "o ", "yo")],
+    ],
+)
+def test_all_text_counts_once(events: list[dict[str, Any]]) -> None:
+    quoted, spelled = quote("/chat/completions", {**STREAMS, "max_tokens": 5000}), [sse(event) for event in events]
+    for pieces in (spelled, [b"".join(spelled)]):
+        meter = quoted.meter(5000, 200, [EVENTS])
+        assert feed(meter, *pieces) == b"".join(spelled)
+        tokens = meter.result(whole=False, elapsed_ms=1).cost["tokens"]
+        assert tokens == quoted.fixed["tokens"] + len("Hello you") + SLACK_TOKENS
 
 
 def test_a_gemini_stream_that_is_cut_costs_what_it_said_and_some() -> None:
