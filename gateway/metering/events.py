@@ -81,7 +81,8 @@ class EventReader:
         "_shape", "_strips", "_members_of",
         "_head",  # what events begin with that there is nothing in
         "_busy", "_tail", "_scanner", "_line_ends",  # of the event that is not over
-        "_first", "_latest", "_begun", "_telling", "_said", "_text_bytes", "_told_bytes", "_failed",  # what it has said
+        "_first", "_latest", "_begun", "_tells", "_telling",  # what has been read
+        "_said", "_text_bytes", "_told_bytes", "_failed",  # and what it says
     )
     # fmt: on
 
@@ -89,7 +90,7 @@ class EventReader:
         self._shape = shape
         self._strips = strips
         self._members_of = _MEMBERS[shape].findall
-        self._busy = self._failed = False
+        self._busy = self._failed = self._tells = False
         self._tail = self._line_ends = self._head = self._first = self._latest = self._telling = b""
         self._scanner: Scanner | None = None
         self._begun: dict[str, Any] = {}
@@ -101,16 +102,12 @@ class EventReader:
         """See `Meter`."""
         if self._busy or not content.endswith(_USUAL_ENDS) or len(content) > KEPT_BYTES:
             return self._feed_apart(content)
-        may_tell = self._latest is self._telling  # as the last one did
-        if may_tell and not _is_one(content):
-            return self._feed_apart(content)
-        members = self._members_of(content, len(self._head) if content.startswith(self._head) else 0)
+        if self._tells:
+            return self._feed_telling(content)
         text_bytes = 0
-        for name, text, _ in members:
+        for name, text, _ in self._members_of(content, len(self._head) if content.startswith(self._head) else 0):
             if name in _APART:
-                if not may_tell and not _is_one(content):
-                    return self._feed_apart(content)
-                return b"" if self._read(content, members) else content
+                return self._feed_telling(content)
             text_bytes += len(text)
         self._latest = content
         if not self._first:
@@ -120,13 +117,20 @@ class EventReader:
         self._text_bytes += text_bytes
         return content
 
+    def _feed_telling(self, content: bytes) -> bytes:
+        """Pass on whole events, of which one is more than text; if that tells the usage, the next one may do so too."""
+        lines = content.splitlines()
+        if lines.index(b"") != len(lines) - 1:  # there are several
+            return self._feed_apart(content)
+        return b"" if self._read(content) else content
+
     def finish(self) -> bytes:
         """See `Meter`."""
         tail, self._tail = self._tail, b""
         if self._scanner is not None:
             self._end_long()
         # One that is broken off says nothing, and must not hide what was said before.
-        return b"" if tail and data_of(tail) is not None and self._read(tail, self._members_of(tail)) else tail
+        return b"" if tail and data_of(tail) is not None and self._read(tail) else tail
 
     def said(self) -> Said:
         """See `Reader`."""
@@ -154,7 +158,7 @@ class EventReader:
         seen = max(len(self._tail) - 1, 0)
         for end in _ends_of(text, seen).finditer(text, seen):
             event, at = text[at : end.end()], end.end()
-            if not self._read(event, self._members_of(event)):
+            if not self._read(event):
                 passed.append(event)
         self._tail = text[at:]
         if len(self._tail) > KEPT_BYTES:
@@ -197,7 +201,7 @@ class EventReader:
 
     # --- one event -----------------------------------------------------------------------------------------------
 
-    def _read(self, event: bytes, members: list[tuple[bytes, bytes, bytes]]) -> bool:
+    def _read(self, event: bytes) -> bool:
         """Take note of what a whole event says; return whether it is to be taken out."""
         if len(event) > KEPT_BYTES:
             self._tail = event
@@ -209,7 +213,7 @@ class EventReader:
             self._first, self._said = event, None
         before_bytes = text_bytes = self._text_bytes
         says = is_filled = is_repeated = False
-        for name, text, opened in members:
+        for name, text, opened in self._members_of(event):
             if name not in _APART:
                 text_bytes += len(text)
             elif name in _FILLED:
@@ -226,6 +230,7 @@ class EventReader:
             new = self._members_of(event, max(event.find(b'"delta"'), 0))
             text_bytes = before_bytes + sum(len(text) for name, text, _ in new if name not in _APART)
         self._text_bytes = before_bytes + len(event.strip(b"\r\n")) if is_filled else text_bytes
+        self._tells = says
         if not says:
             return False
         self._said = None
@@ -289,12 +294,6 @@ def ending(shape: Shape, number: int) -> bytes:
         return b"data: %b\n\n" % json.dumps(status).encode()
     quota = {"message": text, "type": "insufficient_quota", "param": None, "code": "budget_exceeded"}
     return b"data: %b\n\ndata: [DONE]\n\n" % json.dumps({"error": quota}).encode()
-
-
-def _is_one(content: bytes) -> bool:
-    """Whether it is one event, and nothing before it, where it ends in an empty line."""
-    lines = content.splitlines()
-    return lines.index(b"") == len(lines) - 1
 
 
 def _ends_of(text: bytes, start: int = 0) -> re.Pattern[bytes]:
