@@ -80,7 +80,7 @@ CASES: Final = (
     Case("meter-event", "meter an event of a stream of chat completions, 0.3 kB", _metered("meter_event"), ROUND),
     Case("meter-event-messages", "the same of Anthropic's messages, 0.1 kB", _metered("meter_event_messages"), ROUND),
     Case("meter-event-responses", "the same of OpenAI's responses, 0.3 kB", _metered("meter_event_responses"), ROUND),
-    Case("meter-event-gemini", "the same of Gemini, 0.5 kB, with a usage", _metered("meter_event_gemini"), ROUND),
+    Case("meter-event-gemini", "the same of Gemini, 0.4 kB, with a usage", _metered("meter_event_gemini"), ROUND),
     Case("meter-event-running", "the same, as BUDGET_CUT=on has it", _metered("meter_event_running"), ROUND),
     Case("redis-check-1", "send a check, read its reply; 1 in flight", _exchanges("redis_check_1"), EXCHANGES),
     Case("redis-check-64", "the same, 64 in flight", _exchanges("redis_check_64"), EXCHANGES),

@@ -85,7 +85,7 @@ def meter_event_responses() -> Bench:
 
 
 def meter_event_gemini() -> Bench:
-    """Set up: events of 0.5 kB of a Gemini stream, likewise: each says the usage."""
+    """Set up: events of 0.4 kB of a Gemini stream, likewise: each says the usage."""
     return _events(_GEMINI_PATH, _gemini_request(), _gemini_event, (_GEMINI_LAST, _GEMINI_LAST))
 
 
