@@ -171,7 +171,7 @@ class Admission:
 
         Whoever is told that it was admitted calls `settle`, once, and what `check` says as well.
         """
-        self._store.reserve(self._spend_plan(subject), ask, waiter)
+        self._store.reserve(subject.spend_plan or self._spend_plan(subject), ask, waiter)
 
     def reserve_more(self, subject: Subject, ask: Ask, waiter: Waiter) -> None:
         """Ask for more of what a request under way may cost, under another id: its limits are not charged again."""
@@ -179,13 +179,10 @@ class Admission:
 
     def settle(self, subject: Subject, ask: Ask, granted: int, settlement: Settlement) -> None:
         """Say what a request that was admitted did cost; see `Ledger.settle`."""
-        self._store.ledger.settle(self._spend_plan(subject), ask, granted, settlement)
+        self._store.ledger.settle(subject.spend_plan or self._spend_plan(subject), ask, granted, settlement)
 
     def _spend_plan(self, subject: Subject) -> SpendPlan:
-        plan = subject.spend_plan
-        if plan is None:
-            plan = self._store.spend_plan(subject.id, subject.policies, subject.budgets)
-            subject.spend_plan = plan
+        plan = subject.spend_plan = self._store.spend_plan(subject.id, subject.policies, subject.budgets)
         return plan
 
     def refusal(self, subject: Subject, verdict: Verdict, now_s: float | None = None) -> Refusal:
@@ -229,7 +226,7 @@ class Admission:
         """
         if not subject.budgets:
             return []
-        standings = await self._store.ledger.standings(self._spend_plan(subject))
+        standings = await self._store.ledger.standings(subject.spend_plan or self._spend_plan(subject))
         return list(zip(subject.budgets, standings, strict=True))
 
     async def look(self, subject: Subject) -> list[tuple[Policy, Standing]]:

@@ -161,9 +161,10 @@ class Tally:
             cost: Atoms by unit.
             mark: How sure that is.
         """
-        self._folded[SETTLED + mark] += 1
+        folded = self._folded
+        folded[SETTLED + mark] += 1
         for unit, atoms in cost.items():
-            self._folded[COST + unit] += atoms
+            folded[COST + unit] += atoms
 
     def take(self, usage: TargetUsage) -> Counts:
         """Return what was counted, enter in `usage` what is counted by target alone, and begin again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,8 +39,8 @@ class Ask(NamedTuple):
         each: Atoms of one output token by unit; empty where nothing can be kept short: then `most` is 0.
         most: Output tokens, 0 or more.
         least: Output tokens, 0 to `most`. As many as `most` where the request must not be changed.
-        about: What the ledger remembers should nobody settle it: an `Entry`'s text, with `each` and without `granted`,
-            which the store adds. "": what the store knows.
+        about: What the ledger remembers should nobody settle it: an `Entry`, or its text, with `each` and without
+            `granted`, which the store adds. "": what the store knows.
     """
 
     id: str
@@ -48,7 +48,7 @@ class Ask(NamedTuple):
     each: Mapping[str, int] = {}
     most: int = 0
     least: int = 0
-    about: str = ""
+    about: About = ""
 
     def amount(self, unit: str, granted: int) -> int:
         """Return what is reserved of a unit, in atoms, with so many output tokens granted."""
@@ -68,12 +68,12 @@ class Settlement(NamedTuple):
     Args:
         cost: Atoms by unit; empty: nothing.
         mark: How sure that is.
-        entry: What the ledger remembers: `Entry.text`.
+        entry: What the ledger remembers: an `Entry`, or its text. In `reserved`, `each` and `granted` is what was held.
     """
 
     cost: Mapping[str, int]
     mark: Mark
-    entry: str
+    entry: About
 
 
 _quoted: Final = json.encoder.encode_basestring_ascii
@@ -132,7 +132,7 @@ class Entry(NamedTuple):
 
     def text(self) -> str:
         """Return it as JSON on one line, without what a store adds: `mark` and `at_us`."""
-        # Two of them are written for each request that costs something: `json.dumps` takes three times as long.
+        # Where a store keeps texts, two are written for each request: `json.dumps` takes three times as long.
         (
             id_,
             began_us,
@@ -173,19 +173,33 @@ class Entry(NamedTuple):
         return "".join(parts)
 
     @classmethod
-    def read(cls, text: str | bytes, mark: str, at_us: int) -> Self:
-        """Read what `text` made. One that nobody settled has cost what was reserved.
+    def read(cls, about: Self | str | bytes, mark: str, at_us: int) -> Self:
+        """Read an entry, or what `text` made of one. One that nobody settled has cost what was reserved.
 
         Raises:
             ValueError, TypeError: It did not.
         """
-        entry = cls(**json.loads(text))
-        reserved = {unit: entry.reserved.get(unit, 0) + atoms * entry.granted for unit, atoms in entry.each.items()}
-        reserved = {**entry.reserved, **reserved}
-        entry = entry._replace(reserved=reserved, each={}, granted=0, mark=Mark(mark), at_us=at_us)
-        return entry._replace(cost=entry.reserved) if entry.mark is Mark.ASSUMED else entry
+        entry = cls(**json.loads(about)) if isinstance(about, str | bytes) else about
+        reserved, sure = entry.all_reserved(), Mark(mark)
+        cost = reserved if sure is Mark.ASSUMED else entry.cost
+        return entry._replace(reserved=reserved, cost=cost, each={}, granted=0, mark=sure, at_us=at_us)
+
+    def all_reserved(self) -> Mapping[str, int]:
+        """Return `reserved` with what was granted beside it."""
+        more = {unit: self.reserved.get(unit, 0) + atoms * self.granted for unit, atoms in self.each.items()}
+        return {**self.reserved, **more}
 
 
-def with_granted(about: str, granted: int) -> str:
-    """Return `Ask.about` as a store keeps it: with the output tokens that were granted."""
-    return f'{about[:-1]},"granted":{granted}}}' if about and granted else about
+def with_granted(about: About, granted: int) -> str:
+    """Return `Ask.about` as a store keeps it: as text, with the output tokens that were granted."""
+    text = about if isinstance(about, str) else about.text()
+    return f'{text[:-1]},"granted":{granted}}}' if text and granted else text
+
+
+def settled_text(about: About) -> str:
+    """Return `Settlement.entry` as a store keeps it that keeps texts."""
+    return about if isinstance(about, str) else about._replace(reserved=about.all_reserved(), each={}, granted=0).text()
+
+
+About: TypeAlias = "str | Entry"
+"""What the ledger is told of a request: an entry's text, or an entry, to be written when its text is wanted."""

@@ -46,12 +46,14 @@ class RequestHead:
         expects_continue: Whether the client waits for 100 before it sends the body (RFC 9110 §10.1.1).
         upgrade: The protocols that the upstream is offered to switch to, in lower case (RFC 9110 §7.8).
         opening: What the next head on the connection may be tried with first, if that is known.
+        form: What `lines[1]`, which is all lines then, has in common with other heads: a format, with `%b` in place of
+            each value that differs. Whoever has read it knows the fields of all of them. b"": nobody knows.
     """
 
     # fmt: off
     __slots__ = (
         "method", "target", "minor", "lines", "length", "keep_alive", "host", "bearer", "expects_continue", "upgrade",
-        "opening",
+        "opening", "form",
     )
     # fmt: on
 
@@ -69,6 +71,7 @@ class RequestHead:
         self.expects_continue = False
         self.upgrade = NO_PROTOCOLS
         self.opening: Opening[RequestHead] | None = None
+        self.form = b""
 
     @property
     def own_lines(self) -> list[bytes]:
@@ -88,10 +91,10 @@ class AnswerHead:
         keep_alive: Whether the upstream would use the connection again.
         upgrade: The protocols that a 101 switches to, in lower case; none if it does not say so as it must.
         dated: Whether it has a `Date` field.
-        opening: As in `RequestHead`.
+        opening, form: As in `RequestHead`.
     """
 
-    __slots__ = ("dated", "keep_alive", "length", "lines", "opening", "status", "upgrade")
+    __slots__ = ("dated", "form", "keep_alive", "length", "lines", "opening", "status", "upgrade")
 
     def __init__(self, status: int, start_line: bytes, minor: int, dated: bool = False) -> None:  # noqa: FBT001, FBT002
         self.status = status
@@ -101,3 +104,4 @@ class AnswerHead:
         self.keep_alive = minor == 1
         self.upgrade = NO_PROTOCOLS
         self.opening: Opening[AnswerHead] | None = None
+        self.form = b""

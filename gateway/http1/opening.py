@@ -141,6 +141,7 @@ class Opening(Generic[Head]):
         head.keep_alive = self._keep_alive
         head.length = length
         head.lines = [self._start, passed_on % values]
+        head.form = passed_on
         return head, end
 
     def _read_anew(self, data: bytes) -> tuple[Head, int] | None:
@@ -164,6 +165,7 @@ class Opening(Generic[Head]):
         head.keep_alive = keep_alive
         head.length = lengths[match[length]] if length else fixed_length
         head.lines = [self._start, *kept, *[match[group] for group in passed_on]]
+        head.form = b""
         self._rest -= 1
         if self._rest < 0 and len(head.lines) > 1:  # a layout has something to pass on
             self._rest = HEADS_A_LAYOUT

@@ -115,13 +115,14 @@ class Quote(Protocol):
         """
         ...
 
-    def meter(self, granted: int, status: int, lines: Sequence[bytes]) -> Meter:
+    def meter(self, granted: int, status: int, lines: Sequence[bytes], form: bytes = b"") -> Meter:
         """Return what reads the answer's cost.
 
         Args:
             granted: As of `body`.
             status: The answer's, 200 or more.
             lines: Its field lines; an element may hold several, joined.
+            form: As of `http1.message.AnswerHead`.
         """
         ...
 

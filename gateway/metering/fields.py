@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
+
+from gateway.scope import names_another
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+CRLF: Final = b"\r\n"
 CONTENT_TYPE: Final = b"\r\ncontent-type:"
 CONTENT_ENCODING: Final = b"\r\ncontent-encoding:"
 IDS: Final = (
@@ -22,6 +27,103 @@ IDS: Final = (
 """What an upstream's invoice and support know a request by; what is a proxy's comes behind what is the API's."""
 MAX_ID_CHARACTERS: Final = 128
 
+EVENTS: Final = b"text/event-stream"
+
+MAX_FORM_BYTES: Final = 4096
+"""Longer forms are not remembered."""
+_PLAIN_ID: Final = re.compile(rb"[A-Za-z0-9_.:+/=-]{1,128}")
+_CODING: Final = re.compile(rb"\r\ncontent-encoding:[ \t]*([^\r]*?)[ \t]*(?=\r)")
+_CHARSET: Final = re.compile(rb"\r\ncontent-type:[^\r]*;[ \t]*charset[ \t]*=[ \t]*([^\r]*?)[ \t]*(?=\r)")
+_UTF_8: Final = frozenset((b"utf-8", b"utf8", b'"utf-8"', b'"utf8"', b"us-ascii"))
+_ACCEPTS: Final = re.compile(rb"(?i)\r\naccept-encoding:")
+_ACCEPTED: Final = re.compile(_ACCEPTS.pattern + rb"[^\r]*")
+# A value that is not the same in all heads of a form.
+_VARIES: Final = re.compile(rb"(?i)\r\ncontent-(?:type|encoding):[^\r]*%b")
+
+
+def asked(lines: list[bytes], form: bytes) -> tuple[bool, list[bytes]]:
+    """Read the field lines of a request.
+
+    Args:
+        lines: As of `RequestHead`.
+        form: Likewise.
+
+    Returns:
+        Whether no price depends on them: they name no other request, no protocol is to be switched to, and the body is
+        text in UTF-8, as far as they say. And those that are not `Accept-Encoding`.
+    """
+    is_usual, accepts = _asked(form) if 0 < len(form) <= MAX_FORM_BYTES else (False, b"")
+    if is_usual:
+        text = lines[1]
+        at = text.find(accepts) if accepts else -1
+        if at < 0:
+            return True, lines
+        end = text.find(CRLF, at + 2)
+        return True, [lines[0], text[:at] if end < 0 else text[:at] + text[end:], *lines[2:]]
+    text = _ACCEPTED.sub(b"", CRLF + CRLF.join(lines[1:]))[2:]
+    return _is_usual(CRLF.join(lines)), [lines[0], text] if text else [lines[0]]
+
+
+@lru_cache(maxsize=256)
+def _asked(form: bytes) -> tuple[bool, bytes]:
+    """Return whether all requests of a form are usual, and then how `Accept-Encoding` is spelled; b"" for none."""
+    accepts = _ACCEPTS.findall(CRLF + form)
+    at = form.find(accepts[0]) if accepts else 0  # in the first line, or twice: to be looked for in each head
+    is_known = len(accepts) <= 1 and at >= 0 and not _VARIES.search(CRLF + form)
+    return is_known and _is_usual(form), accepts[0] if accepts else b""
+
+
+def _is_usual(lines: bytes) -> bool:
+    some = (lines,)
+    return not names_another(some) and is_plain(some) and b"\r\nupgrade:" not in (CRLF + lines).lower()
+
+
+def answered(lines: Sequence[bytes], form: bytes) -> tuple[bytes, bool, str]:
+    """Read the field lines of an answer.
+
+    Args:
+        lines: As of `AnswerHead`.
+        form: Likewise.
+
+    Returns:
+        The value of `Content-Encoding` in lower case, whether it is a stream of events, and the upstream's id.
+    """
+    known = _answered(form) if 0 < len(form) <= MAX_FORM_BYTES else None
+    if known is not None:
+        coding, is_stream, name = known
+        text = lines[1]
+        if not name:
+            return coding, is_stream, ""
+        at = text.find(name)
+        start, end = at + len(name), text.find(CRLF, at + 2)
+        value = (text[start:] if end < 0 else text[start:end]).strip(b" \t")
+        if at >= 0 and _PLAIN_ID.fullmatch(value) is not None:
+            return coding, is_stream, value.decode()
+    fields = Fields(lines)
+    is_stream = fields.get(CONTENT_TYPE)[:17].lower() == EVENTS
+    return fields.get(CONTENT_ENCODING).lower(), is_stream, fields.upstream_id
+
+
+@lru_cache(maxsize=256)
+def _answered(form: bytes) -> tuple[bytes, bool, bytes] | None:
+    """Return what `answered` does, but how the field of the id is spelled, b"" for none; None if that is not known."""
+    fields = Fields((form,))
+    at, size = fields.id_at()
+    name = (CRLF + form)[at : at + size] if size else b""
+    if at == 0 or _VARIES.search(CRLF + form):  # in the first line, there is no line end before it
+        return None
+    is_stream = fields.get(CONTENT_TYPE)[:17].lower() == EVENTS
+    return fields.get(CONTENT_ENCODING).lower(), is_stream, name
+
+
+def is_plain(lines: Sequence[bytes]) -> bool:
+    """Whether field lines say of a body that it is text in UTF-8, without a coding, or nothing of that."""
+    text = (b"\r\n%b\r\n" % b"\r\n".join(lines)).lower()
+    if b"\r\ncontent-encoding:" not in text and b"charset" not in text:
+        return True
+    codings, charsets = _CODING.findall(text), _CHARSET.findall(text)
+    return all(one == b"identity" for one in codings) and all(one in _UTF_8 for one in charsets)
+
 
 class Fields:
     """Field lines, to be asked for a few names.
@@ -35,10 +137,6 @@ class Fields:
     def __init__(self, lines: Sequence[bytes]) -> None:
         self._lines = b"\r\n%b\r\n" % b"\r\n".join(lines)
         self._lowered = self._lines.lower()
-
-    def have(self, text: bytes) -> bool:
-        """Whether a text in lower case is anywhere in them, which is sooner known than where."""
-        return text in self._lowered
 
     def get(self, start_of_line: bytes) -> bytes:
         """Return the value of the first field of a name, without space around it; b"" if there is none.
@@ -55,13 +153,19 @@ class Fields:
     @property
     def upstream_id(self) -> str:
         """The upstream's id of a request, from its answer's fields; "" if none names one."""
-        lowered = self._lowered
+        lines, lowered = self._lines, self._lowered
         for one in IDS:
-            if one in lowered:  # seen sooner than its value is found
-                value = self.get(one).decode("latin-1")
+            at = lowered.find(one)
+            if at >= 0:
+                start = at + len(one)
+                value = lines[start : lines.index(b"\r\n", start)].strip(b" \t").decode("latin-1")
                 if value and len(value) <= MAX_ID_CHARACTERS and value.isascii() and " " not in value:
                     return value if value.isprintable() else ""
         return ""
+
+    def id_at(self) -> tuple[int, int]:
+        """Return where the first of `IDS` is that is there, and its size; -1 and 0 if none is."""
+        return next(((at, len(one)) for one in IDS if (at := self._lowered.find(one)) >= 0), (-1, 0))
 
 
 def upstream_id(lines: Sequence[bytes]) -> str:

@@ -31,9 +31,9 @@ class FixedQuote:
         del granted
         return self._body
 
-    def meter(self, granted: int, status: int, lines: Sequence[bytes]) -> FixedMeter:
+    def meter(self, granted: int, status: int, lines: Sequence[bytes], form: bytes = b"") -> FixedMeter:
         """See `Quote`."""
-        del granted
+        del granted, form
         cost = {} if status >= 400 else self.fixed
         return FixedMeter(Cost(cost, Mark.EXACT, model=self.model, upstream_id=upstream_id(lines)))
 

@@ -16,7 +16,7 @@ from gateway.metering.answers import JsonReader
 from gateway.metering.decoding import Gzip
 from gateway.metering.events import EventReader
 from gateway.metering.fees import FeeReader
-from gateway.metering.fields import CONTENT_ENCODING, CONTENT_TYPE, Fields, upstream_id
+from gateway.metering.fields import answered, upstream_id
 from gateway.metering.fixed import FixedMeter
 from gateway.metering.readers import Said
 from gateway.metering.requests import LEAST_OUTPUT, Changes, rewritten, usual_is_none
@@ -40,8 +40,6 @@ An upstream goes on until it notices that nobody reads: some make a thousand tok
 
 _new: Final = tuple.__new__
 """Makes a NamedTuple in half the time that its constructor takes."""
-
-_EVENTS: Final = b"text/event-stream"
 
 # Models that may think before they write, unseen.
 _THINKING: Final = re.compile(
@@ -87,12 +85,13 @@ class Terms(NamedTuple):
     def exact(self, said: Said, counts: Counts) -> dict[str, int] | None:
         """Return what so many tokens cost; None if their prices are not known."""
         tariff = self.tariff
-        tier = usual_is_none(said.tier) if said.tier else self.tier
-        speed = usual_is_none(said.speed) if said.speed else self.speed
-        if tariff is None or tier != self.tier or speed != self.speed:
-            tariff = self.find(self.model or said.model, tier, speed) or tariff
-        if tariff is None:
-            return None
+        if tariff is None or said.tier or said.speed:
+            tier = usual_is_none(said.tier) if said.tier else self.tier
+            speed = usual_is_none(said.speed) if said.speed else self.speed
+            if tariff is None or tier != self.tier or speed != self.speed:
+                tariff = self.find(self.model or said.model, tier, speed) or tariff
+            if tariff is None:
+                return None
         percent = percent_of(said.geo or self.geo) if self.shape.of_anthropic else 100
         return {"USD": tariff.nano(counts, percent), "tokens": counts.input + counts.output}
 
@@ -136,9 +135,7 @@ class LlmQuote:
         self._body = body
         self._wanted = wanted
         self._limit = limit
-        self.model = terms.model
-        self.fixed = terms.fixed
-        self.each = terms.each
+        _, self.model, _, _, _, _, _, self.fixed, self.each, _, _, _, _ = terms
         self.most = self.least = most
         if limit and wanted is not None:
             # A budget for thinking must be below the limit.
@@ -159,11 +156,11 @@ class LlmQuote:
         output = max(granted // wanted.choices, 1) if lowers else 0
         return rewritten(self._terms.shape, body, wanted, Changes(self._limit, output, self._terms.strips))
 
-    def meter(self, granted: int, status: int, lines: Sequence[bytes]) -> LlmMeter | FixedMeter:
+    def meter(self, granted: int, status: int, lines: Sequence[bytes], form: bytes = b"") -> LlmMeter | FixedMeter:
         """See `Quote`."""
         if not 200 <= status <= 299:
             return FixedMeter(Cost({}, Mark.EXACT, model=self.model, upstream_id=upstream_id(lines)))
-        return LlmMeter(self._terms, granted, lines)
+        return LlmMeter(self._terms, granted, lines, form)
 
     def unanswered(self, granted: int, elapsed_ms: int) -> Cost:
         """See `Quote`."""
@@ -178,17 +175,15 @@ class LlmMeter:
         terms: What the request is metered by.
         granted: Output tokens.
         lines: The answer's field lines.
+        form: As of `Quote.meter`.
     """
 
     __slots__ = ("_fees", "_granted", "_gzip", "_id", "_reader", "_terms", "edits")
 
-    def __init__(self, terms: Terms, granted: int, lines: Sequence[bytes]) -> None:
-        fields = Fields(lines)
-        coding = fields.get(CONTENT_ENCODING).lower()
-        is_stream = fields.have(_EVENTS) and fields.get(CONTENT_TYPE)[:17].lower() == _EVENTS
+    def __init__(self, terms: Terms, granted: int, lines: Sequence[bytes], form: bytes) -> None:
+        coding, is_stream, self._id = answered(lines, form)
         self._terms = terms
         self._granted = granted
-        self._id = fields.upstream_id
         self._gzip = Gzip() if coding and coding in {b"gzip", b"x-gzip"} else None
         self.edits = is_stream and terms.strips and not coding
         self._reader: Reader
@@ -230,8 +225,8 @@ class LlmMeter:
         return cost._replace(cost={**cost.cost, "USD": usd}, mark=Mark.ESTIMATED)
 
     def _of_tokens(self, *, whole: bool) -> Cost:
-        terms, said = self._terms, self._reader.said()
-        whole = whole and not said.failed and (self._gzip is None or not self._gzip.lost)
+        terms, said, gzip = self._terms, self._reader.said(), self._gzip
+        whole = whole and not said.failed and (gzip is None or not gzip.lost)
         model, id_ = terms.model or said.model, self._id or said.id
         counts = said.counts
         if counts is not None and (whole or said.final):
@@ -270,12 +265,11 @@ class Blind:
 
 def units_of(counts: Counts) -> dict[str, int]:
     """Return counts by kind, as the ledger has them."""
-    asked, said, cached, written = counts[:4]
-    units = {"input": asked, "output": said}
-    if cached:
-        units["cached"] = cached
-    if written:
-        units["cache_write"] = written
+    units = {"input": counts.input, "output": counts.output}
+    if counts.cached:
+        units["cached"] = counts.cached
+    if counts.cache_write:
+        units["cache_write"] = counts.cache_write
     if counts.searches:
         units["searches"] = counts.searches
     return units

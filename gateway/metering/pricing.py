@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from gateway.errors import PriceUnknown
 from gateway.metering.catalogue import Catalogue
 from gateway.metering.costs import plain_path
+from gateway.metering.fields import is_plain
 from gateway.metering.fixed import FixedQuote
 from gateway.metering.llm import LlmQuote, Terms, may_think_unseen, percent_of
 from gateway.metering.measured import MeasuredQuote
@@ -45,12 +46,32 @@ _NO_DEARER: Final = frozenset(("", "flex", "batch", "standard_only"))
 """Service tiers that take no more than the usual price, whether or not that of the tier is known."""
 _SEARCHES: Final = re.compile("-search-(?:preview|api)")
 """Models that search the web for each answer."""
-_CODING: Final = re.compile(rb"\r\ncontent-encoding:[ \t]*([^\r]*?)[ \t]*(?=\r)")
-_CHARSET: Final = re.compile(rb"\r\ncontent-type:[^\r]*;[ \t]*charset[ \t]*=[ \t]*([^\r]*?)[ \t]*(?=\r)")
-_UTF_8: Final = frozenset((b"utf-8", b"utf8", b'"utf-8"', b'"utf8"', b"us-ascii"))
 
 
-_is_ambiguous = lru_cache(maxsize=1024)(is_ambiguous)  # of paths up to `MAX_PATH_BYTES`
+@lru_cache(maxsize=1024)  # of paths up to `MAX_PATH_BYTES`
+def _shape_of(method: bytes, base: bytes, plain: bytes) -> tuple[Shape, str] | None:
+    """See `shape_of`; None as well if some server could read another path."""
+    return None if is_ambiguous(plain) else shape_of(method, base + plain)
+
+
+@lru_cache(maxsize=1024)
+def _ways_of(model: str) -> tuple[bool, bool]:
+    """Return whether a model of this name may think unseen, and whether it searches the web for each answer."""
+    return may_think_unseen(model), bills_searches(model)
+
+
+@lru_cache(maxsize=1024)
+def _dearest(rates: Rates, percent: int, caches: tuple[bool, bool, bool]) -> tuple[int, Mapping[str, int]]:
+    """Return the most that a token of a request can cost, in picodollars times `percent`, and what one of its answer.
+
+    Args:
+        rates: The model's.
+        percent: Of them.
+        caches: What `Rates.dearest_input` takes.
+    """
+    written, written_1h, media = caches
+    per_input = rates.dearest_input(written=written, written_1h=written_1h, media=media)
+    return per_input * percent, {"USD": -(-rates.dearest_output * percent // (100 * PICO_IN_NANO)), "tokens": 1}
 
 
 def pricing_of(table: CostTable, url: str, *, clamp: bool) -> Pricing:
@@ -106,17 +127,14 @@ class LlmPricing:
         price = fixed_price(table, method, plain, lines) if table.fixed else None
         if price is not None:
             return FixedQuote(price, body)
-        shaped = shape_of(method, self._base + plain) if len(plain) <= MAX_PATH_BYTES else None
-        if shaped is None or _is_ambiguous(plain) or names_another(lines):
+        shaped = _shape_of(method, self._base, plain) if len(plain) <= MAX_PATH_BYTES else None
+        if shaped is None or (lines and names_another(lines)):
             if is_free(method, plain, lines):
                 return FixedQuote({}, body)
             return unknown(table, body, "this method and path", "give it one in `fixed`")
         shape, named = shaped
-
-        def find(model: str, tier: str, speed: str) -> Tariff | None:
-            return self._find(model, tier, speed, now_s)
-
-        if body is None or not is_plain(lines):
+        find = partial(self._find, now_s)
+        if body is None or (lines and not is_plain(lines)):
             what, mend = "a request that is compressed or longer than 1 MiB, or not in UTF-8", "set `reserve`"
             held = FixedQuote(table.reserve, body) if table.reserve else unknown(table, body, what, mend)
             return self._unread(shape, named, body, find, held)
@@ -137,14 +155,15 @@ class LlmPricing:
             tariff, notice = self._unknown(model)
         most = (wanted.limit or table.max_output) * wanted.choices if shape in LIMITS else 0
         fixed, each = self._bounds(shape, wanted, body, tariff)
-        bounded, hidden = self._clamp or wanted.limit is not None, wanted.unseen or may_think_unseen(model)
+        thinks, searches = _ways_of(model)
+        bounded, hidden = self._clamp or wanted.limit is not None, wanted.unseen or thinks
         strips = wanted.streams and shape in _ASKED and not self._is_mistral and not asks_usage(wanted)
-        fees, paid = wanted.fees or bills_searches(model), each if most else {}
+        fees, paid = wanted.fees or searches, each if most else {}
         asked = (shape, model, tier, speed, wanted.geo, find, tariff, fixed, paid, bounded, hidden, fees, strips)
         terms: Terms = tuple.__new__(Terms, asked)  # in half the time that its constructor takes
         return LlmQuote(terms, body, wanted, most=most, limit=self._limit_of(shape) if most else "", notice=notice)
 
-    def _find(self, model: str, tier: str, speed: str, now_s: float) -> Tariff | None:
+    def _find(self, now_s: float, model: str, tier: str, speed: str) -> Tariff | None:
         own = self._own
         if own:
             tariff = own.get(model) or next(
@@ -176,7 +195,7 @@ class LlmPricing:
 
     def _bounds(
         self, shape: Shape, wanted: Wanted, body: bytes, tariff: Tariff
-    ) -> tuple[dict[str, int], dict[str, int]]:
+    ) -> tuple[dict[str, int], Mapping[str, int]]:
         """Return what is reserved for a request but for its output, and what for each token of that."""
         tokens, reserve, unbounded = len(body), self._table.reserve, 0
         if wanted.tools:
@@ -188,20 +207,19 @@ class LlmPricing:
             tokens += 0 if reserve else unbounded
         # What is reserved for may have any number of tokens.
         rates = tariff.rates(1 << 62 if more and reserve else tokens) if tariff.tiers else tariff.base
-        per_input = rates.dearest_input(
-            written=shape is not Shape.MESSAGES or b"cache" in body or b"\\u00" in body,
-            written_1h=shape is Shape.MESSAGES and (b'1h"' in body or b"\\u00" in body),
-            media=more,
-        )
-        percent = percent_of(wanted.geo) if shape.of_anthropic else 100
-        pico = tokens * per_input * percent // 100 + rates.request
+        percent, written, written_1h = 100, True, False
+        if shape.of_anthropic:
+            percent, hides = percent_of(wanted.geo), b"\\u00" in body
+            written, written_1h = hides or b"cache" in body, hides or b'1h"' in body
+        per_input, each = _dearest(rates, percent, (written, written_1h, more))
+        pico = tokens * per_input // 100 + rates.request
         if "prediction" in wanted.members:  # what of it is not taken is billed as output, beyond the limit
             pico += len(body) * rates.dearest_output
         fixed = {"USD": -(-pico // PICO_IN_NANO), "tokens": tokens}
         if more and reserve:
             for unit, atoms in {"tokens": unbounded, **reserve}.items():
                 fixed[unit] = fixed.get(unit, 0) + atoms
-        return fixed, {"USD": -(-rates.dearest_output * percent // (100 * PICO_IN_NANO)), "tokens": 1}
+        return fixed, each
 
     @staticmethod
     def _unread(shape: Shape, model: str, body: bytes | None, find: FindTariff, held: FixedQuote) -> Quote:
@@ -234,15 +252,6 @@ class LlmPricing:
             strips=False,
         )
         return LlmQuote(terms, body, None, most=0, limit="", notice=held.notice)
-
-
-def is_plain(lines: Sequence[bytes]) -> bool:
-    """Whether field lines say of a body that it is text in UTF-8, without a coding, or nothing of that."""
-    text = (b"\r\n%b\r\n" % b"\r\n".join(lines)).lower()
-    if b"\r\ncontent-encoding:" not in text and b"charset" not in text:
-        return True
-    codings, charsets = _CODING.findall(text), _CHARSET.findall(text)
-    return all(one == b"identity" for one in codings) and all(one in _UTF_8 for one in charsets)
 
 
 @lru_cache(maxsize=1024)

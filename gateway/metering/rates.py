@@ -74,16 +74,18 @@ class Rates(NamedTuple):
 
     def pico(self, counts: Counts) -> int:
         """Return what has been used costs, in picodollars."""
-        if not any(counts[4:]):  # as nearly all are
-            asked, said, cached, written, *_ = counts
-            each, each_said, each_cached, each_written = self[:4]
-            pico = self.request + max(asked - cached - written, 0) * each + said * each_said
-            if cached:
-                pico += cached * (each if each_cached is None else each_cached)
-            if written:
-                pico += written * (each if each_written is None else each_written)
-            return pico
-        return self._pico_of_many_kinds(counts)
+        asked, said, cached, written, hour, heard, recalled, spoken, seen, drawn, searches = counts
+        if hour or heard or recalled or spoken or seen or drawn or searches:  # as nearly none has
+            return self._pico_of_many_kinds(counts)
+        plain, each = asked - cached - written, self.input
+        pico = self.request + said * self.output
+        if plain > 0:
+            pico += plain * each
+        if cached:
+            pico += cached * (each if self.cached is None else self.cached)
+        if written:
+            pico += written * (each if self.cache_write is None else self.cache_write)
+        return pico
 
     def _pico_of_many_kinds(self, counts: Counts) -> int:
         heard = 0 if self.input_audio is None else max(counts.input_audio - counts.cached_audio, 0)

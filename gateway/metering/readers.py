@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from json.scanner import make_scanner
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ KEPT_BYTES: Final = 64 * 1024
 """How much of an answer is kept to be read as a whole: of its JSON, or of one event."""
 MAX_ID_CHARACTERS: Final = 128
 
-_decode: Final = json.JSONDecoder().raw_decode
+_scan: Final = make_scanner(json.JSONDecoder())  # type: ignore[arg-type]  # typeshed errs
 _SPACE: Final = " \t\n\r"
 
 
@@ -66,10 +67,12 @@ class Reader(Protocol):
 def parsed(text: bytes) -> object:
     """Return a JSON text's value; None if it is not JSON, or not to be read without harm."""
     try:
-        plain = text.decode().lstrip(_SPACE)
-        value, end = _decode(plain)  # quicker than `json.loads`, which looks for space first
+        plain = text.decode()
+        if not plain.startswith("{"):
+            plain = plain.lstrip(_SPACE)
+        value, end = _scan(plain, 0)  # quicker than `json.loads`, which looks for space first
         return value if end == len(plain) or not plain[end:].strip(_SPACE) else None
-    except (ValueError, RecursionError):  # of numbers with thousands of digits as well
+    except (ValueError, RecursionError, StopIteration):  # of numbers with thousands of digits as well
         return None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from json.scanner import make_scanner
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gateway.errors import BadRequest
@@ -78,6 +79,18 @@ _READ_IN_ANY_CASE: Final = frozenset(
     )
 )
 """What is looked at here. Some servers take `MODEL` for `model` (Go's encoding/json), and a Kelvin sign for a k."""
+_LIMITED: Final = frozenset(name for names in LIMITS.values() for name in names)
+_NOT_LOOKED_AT: Final = frozenset(
+    (
+        *("messages", "input", "instructions", "system", "temperature", "top_p", "top_k", "stop", "stop_sequences"),
+        *("seed", "user", "metadata", "store", "response_format", "frequency_penalty", "presence_penalty"),
+        *("logit_bias", "tool_choice", "parallel_tool_calls"),
+    )
+)
+_USUAL: Final = (_NOT_LOOKED_AT - _READ_IN_ANY_CASE) | _LIMITED | {"model", "stream"}
+"""Most requests have no other members."""
+_new: Final = tuple.__new__
+"""Makes a NamedTuple in half the time that its constructor takes."""
 
 
 class Wanted(NamedTuple):
@@ -120,20 +133,25 @@ def read(shape: Shape, body: bytes) -> Wanted | None:
     """Read a request's body; None if it is not a JSON object in UTF-8, or one that others read otherwise."""
     try:
         # Objects are read as tuples of pairs: only so is one that has two members of a name told from any other.
-        text = body.decode().lstrip(_SPACE)
-        pairs, end = _decode(text)
-        if not isinstance(pairs, tuple) or text[end:].strip(_SPACE):
+        text = body.decode()
+        if not text.startswith("{"):
+            text = text.lstrip(_SPACE)
+        pairs, end = _scan(text, 0)
+        if not isinstance(pairs, tuple) or (end != len(text) and text[end:].strip(_SPACE)):
             return None
         members: dict[str, Any] = dict(pairs)
         ambiguous = len(members) != len(pairs)
-        if ambiguous or (b"\\u00" in body and _HIDDEN_LETTER.search(body) is not None):
+        # A single byte is found much sooner than several.
+        if ambiguous or (b"\\" in body and b"\\u00" in body and _HIDDEN_LETTER.search(body) is not None):
             members = json.loads(body)
             body = json.dumps(members).encode()
+        if members.keys() <= _USUAL and not ambiguous and shape is not Shape.GEMINI:
+            return _wanted_usually(shape, members, body)
         names = "".join(members)
         if not (names.isascii() and names.islower()) and any(map(_is_misspelled, members)):
             return None
         return _wanted(shape, members, body, ambiguous=ambiguous)
-    except (ValueError, RecursionError, TypeError, OverflowError):
+    except (ValueError, RecursionError, TypeError, OverflowError, StopIteration):
         return None
 
 
@@ -141,8 +159,48 @@ def _is_misspelled(name: str) -> bool:
     return name not in _READ_IN_ANY_CASE and name.casefold() in _READ_IN_ANY_CASE
 
 
-_decode: Final = json.JSONDecoder(object_pairs_hook=tuple).raw_decode
+_scan: Final = make_scanner(json.JSONDecoder(object_pairs_hook=tuple))  # type: ignore[arg-type]  # typeshed errs
 _SPACE: Final = " \t\n\r"
+
+
+def _wanted_usually(shape: Shape, members: dict[str, Any], body: bytes) -> Wanted:
+    """See `_wanted`, in a third of the time: of what is looked at there, no more than this can be in it."""
+    model, limit = members.get("model"), 0
+    for name in LIMITS.get(shape, ()):
+        if name in members:
+            limit = max(limit, _number(members[name]) or 0)
+    if not isinstance(model, str) or len(model) > MAX_MODEL_CHARACTERS:
+        model = ""
+    limited, streams = min(limit, MAX_OUTPUTS) if limit else None, members.get("stream") is True
+    is_open = fees = False
+    pictures = 0
+    if b'"type"' in body:
+        is_open, fees, pictures = _brought(shape, body, is_open=False)
+    # fmt: off
+    asked = (
+        members, model, limited, 1, streams, is_open, fees, pictures, False, False, 0, "", "", "", False,
+    )
+    # fmt: on
+    return _new(Wanted, asked)
+
+
+def _brought(shape: Shape, body: bytes, *, is_open: bool) -> tuple[bool, bool, int]:
+    """Return what `Wanted` has as `open`, `fees` and `pictures`.
+
+    Args:
+        shape: Not Gemini's.
+        body: The request's.
+        is_open: Whether a member of it says so already.
+    """
+    pictures = 0
+    if b'"type"' in body:
+        is_open = is_open or _OPEN_TYPE.search(body) is not None
+        pictures = len(_PICTURE.findall(body))
+    return is_open, is_open and _has_fees(shape, body), pictures
+
+
+def _has_fees(shape: Shape, body: bytes) -> bool:
+    return _FEES.search(_SAID_FEES.sub(b"", body) if shape.of_anthropic else body) is not None
 
 
 def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bool) -> Wanted:
@@ -150,6 +208,7 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
     model, tier, speed = get("model"), get("service_tier"), get("speed")
     if shape is Shape.GEMINI:
         limit, choices, is_open, pictures = _of_gemini(members, body)
+        fees = is_open and _has_fees(shape, body)
     else:
         limit, choices = 0, 1
         for name in LIMITS.get(shape, ()):
@@ -159,10 +218,8 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
             choices = max(_number(get("n")) or 1, _number(get("best_of")) or 1)
         if shape is Shape.COMPLETIONS and isinstance(prompts := get("prompt"), list):
             choices *= sum(not isinstance(prompt, int) for prompt in prompts) or 1
-        is_open, pictures = not _OPEN_KEYS.get(shape, _NO_KEYS).isdisjoint(members), 0
-        if b'"type"' in body:
-            is_open = is_open or _OPEN_TYPE.search(body) is not None
-            pictures = len(_PICTURE.findall(body))
+        is_open = not _OPEN_KEYS.get(shape, _NO_KEYS).isdisjoint(members)
+        is_open, fees, pictures = _brought(shape, body, is_open=is_open)
     thinking, streams = get("thinking"), get("stream") is True
     if streams:
         _object(get("stream_options"))
@@ -176,7 +233,7 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
         min(choices, MAX_CHOICES),
         streams,
         is_open,
-        is_open and _FEES.search(_SAID_FEES.sub(b"", body) if shape.of_anthropic else body) is not None,
+        fees,
         pictures,
         "tools" in members or "functions" in members,
         choices > 1 or bool(thinking or get("reasoning") or get("reasoning_effort") or get("background")),

@@ -109,7 +109,7 @@ def counts_of(shape: Shape, usage: Mapping[str, Any]) -> Counts | None:
             counts = _of_openai(usage)
     except (TypeError, ValueError, AttributeError):
         return None
-    asked, _, cached, written, hour, *_ = counts
+    asked, _, cached, written, hour, _, _, _, _, _, _ = counts
     if max(counts) > MAX_TOKENS or cached + written > asked or hour > written:  # sums of what `_whole` took
         return None
     return counts
@@ -122,13 +122,13 @@ def _whole(value: object) -> int:
         TypeError: It is no whole number.
         ValueError: It is less than none, or more than any answer has.
     """
+    if type(value) is int:
+        if 0 <= value <= MAX_TOKENS:
+            return value
+        raise ValueError("no answer has as many")
     if value is None:
         return 0
-    if type(value) is not int:
-        raise TypeError("a count is a whole number")
-    if not 0 <= value <= MAX_TOKENS:
-        raise ValueError("no answer has as many")
-    return value
+    raise TypeError("a count is a whole number")
 
 
 def _of_openai(usage: Mapping[str, Any]) -> Counts:
@@ -144,8 +144,8 @@ def _of_openai(usage: Mapping[str, Any]) -> Counts:
     # Some leave reasoning out of what they call output (x.ai, Gemini by OpenAI's API), but not out of the sum.
     asked, output = _whole(asked), _whole(said)
     total, hits = get("total_tokens"), get("prompt_cache_hit_tokens")  # the latter is DeepSeek's
-    if total is not None:
-        output = max(output, _whole(total) - asked)
+    if total is not None and (rest := _whole(total) - asked) > output:
+        output = rest
     cached = 0 if hits is None else _whole(hits)
     written = heard = drawn = seen = spoken = 0
     if details and any(details.values()):

@@ -17,10 +17,7 @@ from gateway.proxy.clock import NEVER
 from gateway.proxy.exchange import Exchange
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from gateway.proxy.client import ClientConnection
-    from gateway.proxy.context import Destination
+    from gateway.http1.message import RequestHead
     from gateway.subject import Subject
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -31,16 +28,15 @@ class GuardedExchange(Exchange):
 
     __slots__ = ("_collecting", "_continued", "_mark")
 
-    def __init__(self, context: Destination, client: ClientConnection) -> None:
-        super().__init__(context, client)
+    _needs_body: bool = True
+
+    def start(self, head: RequestHead, data: bytes) -> bytes:
+        """See `Exchange`."""
         self._collecting = self._continued = False
         self._mark = ""
+        return super().start(head, data)
 
     # --- read ----------------------------------------------------------------------------------------------------
-
-    @property
-    def _needs_body(self) -> bool:
-        return True
 
     def _ask(self, subject: Subject) -> None:
         """Ask when all is known that the answer depends on."""
@@ -105,19 +101,17 @@ class GuardedExchange(Exchange):
     def _acquire(self) -> None:
         """Leave out what the client has had its answer to, and go on as `Exchange` does."""
         if self._continued:
-            self._drop((b"\r\nexpect:",))
+            self._drop(b"\r\nexpect:")
         super()._acquire()
 
-    def _drop(self, names: Iterable[bytes]) -> None:
-        """Leave fields out of what is sent, each given as CRLF, its name in lower case, and the colon.
+    def _drop(self, name: bytes) -> None:
+        """Leave a field out of what is sent, given as CRLF, its name in lower case, and the colon.
 
         The rest stays where the log looks for it.
         """
         lines = self.head.lines
         first, lines[0] = lines[0], b""
-        rest = CRLF.join(lines)
-        for name in names:
-            rest = fields.without_field(rest, name)
+        rest = fields.without_field(CRLF.join(lines), name)
         self.head.lines = [first, rest[2:]] if rest else [first]
 
     def _refuse(self, error: GatewayError) -> None:

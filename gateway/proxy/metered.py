@@ -8,6 +8,7 @@ through a meter, and the cost is settled once, however the exchange ends.
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +18,7 @@ from gateway.budgets.spending import Ask, Entry, Mark, Settlement
 from gateway.errors import GatewayError, NotImplementedHere, UpstreamProtocolError
 from gateway.http1 import framing, writer
 from gateway.http1.message import CHUNKED, UNTIL_CLOSE
+from gateway.metering.fields import asked
 from gateway.proxy import account, waiting
 from gateway.proxy.clock import NEVER
 from gateway.proxy.guarded import GuardedExchange
@@ -26,7 +28,9 @@ from gateway.proxy.pacing import UNIT
 from gateway.stores.ledger import SpendVerdict
 
 if TYPE_CHECKING:
-    from gateway.http1.message import AnswerHead
+    from collections.abc import Mapping
+
+    from gateway.http1.message import AnswerHead, RequestHead
     from gateway.metering import Meter, Pricing, Quote
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import Destination
@@ -39,6 +43,14 @@ MAX_PATH: Final = 200
 """Of a path, so many characters are remembered."""
 _new: Final = tuple.__new__
 """Makes a NamedTuple in half the time that its constructor takes."""
+_NOTHING: Final[Mapping[str, int]] = {}
+_ASSUMED: Final = Mark.ASSUMED
+
+
+@lru_cache(maxsize=1024)
+def _written(method: bytes, path: bytes) -> tuple[str, str]:
+    """Return a method, and a path without its query, as the ledger has them."""
+    return method.decode("latin-1"), path.partition(b"?")[0][:MAX_PATH].decode("latin-1")
 
 
 class MeteredExchange(GuardedExchange):
@@ -50,7 +62,7 @@ class MeteredExchange(GuardedExchange):
 
     # fmt: off
     __slots__ = (
-        "_pricing", "_quote", "_entry", "_reservation", "_granted",  # what it may cost
+        "_pricing", "_needs_body", "_quote", "_kept", "_entry", "_reservation", "_granted",  # what it may cost
         "_meter", "_sent_s", "_extension", "_settled", "spent",  # what it did
         "_waits", "_gone", "deadline_s",  # when its token is slowed, when the client has left
     )
@@ -59,8 +71,13 @@ class MeteredExchange(GuardedExchange):
     def __init__(self, pricing: Pricing, context: Destination, client: ClientConnection) -> None:
         super().__init__(context, client)
         self._pricing = pricing
+        self._needs_body = pricing.needs_body or context.settings.loop_guard is not None
+
+    def start(self, head: RequestHead, data: bytes) -> bytes:
+        """See `Exchange`."""
         self._settled = self._waits = self._gone = False
         self._quote: Quote | None = None
+        self._kept: list[bytes] = []  # the request's field lines, without what it says that it can read
         self._entry: Entry | None = None
         self._reservation: Ask | None = None
         self._granted = 0
@@ -69,17 +86,16 @@ class MeteredExchange(GuardedExchange):
         self._extension: Extension | None = None
         self.spent: Spent | None = None
         self.deadline_s = NEVER
+        return super().start(head, data)
 
     # --- what it may cost ----------------------------------------------------------------------------------------
-
-    @property
-    def _needs_body(self) -> bool:
-        return self._pricing.needs_body or self.context.settings.loop_guard is not None
 
     def _ask(self, subject: Subject) -> None:
         """Ask for the limits and for the money, when all is known that the price depends on."""
         if self.head.upgrade:
             self._refuse(NotImplementedHere("What passes behind a switch of protocols cannot be metered."))
+        elif self.upload is None:  # nothing is to be waited for
+            self._ask_read(subject)
         else:
             super()._ask(subject)
 
@@ -106,21 +122,30 @@ class MeteredExchange(GuardedExchange):
         context, head = self.context, self.head
         path = context.route.path_of(head.target)
         try:
-            body = self._read() if self._needs_body else None
-            quote = self._pricing.quote(head.method, path, head.lines, body, context.clock.wall_s)
-            subject = self._counted_apart(subject, body, spends=True)
+            body = None
+            if self._needs_body:
+                body = self._content if self.upload is None else self._read()
+            is_usual, self._kept = asked(head.lines, head.form)
+            quote = self._pricing.quote(head.method, path, () if is_usual else head.lines, body, context.clock.wall_s)
+            if context.settings.loop_guard is not None:
+                subject = self._counted_apart(subject, body, spends=True)
         except GatewayError as error:
             self._refuse(error)
             return
         if quote.notice:
             context.shared.spending.tell(quote.notice)
         id_ = context.shared.spending.next_id()
-        method, plain = head.method.decode("latin-1"), path.partition(b"?")[0][:MAX_PATH].decode("latin-1")
-        fixed, each, began_us, name = quote.fixed, quote.each, time.time_ns() // 1000, context.route.name
-        begun = (id_, began_us, subject.id, name, quote.model, method, plain)
-        self._entry = entry = _new(Entry, (*begun, fixed, {}, Mark.ASSUMED, {}, 0, "", 0, each, 0))
+        method, plain = (_written if len(path) <= MAX_PATH else _written.__wrapped__)(head.method, path)
+        fixed, each, now_us, name = quote.fixed, quote.each, time.time_ns() // 1000, context.route.name
+        # fmt: off
+        told = (
+            id_, now_us, subject.id, name, quote.model, method, plain, fixed, _NOTHING, _ASSUMED,
+            _NOTHING, 0, "", 0, each, 0,
+        )
+        # fmt: on
+        self._entry = entry = _new(Entry, told)
         self._quote = quote
-        self._reservation = ask = _new(Ask, (id_, fixed, each, quote.most, quote.least, entry.text()))
+        self._reservation = ask = _new(Ask, (id_, fixed, each, quote.most, quote.least, entry))
         context.admission.reserve(subject, ask, self)
 
     def _read(self) -> bytes | None:
@@ -135,19 +160,19 @@ class MeteredExchange(GuardedExchange):
 
     def on_verdict(self, verdict: Verdict) -> None:
         """See `Exchange`."""
-        quote = self._quote
-        assert quote is not None  # noqa: S101 - it was made before the store was asked
-        self._granted = verdict.granted if isinstance(verdict, SpendVerdict) else quote.most
+        if isinstance(verdict, SpendVerdict):
+            self._granted = verdict.granted
+        elif self._quote is not None:
+            self._granted = self._quote.most
         super().on_verdict(verdict)
 
     def _acquire(self) -> None:
         """Make the request fit what was granted, and go on as `Exchange` does."""
         quote, head = self._quote, self.head
         assert quote is not None  # noqa: S101 - see above
-        dropped, added = [], []
         if quote.accepts:  # what the meter can read
-            dropped.append(b"\r\naccept-encoding:")
-            added.append(b"Accept-Encoding: " + quote.accepts)
+            head.lines = self._kept
+            head.lines.append(b"Accept-Encoding: " + quote.accepts)
         if self.upload is None and self._pricing.needs_body:
             content = self._content
             try:
@@ -158,12 +183,9 @@ class MeteredExchange(GuardedExchange):
             if body is not None and body is not content:
                 self._content = content = body
             if len(content) != head.length:
-                dropped.append(b"\r\ncontent-length:")
-                added.append(b"Content-Length: %d" % len(content))
+                self._drop(b"\r\ncontent-length:")
+                head.lines.append(b"Content-Length: %d" % len(content))
                 head.length = len(content)
-        if dropped:
-            self._drop(dropped)
-            head.lines += added
         super()._acquire()
 
     def on_connected(self, connection: UpstreamConnection) -> None:
@@ -177,7 +199,7 @@ class MeteredExchange(GuardedExchange):
         """See `Exchange`."""
         quote, ask = self._quote, self._reservation
         assert quote is not None and ask is not None  # noqa: S101, PT018 - see above
-        self._meter = meter = quote.meter(self._granted, head.status, head.lines)
+        self._meter = meter = quote.meter(self._granted, head.status, head.lines, head.form)
         head.lines.append(b"X-Gateway-Request: " + ask.id.encode())
         if self._granted < quote.most:
             head.lines.append(b"X-Gateway-Max-Tokens: %d" % self._granted)
@@ -302,8 +324,16 @@ class MeteredExchange(GuardedExchange):
         self._settle(whole=True)
         if self._gone:
             self._end()
-        else:
-            super()._finish()
+            return
+        upstream, context = self._upstream, self.context
+        is_well = upstream is not None and upstream.reusable and self.upload is None
+        if is_well and self._extension is None and context.log is None:
+            # As in `Exchange`; to be said before: the next request may begin within that.
+            self._quote = self._meter = self._entry = self._reservation = None
+            self._content = self._request = b""
+            self.head.lines.clear()
+            self.client.spare = self
+        super()._finish()
 
     def _end(self) -> None:
         self._settle(whole=False)
@@ -328,17 +358,21 @@ class MeteredExchange(GuardedExchange):
                 cost = meter.result(whole=whole, elapsed_ms=elapsed_ms)
             spent, mark, units, model, upstream_id = cost
             self.spent = _new(Spent, (ask.id, spent))
-            reserved, status = ask.amounts(self._granted), self.status
-            id_, began_us, token, target, quoted_model, method, path, *_ = entry
-            told = (id_, began_us, token, target, model or quoted_model, method, path, reserved, spent, mark)
-            entry = _new(Entry, (*told, units, status, upstream_id, 0, {}, 0))
-            settlement = _new(Settlement, (spent, mark, entry.text()))
+            status, granted = self.status, self._granted
+            id_, began_us, token, target, quoted, method, path, held, _, _, _, _, _, _, each, _ = entry
+            # fmt: off
+            told = (
+                id_, began_us, token, target, model or quoted, method, path, held, spent, mark,
+                units, status, upstream_id, 0, each, granted,
+            )
+            # fmt: on
+            settlement = _new(Settlement, (spent, mark, _new(Entry, told)))
             usage = self.context.usage  # its tally may be another by now: it is over, where its client has left
             tally = usage.tallies.get(subject.id) or usage.open(subject.id, subject.about())
-            tally.on_settled(cost.cost, cost.mark)
+            tally.on_settled(spent, mark)
             pacing = self.context.shared.paces.now
             if pacing is not None:
-                pacing.spent(subject.id, cost.cost.get(UNIT, 0))
+                pacing.spent(subject.id, spent.get(UNIT, 0))
         self.context.admission.settle(subject, ask, self._granted, settlement)
         if self._extension is not None:
             self._extension.close()

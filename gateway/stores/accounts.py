@@ -32,6 +32,7 @@ class Account:
         row: Its number in a file; 0: it is in none.
         unit: The budget's.
         segment: The one that is spent in now.
+        from_us, until_us: While it is that time, `advance` has nothing to do.
         spent: What counts, oldest first.
         settled: The sum of that.
         held: What is reserved, by request.
@@ -40,11 +41,10 @@ class Account:
     """
 
     __slots__ = (
-        "_from_us",
         "_starts",
-        "_until_us",
         "assumed",
         "budget",
+        "from_us",
         "held",
         "key",
         "reserved",
@@ -53,6 +53,7 @@ class Account:
         "settled",
         "spent",
         "unit",
+        "until_us",
     )
 
     def __init__(self, key: str, budget: Budget) -> None:
@@ -61,7 +62,7 @@ class Account:
         self.unit = budget.unit
         self.row = 0
         self.segment = 0
-        self._from_us = self._until_us = 0
+        self.from_us = self.until_us = 0
         self._starts: Sequence[int] = ()
         self.spent: Segments = {}
         self.settled = 0
@@ -72,7 +73,7 @@ class Account:
     def advance(self, now_us: int) -> None:
         """Make it that time, and forget what has left the window."""
         # Nothing leaves within a segment.
-        if not self._from_us <= now_us < self._until_us:
+        if not self.from_us <= now_us < self.until_us:
             self._move(now_us)
 
     def room(self, budget: Budget, ask: Ask, now_us: int) -> Room:
@@ -93,7 +94,8 @@ class Account:
     def settling(self, id_: str, cost: int, now_us: int) -> Segments | None:
         """Say which sums a settlement will change, and to what; None if there is nothing to settle."""
         if id_ in self.held:
-            return {self.segment: self.spent.get(self.segment, 0) + cost}
+            segment = self.segment
+            return {segment: self.spent.get(segment, 0) + cost}
         was = self.assumed.get(id_)
         if was is None:
             return None
@@ -101,6 +103,13 @@ class Account:
         now = segment_of(self.budget, now_us, self._starts)
         segment = max([now, *(one for one, atoms in spent.items() if atoms)])
         return {was.segment: spent[was.segment], segment: spent.get(segment, 0) + cost}
+
+    def settle_held(self, id_: str, cost: int) -> None:
+        """Settle what is held for a request, where nobody has to know before what that will change."""
+        self.reserved -= self.held.pop(id_)
+        if cost:
+            self.settled += cost
+            self.spent[self.segment] = self.spent.get(self.segment, 0) + cost
 
     def settle(self, id_: str, segments: Segments) -> None:
         """Settle a request as `settling` said."""
@@ -112,8 +121,8 @@ class Account:
                 spent[segment] = atoms
             else:
                 spent.pop(segment, None)
-        if self.assumed.pop(id_, None) is not None:
-            self._until_us = 0  # what is the newest may be older now
+        if self.assumed and self.assumed.pop(id_, None) is not None:
+            self.until_us = 0  # what is the newest may be older now
 
     def abandon(self, id_: str) -> None:
         """Assume what is held for a request; see `Book.abandoned`."""
@@ -134,13 +143,13 @@ class Account:
         budget, spent = self.budget, self.spent
         if budget.calendar is None:
             segment, lasts_us = now_us // budget.segment_us, budget.segment_us
-            self._from_us = segment * lasts_us
-            self._until_us = self._from_us + lasts_us
+            self.from_us = segment * lasts_us
+            self.until_us = self.from_us + lasts_us
         else:
             if not self._starts or not self._starts[1] <= now_us // 1_000_000 < self._starts[2]:
                 self._starts = budget.starts(now_us // 1_000_000)
             segment = segment_of(budget, now_us, self._starts)
-            self._from_us, self._until_us = segment * 1_000_000, leaves_us(budget, segment, now_us, self._starts)
+            self.from_us, self.until_us = segment * 1_000_000, leaves_us(budget, segment, now_us, self._starts)
         self.segment = segment = max(segment, next(reversed(spent), segment))
         first = segment if budget.calendar is not None else segment - SEGMENTS
         while spent and (oldest := next(iter(spent))) < first:

@@ -6,16 +6,18 @@ from collections import OrderedDict
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from gateway.budgets.spending import Entry, Mark
+from gateway.budgets.spending import Entry, with_granted
 from gateway.stores.ledger import page_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from gateway.budgets.spending import About
     from gateway.stores.accounts import Account, Segments
 
 MAX_LINES: Final = 10_000
-"""About 500 bytes each. Of more, the oldest are forgotten."""
+"""About 1300 bytes each; of more, the oldest are forgotten. As texts they would have half of that, and each would take
+longer to be written than all else that a settlement does."""
 
 
 class Reservation(NamedTuple):
@@ -25,19 +27,26 @@ class Reservation(NamedTuple):
         token: Whose.
         about: `Ask.about`.
         accounts: Where.
+        granted: Output tokens that were granted beside what `about` says.
     """
 
     token: str
-    about: str
+    about: About
     accounts: Sequence[Account]
+    granted: int = 0
+
+    @property
+    def text(self) -> str:
+        """What the ledger is told of it."""
+        return with_granted(self.about, self.granted)
 
 
 class Line(NamedTuple):
-    """A line of the ledger: `Entry.text`, and what a store knows of it."""
+    """A line of the ledger: what `Settlement.entry` says, and what a store knows of it."""
 
     request: str
     token: str
-    text: str
+    about: About
     mark: str
     at_us: int
 
@@ -47,9 +56,7 @@ class Line(NamedTuple):
 
     def entry(self) -> Entry:
         """Return what it tells."""
-        if not self.text:
-            return Entry(self.request, 0, self.token, "", mark=Mark(self.mark), at_us=self.at_us)
-        return Entry.read(self.text, self.mark, self.at_us)
+        return Entry.read(self.about or Entry(self.request, 0, self.token), self.mark, self.at_us)
 
 
 class Known(NamedTuple):
@@ -61,7 +68,13 @@ class Known(NamedTuple):
 
 
 class Journal(Protocol):
-    """Keeps what has happened. What raises StoreUnavailable has written nothing down."""
+    """Keeps what has happened. What raises StoreUnavailable has written nothing down.
+
+    Attributes:
+        keeps_sums: Whether it is told of reservations, and of what accounts will have spent, before it happens.
+    """
+
+    keeps_sums: bool
 
     def begin(self) -> Known:
         """Return what is known from before. Raises StoreUnavailable, with the reason."""
@@ -99,9 +112,10 @@ class Journal(Protocol):
 class MemoryJournal:
     """Remembers the last lines, and has no need to write down anything else."""
 
-    __slots__ = ("_lines",)
+    __slots__ = ("_lines", "keeps_sums")
 
     def __init__(self) -> None:
+        self.keeps_sums = False
         self._lines: OrderedDict[str, Line] = OrderedDict()
 
     def begin(self) -> Known:
@@ -116,11 +130,13 @@ class MemoryJournal:
 
     def settle(self, request: str, sums: Sequence[tuple[Account, Segments]], line: Line | None) -> None:
         """See `Journal`."""
-        self._lines.pop(request, None)
+        lines = self._lines
+        if request in lines:  # what is told of it now is the last line again
+            del lines[request]
         if line is not None:
-            self._lines[request] = line
-            if len(self._lines) > MAX_LINES:
-                self._lines.popitem(last=False)
+            lines[request] = line
+            if len(lines) > MAX_LINES:
+                lines.popitem(last=False)
 
     def forget(self, account: Account) -> None:
         """See `Journal`."""

@@ -163,28 +163,26 @@ class MemoryStore:
     def reserve(self, plan: SpendPlan, ask: Ask, waiter: Waiter) -> None:
         """Charge and reserve, or neither; `waiter` is called before this returns. See `SpendStore.reserve`."""
         own: _Plan = plan  # type: ignore[assignment]  # opaque to others, but this store's own
-        now_us = self._now_us()
-        if self._revoked and self._is_revoked(own.lineage, now_us):
+        if self._revoked and self._is_revoked(own.lineage, now_us := self._now_us()):
             waiter.on_verdict(SpendVerdict(False, REVOKED, 0, 0, now_us))
             return
-        try:
-            offer = self.ledger.offer(own.budgets, ask)
-            if offer.granted < 0:
-                verdict = SpendVerdict(False, len(own.limits) + offer.refusing, 0, offer.frees_us, now_us)
-            else:
-                self.check(plan, self._limited)
-                verdict = _verdict(SpendVerdict, self._limited.verdict)
-            if verdict.admitted:
-                verdict.granted = offer.granted
-                try:
-                    self.ledger.reserve(own.subject, ask, offer)
-                except StoreUnavailable:
-                    self.refund(plan, verdict)
-                    raise
-        except StoreUnavailable as error:
-            waiter.on_store_loss(error)
-            return
-        verdict.used = offer.used
+        ledger = self._ledger or self.ledger
+        offer = ledger.offer(own.budgets, ask)
+        if offer.granted < 0:
+            verdict = SpendVerdict(False, len(own.limits) + offer.refusing, 0, offer.frees_us, self._now_us())
+        else:
+            self.check(plan, self._limited)
+            verdict = _verdict(SpendVerdict, self._limited.verdict)
+        if verdict.admitted:
+            try:
+                verdict.used = ledger.reserve(own.subject, ask, offer)
+            except StoreUnavailable as error:
+                self.refund(plan, verdict)
+                waiter.on_store_loss(error)
+                return
+            verdict.granted = offer.granted
+        else:
+            verdict.used = offer.used
         waiter.on_verdict(verdict)
 
     @property

@@ -12,7 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gateway.budgets.book import NEVER_US, BudgetStanding
-from gateway.budgets.spending import Mark, Settlement, with_granted
+from gateway.budgets.spending import Mark, Settlement
 from gateway.errors import StoreUnavailable
 from gateway.stores.accounts import Account
 from gateway.stores.journal import Line, MemoryJournal, Reservation
@@ -46,8 +46,8 @@ class Offer(NamedTuple):
 
     accounts: Sequence[Account]
     granted: int
-    refusing: int = -1
-    frees_us: int = 0
+    refusing: int
+    frees_us: int
 
     @property
     def used(self) -> tuple[int, ...]:
@@ -91,7 +91,7 @@ class MemoryLedger:
                 account.abandon(request)
         accounts = [account for account in known.accounts if not account.is_idle(now_us)]
         known = known._replace(accounts=accounts, assumed={**known.assumed, **known.open})
-        lines = [Line(request, one.token, one.about, Mark.ASSUMED, now_us) for request, one in known.open.items()]
+        lines = [Line(request, one.token, one.text, Mark.ASSUMED, now_us) for request, one in known.open.items()]
         self._journal.assume(known, lines)
         self._accounts = {account.key: account for account in accounts}
         self._to_purge.extend(accounts)
@@ -111,13 +111,17 @@ class MemoryLedger:
         """
         if self._late:
             self._settle_late()
-        now_us, granted, accounts = self._now_us(), ask.most, []
+        now_us, accounts = self._now_us(), []
+        _, fixed, each, granted, *_ = ask
         refusing, frees_us, longest_us = -1, 0, -1.0
         for index, (key, budget) in enumerate(budgets):
             account = self._accounts.get(key) or self._make(key, budget)
             accounts.append(account)
-            account.advance(now_us)
-            if account.settled + account.reserved + ask.amount(account.unit, granted) <= budget.amount:
+            if not account.from_us <= now_us < account.until_us:
+                account.advance(now_us)
+            unit = account.unit
+            needed = fixed.get(unit, 0) + each.get(unit, 0) * granted
+            if account.settled + account.reserved + needed <= budget.amount:
                 continue  # by far the most frequent case
             room = account.room(budget, ask, now_us)
             if room.granted < 0:
@@ -128,24 +132,31 @@ class MemoryLedger:
                 granted = room.granted
         return _new(Offer, (accounts, granted if refusing < 0 else -1, refusing, frees_us))
 
-    def reserve(self, token: str, ask: Ask, offer: Offer) -> None:
-        """Hold what was offered.
+    def reserve(self, token: str, ask: Ask, offer: Offer) -> tuple[int, ...]:
+        """Hold what was offered; return `SpendVerdict.used`.
 
         Raises:
             StoreUnavailable: It could not be written down, and is not held.
         """
-        accounts, atoms = [], []
+        accounts, atoms, used = [], [], []
+        request, fixed, each, _, _, about = ask
+        granted = offer.granted
         for account in offer.accounts:
-            if amount := ask.amount(account.unit, offer.granted):
+            unit = account.unit
+            amount = fixed.get(unit, 0) + each.get(unit, 0) * granted
+            used.append(account.settled + account.reserved + amount)
+            if amount:
                 accounts.append(account)
                 atoms.append(amount)
-        reservation = _new(Reservation, (token, with_granted(ask.about, offer.granted), accounts))
-        self._journal.reserve(ask.id, reservation, atoms)
+        reservation = _new(Reservation, (token, about, accounts, granted))
+        if self._journal.keeps_sums:
+            self._journal.reserve(request, reservation, atoms)
         for account, amount in zip(accounts, atoms, strict=True):
-            account.reserve(ask.id, amount)
-        self._open[ask.id] = reservation
+            account.reserve(request, amount)
+        self._open[request] = reservation
         if self._made:
             self._purge()
+        return (*used,)
 
     def settle(self, plan: SpendPlan, ask: Ask, granted: int, settlement: Settlement) -> None:
         """See `Ledger.settle`."""
@@ -194,7 +205,7 @@ class MemoryLedger:
         if reservation is None:
             return None
         was = self._journal.line(request) or _as_open(request, reservation)
-        self._settle(request, Settlement({}, Mark.RELEASED, reservation.about))
+        self._settle(request, Settlement({}, Mark.RELEASED, reservation.text))
         return was.entry()
 
     def _settle_late(self) -> None:
@@ -211,15 +222,21 @@ class MemoryLedger:
         if reservation is None:
             return
         now_us, changed = self._now_us(), []
+        token, _, accounts, _ = reservation
         cost, mark, entry = settlement
-        for account in reservation.accounts:
-            account.advance(now_us)
+        is_told = self._journal.keeps_sums or request not in self._open
+        for account in accounts:
+            if not account.from_us <= now_us < account.until_us:
+                account.advance(now_us)
+            if not is_told:
+                account.settle_held(request, cost.get(account.unit, 0))
+                continue
             segments = account.settling(request, cost.get(account.unit, 0), now_us)
             if segments is not None:
                 changed.append((account, segments))
         line = None
         if cost or entry:
-            line = _new(Line, (request, reservation.token, entry, mark, now_us))
+            line = _new(Line, (request, token, entry, mark, now_us))
         self._journal.settle(request, changed, line)
         for account, segments in changed:
             account.settle(request, segments)
@@ -246,4 +263,4 @@ class MemoryLedger:
 
 
 def _as_open(request: str, reservation: Reservation) -> Line:
-    return Line(request, reservation.token, reservation.about, Mark.ASSUMED, 0)
+    return Line(request, reservation.token, reservation.text, Mark.ASSUMED, 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import hiredis
 
 from gateway.budgets.budget import MAX_ATOMS
-from gateway.budgets.spending import LEASE_US, Entry, with_granted
+from gateway.budgets.spending import LEASE_US, Entry, settled_text, with_granted
 from gateway.errors import StoreUnavailable
 from gateway.stores.ledger import SpendVerdict
 from gateway.stores.link import error_code, pack
@@ -97,7 +97,7 @@ class RedisSpendPlan(RedisPlan):
         spent = (max(0, min(cost.get(one.unit, 0), MAX_ATOMS - 1)) for one in self.budgets)
         numbers = self._numbers_of(now_s, zip((ask.fixed.get(one.unit, 0) for one in self.budgets), spent, strict=True))
         numbers[::_STRIDE] = [ask.each.get(one.unit, 0) for one in self.budgets]
-        entered = entry if self.family else ""
+        entered = settled_text(entry) if self.family else ""
         return (len(keys), *keys, len(self.budgets), ask.id, LEASE_US, mark, entered, granted, *numbers)
 
     def renew_words(self, batch: Iterable[Reservation], now_s: float) -> tuple[str | int, ...]:
@@ -115,7 +115,7 @@ class RedisSpendPlan(RedisPlan):
 
     def about(self, ask: Ask) -> str:
         """Return what the ledger is told of a request that nobody settled."""
-        return (ask.about or _least(self.subject, ask)) if self.family else ""
+        return (with_granted(ask.about, 0) or _least(self.subject, ask)) if self.family else ""
 
     def spend_parts(self) -> tuple[tuple[RedisSpendPlan, Sequence[int]], ...]:
         """Return this plan, and which budgets are its."""

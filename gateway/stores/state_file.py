@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.budgets.book import Assumed
 from gateway.budgets.budget import Budget
+from gateway.budgets.spending import settled_text
 from gateway.errors import StoreUnavailable
 from gateway.stores.accounts import Account
 from gateway.stores.journal import Known, Line, Reservation
@@ -82,11 +83,12 @@ class StateFile:
         path: Where it is, or is to be made.
     """
 
-    __slots__ = ("_db", "_forgotten", "_is_lost", "_lock", "_path", "_until_trim")
+    __slots__ = ("_db", "_forgotten", "_is_lost", "_lock", "_path", "_until_trim", "keeps_sums")
 
     def __init__(self, path: str) -> None:
         # As it is found now, whatever the working directory is later; who comes by a link meets the same lock.
         self._path = os.path.realpath(path)
+        self.keeps_sums = True
         self._lock = -1
         self._db: sqlite3.Connection | None = None
         self._is_lost = False
@@ -125,7 +127,7 @@ class StateFile:
         for request, one in known.assumed.items():
             kept = [(account.row, account.assumed.get(request)) for account in one.accounts]
             atoms = " ".join(f"{row}:{was.atoms}:{was.segment}" for row, was in kept if was is not None)
-            statements.append(("INSERT INTO assumed VALUES (?, ?, ?, ?)", (request, one.token, one.about, atoms)))
+            statements.append(("INSERT INTO assumed VALUES (?, ?, ?, ?)", (request, one.token, one.text, atoms)))
         statements += [_write_line(line) for line in lines]
         self._write(statements)
 
@@ -136,7 +138,7 @@ class StateFile:
         if new:
             self._enter(new.values())
         told = " ".join([f"{account.row}:{amount}" for account, amount in zip(accounts, atoms, strict=True)])
-        values = (request, reservation.token, reservation.about, told)
+        values = (request, reservation.token, reservation.text, told)
         self._write([("INSERT INTO held VALUES (?, ?, ?, ?)", values)])
 
     def settle(self, request: str, sums: Sequence[tuple[Account, Segments]], line: Line | None) -> None:
@@ -334,4 +336,10 @@ def _spend(account: Account, segment: int, atoms: int) -> tuple[str, Sequence[ob
 
 
 def _write_line(line: Line) -> tuple[str, Sequence[object]]:
-    return "INSERT OR REPLACE INTO ledger (request, token, entry, mark, at_us) VALUES (?, ?, ?, ?, ?)", line
+    return "INSERT OR REPLACE INTO ledger (request, token, entry, mark, at_us) VALUES (?, ?, ?, ?, ?)", (
+        line.request,
+        line.token,
+        settled_text(line.about),
+        line.mark,
+        line.at_us,
+    )

@@ -84,6 +84,19 @@ def test_an_answer_costs_what_its_usage_says(play: Playbook) -> None:
     assert entry.reserved["USD"] == len(body) * INPUT + 50 * OUTPUT
 
 
+def test_requests_that_came_together_on_one_connection_are_settled_each(play: Playbook) -> None:
+    bodies = [chat(max_tokens=50), chat(max_tokens=20), chat(max_tokens=30)]
+    play.client.sends(b"".join(play.request(b"POST", b"/api/chat/completions", body=body) for body in bodies))
+    for number, body in enumerate(bodies, 1):
+        assert play.upstream.request().body == body
+        assert [held.reserved["tokens"] for held in still_open(play)] == [len(body) + int(body[-3:-1])]
+        answer = json.dumps({"id": "x", "model": "m", "choices": [], "usage": usage(9, number)}).encode()
+        play.upstream.answers(answer, b"200 OK", b"Content-Type: application/json")
+        assert play.client.answer().body == answer
+    assert costs(play) == [(9 * INPUT + number * OUTPUT, Mark.EXACT) for number in (1, 2, 3)]
+    assert len({entry.id for entry in ledger(play)}) == 3
+
+
 def test_a_chunked_request_is_read_and_sent_in_one_piece(play: Playbook) -> None:
     body = chat(max_tokens=50)
     pieces = chunk(body[:10]) + chunk(body[10:]) + END

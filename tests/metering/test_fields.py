@@ -1,0 +1,73 @@
+"""Field lines of a head whose form is known say what they say without: the form is a memory, not a judge."""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway.http1.fields import without_field
+from gateway.http1.message import CRLF
+from gateway.metering.fields import IDS, answered, asked
+from gateway.scope import names_another
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REQUEST = (
+    b"Accept-Encoding: br",
+    b"accept-encoding:%b",
+    b"Content-Type: application/json",
+    b"Content-type: %b",
+    b"Content-Encoding: %b",
+    b"X-Http-Method: %b",
+    b"upgrade: h2c",
+    b"X-100%%: 100%%%b",
+)
+ANSWER = (
+    b"content-type: text/event-stream",
+    b"Content-Type: %b",
+    b"Content-Encoding: %b",
+    b"content-encoding: GZIP",
+    b"X-Request-Id: %b",
+    b"x-request-id: two words",
+    b"cf-ray: %b-FRA",
+    b"X-Other: 1",
+)
+VALUES = (b"json;charset=latin1", b"gzip", b"text/event-stream", b"r" * 129, b"")
+
+
+def heads(lines: tuple[bytes, ...]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield forms of one, two and three lines, each with what is of it."""
+    for size in (1, 2, 3):
+        for some in permutations(lines, size):
+            form = CRLF.join(some)
+            yield from ((form, form % ((value,) * form.count(b"%b"))) for value in VALUES[: 5 if size < 3 else 1])
+
+
+def test_a_request_of_a_known_form() -> None:
+    known = set()
+    for form, text in heads(REQUEST):
+        is_usual, kept = asked([b"", text], form)
+        truly_usual, truly_kept = asked([b"", text], b"")
+        assert truly_usual or not is_usual
+        assert CRLF.join(kept) == CRLF.join(truly_kept) == without_field(CRLF + text, b"\r\naccept-encoding:")
+        if is_usual:
+            assert not names_another((text,))
+            known.add(form)
+    assert {CRLF.join(REQUEST[2::-2]), REQUEST[7]} <= known
+
+
+def test_an_answer_of_a_known_form() -> None:
+    for form, text in heads(ANSWER):
+        lines = [b"HTTP/1.1 200 OK", text]
+        assert answered(lines, form) == answered(lines, b""), text
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_the_id_of_a_known_form(name: bytes) -> None:
+    form = b"Server: x" + name.upper() + b" %b"
+    assert answered([b"", form % b"req_1"], form) == (b"", False, "req_1")
+    twice = form.partition(CRLF)[2] + CRLF + form.partition(CRLF)[2]
+    assert answered([b"", twice % (b"req_1", b"req_2")], twice) == (b"", False, "req_1")
