@@ -91,7 +91,8 @@ class Dialer:
 
     async def _look_up(self) -> Sequence[AddrInfoType]:
         loop = asyncio.get_running_loop()
-        return await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        return [(*i[:4], (i[4][0].encode(), *i[4][1:])) for i in found]
 
     def _on_looked_up(self, looking_up: asyncio.Task[Sequence[AddrInfoType]]) -> None:
         self._looking_up = None

@@ -172,10 +172,15 @@ def user_of(pid: int) -> int:
     return Path(f"/proc/{pid}").stat().st_uid
 
 
-def healthy(image: Image, url: str) -> bool:
-    """Do what the image's `HEALTHCHECK` does."""
-    environ = {**image.environ, "GATEWAY_LISTEN": urlsplit(url).netloc}
-    return subprocess.run(image.healthcheck, env=environ, check=False).returncode == 0
+def checked(image: Image, url: str) -> subprocess.CompletedProcess[str]:
+    """Do what the image's `HEALTHCHECK` does, and have told from where each module came."""
+    environ = {**image.environ, "GATEWAY_LISTEN": urlsplit(url).netloc, "PYTHONVERBOSE": "1"}
+    return subprocess.run(image.healthcheck, env=environ, check=False, capture_output=True, text=True)
+
+
+def compiled(printed: str) -> list[str]:
+    """Return the modules that a program compiled, which `PYTHONVERBOSE` has it tell: the others' files are quoted."""
+    return re.findall(r"^# code object from (/.*)", printed, re.MULTILINE)
 
 
 @contextlib.asynccontextmanager
@@ -218,17 +223,21 @@ def test_hadolint_has_nothing_to_say() -> None:
 async def test_it_serves_whoever_runs_it_and_writes_nothing(image: Image, user: str | None) -> None:
     before = image.everything()
     user = user or image.user
-    async with container(image, user) as (running, pid):
+    async with container(image, user, PYTHONVERBOSE="1") as (running, pid):
         assert user_of(pid) == int(user.partition(":")[0]) or os.geteuid()
         assert (await fetch(running.url, request("/healthz"))).status == 200
         # The client of Prometheus is loaded by now.
         assert b"gateway_requests_in_flight" in (await fetch(running.url, request("/metrics"))).content
-        assert await asyncio.to_thread(healthy, image, running.url)
+        check = await asyncio.to_thread(checked, image, running.url)
+        assert check.returncode == 0
 
         os.kill(pid, signal.SIGTERM)
         assert await running.ended() == 0
     assert "Traceback" not in running.printed
     assert image.everything() == before
+    # Each start would, and each check, every few seconds; what compiling takes of memory is not given back either.
+    assert (compiled(running.printed), compiled(check.stderr)) == ([], [])
+    assert f"# code object from '{image.root}" in running.printed
 
 
 async def test_a_ctrl_c_ends_it_though_a_client_is_there(image: Image) -> None:
