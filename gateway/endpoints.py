@@ -10,12 +10,9 @@ from functools import partial
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway import ledger_pages
 from gateway.config.values import lifetime_s
 from gateway.errors import BadRequest, Draining, MethodNotAllowed, NotAllowed, NotFound
 from gateway.http1.message import CRLF
-from gateway.ledger_pages import ledger_of
-from gateway.prometheus import scraped
 from gateway.registrations import count_registration
 from gateway.scope import Scope
 from gateway.shared_counts import SharedCounts
@@ -115,25 +112,11 @@ class Endpoints:
                 _need(head, b"GET", b"HEAD")
                 self._need_right(head, "This endpoint", peer)
                 return await _once_or_streamed(head, self._view.all, None)
-            case b"/admin/ledger":
-                _need(head, b"GET", b"HEAD")
-                self._need_right(head, "This endpoint", peer)
-                query = head.target.partition(b"?")[2].decode("latin-1")
-                return _json(200, await ledger_pages.page(ledger_of(self._store), query))
-            case path if path.startswith(_LEDGER):
-                _need(head, b"DELETE")
-                self._need_right(head, "This endpoint", peer)
-                request = path[len(_LEDGER) :].decode("latin-1")
-                return _json(200, await ledger_pages.release(ledger_of(self._store), request))
+            case path if path == b"/admin/ledger" or path.startswith((_LEDGER, _REQUESTS)):
+                return await self._of_ledger(head, path, peer)
             case b"/usage":
                 _need(head, b"GET", b"HEAD")
                 return await self._usage(head)
-            case path if path.startswith(_REQUESTS):
-                _need(head, b"GET", b"HEAD")
-                subject = self._admission.authenticate(head.bearer, time.time())
-                await self._admission.look(subject)  # the store knows whether it is revoked
-                request = path[len(_REQUESTS) :].decode("latin-1")
-                return _json(200, await ledger_pages.of_request(ledger_of(self._store), subject.id, request))
             case b"/metrics":
                 _need(head, b"GET", b"HEAD")
                 return await self._scrape(head, peer)
@@ -200,10 +183,31 @@ class Endpoints:
         subject = self._admission.authenticate(head.bearer, time.time())
         return await _once_or_streamed(head, lambda: self._view.of(subject), subject.id)
 
+    async def _of_ledger(self, head: RequestHead, path: bytes, peer: Peer) -> Answer:
+        from gateway import ledger_pages  # with all that an entry is: for those who look at it
+
+        ledger = ledger_pages.ledger_of(self._store)
+        if path.startswith(_REQUESTS):
+            _need(head, b"GET", b"HEAD")
+            subject = self._admission.authenticate(head.bearer, time.time())
+            await self._admission.look(subject)  # the store knows whether it is revoked
+            request = path[len(_REQUESTS) :].decode("latin-1")
+            return _json(200, await ledger_pages.of_request(ledger, subject.id, request))
+        if path.startswith(_LEDGER):
+            _need(head, b"DELETE")
+            self._need_right(head, "This endpoint", peer)
+            return _json(200, await ledger_pages.release(ledger, path[len(_LEDGER) :].decode("latin-1")))
+        _need(head, b"GET", b"HEAD")
+        self._need_right(head, "This endpoint", peer)
+        query = head.target.partition(b"?")[2].decode("latin-1")
+        return _json(200, await ledger_pages.page(ledger, query))
+
     async def _scrape(self, head: RequestHead, peer: Peer) -> Answer:
         """Tell Prometheus; it needs no key on this machine."""
         if not peer.is_local or _comes_from_a_page(head) or not self._is_asked_by_its_name(head, peer):
             self._need_right(head, "This endpoint", peer)
+        from gateway.prometheus import scraped  # where there is one that asks
+
         content_type, text = await scraped(self._shared.all())
         return 200, [("Content-Type", content_type), _NO_STORE], text
 

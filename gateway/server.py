@@ -22,7 +22,7 @@ from gateway.metrics import Metrics
 from gateway.proxy.client import GRACE_S, ClientConnection
 from gateway.proxy.clock import Clock
 from gateway.proxy.context import ProxyContext
-from gateway.proxy.pacing import Paces
+from gateway.proxy.paces import Paces
 from gateway.proxy.routes import Routes
 from gateway.proxy.upstreams import Upstreams
 from gateway.scope import Scope
@@ -123,7 +123,7 @@ class Gateway:
                 paces=self._paces,
             )
             self._context = context
-            self._paces.renew(settings, store.ledger)
+            self._paces.renew(settings, store)
             tls.renew(settings)
             context.routes = self._upstreams.connect(settings, context, admission, tls.with_target)
             self._shared.open()
@@ -264,7 +264,7 @@ class Gateway:
         context.settings, context.admission, context.routes = settings, admission, routes
         for connection in context.connections:
             connection.spare = None  # it is of what was before
-        self._paces.renew(settings, store.ledger)
+        self._paces.renew(settings, store)
         context.endpoint = self._endpoints(settings, admission, lambda: context.draining)
         return left
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from gateway.budgets.pace import SpendGuard
 from gateway.config.values import duration_s, quoted
 from gateway.limits import Kind, Policy, parse_limits
+
+if TYPE_CHECKING:
+    from gateway.budgets.pace import SpendGuard
 
 MIN_TIMES: Final = 2
 MAX_TIMES: Final = 1000
@@ -44,4 +46,6 @@ def spend_guard(text: str) -> SpendGuard | None:
     window_s = duration_s(window_text)
     if not MIN_WINDOW_S <= window_s <= MAX_WINDOW_S:
         raise ValueError(f"{quoted(window_text)} is not from 1m to 24h")
+    from gateway.budgets.pace import SpendGuard  # few have one
+
     return SpendGuard(int(times[1]), int(window_s * 1_000_000))

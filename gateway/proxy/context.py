@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gateway.proxy.events import EventStreams
-from gateway.proxy.pacing import Paces
+from gateway.proxy.paces import Paces
 from gateway.proxy.spending import Spending
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.budgets.pace import SpendGuard
-    from gateway.config import Settings
     from gateway.stores.ledger import Ledger
 
 MAX_TOKENS: Final = 4096
@@ -156,40 +155,3 @@ class Pacing:
 def _about(atoms: int) -> str:
     """Spell an average, to a hundredth of a cent."""
     return spelled(round(atoms, -5), UNIT)
-
-
-class Paces:
-    """What holds tokens to their pace just now: a reload may change that.
-
-    Attributes:
-        now: That; None: they may spend as fast as they like.
-    """
-
-    __slots__ = ("now",)
-
-    def __init__(self, now: Pacing | None = None) -> None:
-        self.now = now
-
-    def renew(self, settings: Settings, ledger: Ledger) -> None:
-        """Go by these settings from now on; what is known goes on where they are as before.
-
-        Args:
-            settings: Say how fast tokens may be, and how many processes there are.
-            ledger: Knows what was spent.
-        """
-        now, guard = self.now, settings.spend_guard
-        if guard == (None if now is None else now.guard):
-            return
-        self.close()
-        self.now = None if guard is None else Pacing(guard)
-        if self.now is not None:
-            self.now.seed_soon(ledger, 1 / settings.workers)
-
-    def told(self, token_id: str) -> dict[str, Any] | None:
-        """See `Pacing.told`; None where nobody looks."""
-        return None if self.now is None else self.now.told(token_id)
-
-    def close(self) -> None:
-        """Read no more."""
-        if self.now is not None:
-            self.now.close()

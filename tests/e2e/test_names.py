@@ -37,9 +37,9 @@ class Names:
         self.asked: list[str] = []
         self._changed = asyncio.Condition()
 
-    async def getaddrinfo(self, host: str, port: int, **hints: Any) -> list[Any]:
+    async def getaddrinfo(self, host: str | bytes, port: int, **hints: Any) -> list[Any]:
         """See `asyncio.AbstractEventLoop`. Ports are part of the answer: all that listens here has one address."""
-        if not host.endswith(".test"):
+        if not isinstance(host, str) or not host.endswith(".test"):
             return await self._real(host, port, **hints)
         self.asked.append(host)
         async with self._changed:

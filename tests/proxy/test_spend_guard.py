@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,8 @@ from gateway.budgets.pace import HISTORY_US, SpendGuard
 from gateway.budgets.spending import Entry
 from gateway.errors import StoreUnavailable
 from gateway.metering.costs import CostTable, FixedPrice
-from gateway.proxy.pacing import MAX_TOKENS, Paces, Pacing
+from gateway.proxy.paces import Paces
+from gateway.proxy.pacing import MAX_TOKENS, Pacing
 from tests.test_config import config
 
 if TYPE_CHECKING:
@@ -244,10 +246,10 @@ async def test_what_the_ledger_knows_of_the_last_day_is_known_from_the_start(
 
 async def test_another_guard_begins_with_the_ledger_and_the_same_goes_on() -> None:
     paces = Paces()
-    ledger: Any = Pages(entries(time.time_ns() // 1000))
+    store: Any = SimpleNamespace(ledger=Pages(entries(time.time_ns() // 1000)))
 
     async def renew(guard: str) -> Pacing | None:
-        paces.renew(config(spend_guard=guard).settings, ledger)
+        paces.renew(config(spend_guard=guard).settings, store)
         for _ in range(100):
             await asyncio.sleep(0)
         return paces.now
