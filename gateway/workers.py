@@ -12,7 +12,6 @@ import logging
 import os
 import resource
 import signal
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import uvloop
@@ -26,6 +25,7 @@ from gateway.supervisor.plan import remove_shared_directory
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from gateway.config import Config, Settings
     from gateway.watching import FileWatch
@@ -72,12 +72,20 @@ def serve(config: Config, reread: Callable[[], Config], environ: Mapping[str, st
         sockets, others = place.sockets(config.settings.workers)
     elif sockets := inherited_sockets(os.environ):
         _log.info("listening on %d sockets that this process was started with, not on GATEWAY_LISTEN", len(sockets))
-    shared = os.environ.get(SHARED_DIR)
-    gateway = Gateway(config, sockets=sockets, others=others, shared_dir=Path(shared) if shared else None)
+    gateway = Gateway(config, sockets=sockets, others=others, shared_dir=_shared_dir())
     life = _Life(gateway, config.settings, place, environ)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(gateway, life, _Reloading(gateway, config, reread)))
     return 0
+
+
+def _shared_dir() -> Path | None:
+    shared = os.environ.get(SHARED_DIR)
+    if not shared:
+        return None
+    from pathlib import Path  # see `serving.named_file`
+
+    return Path(shared)
 
 
 def _allow_all_descriptors() -> None:

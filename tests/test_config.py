@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
-from gateway.config import Address, Config, UnixAddress, load, values
+from gateway import cpus
+from gateway.config import Address, Config, UnixAddress, load
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -236,10 +237,10 @@ def test_several_workers_need_a_store_that_they_share() -> None:
 
 
 def test_auto_is_a_worker_for_each_usable_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(values, "usable_cpus", lambda: 3)
+    monkeypatch.setattr(cpus, "usable_cpus", lambda: 3)
     assert config(gateway_workers="auto", redis_url="redis://127.0.0.1").settings.workers == 3
     assert refusal(gateway_workers="auto").startswith("gateway_workers: 3 ")
-    monkeypatch.setattr(values, "usable_cpus", lambda: 1)
+    monkeypatch.setattr(cpus, "usable_cpus", lambda: 1)
     assert config(gateway_workers="auto").settings.workers == 1
 
 

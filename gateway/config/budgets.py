@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gateway.config.values import duration_s, quoted
@@ -38,6 +37,8 @@ def time_zone(text: str) -> str:
 
 def state_file(text: str) -> str:
     """Read the path of a file that can be written, or made."""
+    from pathlib import Path  # see `serving.named_file`
+
     path = Path(text)
     if not text or "\0" in text or path.is_dir():
         raise ValueError(f"{text!r} is no path of a file")

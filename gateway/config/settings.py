@@ -6,7 +6,6 @@ import copy
 import os
 from dataclasses import InitVar, dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.budgets.family import GatewayBudgets, is_long
@@ -20,10 +19,10 @@ from gateway.config.targets import TargetReader, TargetSettings
 from gateway.config.values import Address
 from gateway.limits import parse_concurrency, parse_limits
 from gateway.stamps import stamp
-from gateway.stores.address import parse_redis_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from gateway.budgets.budget import Budget
     from gateway.budgets.pace import SpendGuard
@@ -211,13 +210,13 @@ class Config:
     def __post_init__(
         self, spelled: Mapping[str, Spelling] | None, read_from: Mapping[Path, Stamp | None] | None
     ) -> None:
-        files = dict(read_from or {})
+        named = {}
         if isinstance(self.target_ca_file, str):
-            files[Path(self.target_ca_file)] = stamp(self.target_ca_file)
+            named[self.target_ca_file] = stamp(self.target_ca_file)
         object.__setattr__(self, "settings", _compile(Reader(self, spelled or {})))
         for target in self.settings.targets:
-            files |= {Path(name): seen for name, seen in target.files.items()}
-        object.__setattr__(self, "files", files)
+            named.update(target.files)
+        object.__setattr__(self, "files", {**(read_from or {}), **_at_paths(named)})
 
     def at_prefix(self, prefix: bytes) -> Config:
         """Return the same configuration, with its target under another path prefix than `/api`."""
@@ -329,7 +328,17 @@ def _key_pair(read: Reader, name: str) -> KeyPair | None:
     return KeyPair(cert, key)
 
 
+def _at_paths(named: Mapping[str, Stamp | None]) -> dict[Path, Stamp | None]:
+    if not named:
+        return {}
+    from pathlib import Path  # see `serving.named_file`
+
+    return {Path(name): seen for name, seen in named.items()}
+
+
 def _readable(text: str) -> str:
+    from pathlib import Path  # see `serving.named_file`
+
     if not Path(text).is_file() or not os.access(text, os.R_OK):
         raise ValueError(f"{text!r} is not a readable file")
     return text
@@ -343,6 +352,8 @@ def _check_other(target: Target, listen: tuple[Address | UnixAddress, ...]) -> N
 
 
 def _redis(text: str) -> StoreAddress:
+    from gateway.stores.address import parse_redis_url  # the embedded store has none
+
     address = parse_redis_url(text)
     if address.ca_file is not None:
         _ca_file(address.ca_file)

@@ -6,7 +6,6 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gateway.config.budgets import COST_EXAMPLE, COST_TAKES, cost_of
@@ -312,6 +311,8 @@ def _of_target(policy: Policy, name: str) -> Policy:
 
 
 def _read_key(text: str) -> str:
+    from pathlib import Path  # see `serving.named_file`
+
     path = Path(text)
     try:
         status = path.stat()

@@ -10,8 +10,6 @@ import re
 import socket
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from gateway.cpus import usable_cpus
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -113,6 +111,8 @@ def count(text: str) -> int:
 def workers(text: str) -> int:
     """Read a whole number from 1 to 256, or `auto`: as many as there are CPUs to use."""
     if text == "auto":
+        from gateway.cpus import usable_cpus  # looks at files
+
         return min(MAX_WORKERS, usable_cpus())
     if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= MAX_WORKERS:
         raise ValueError(f"{quoted(text)} is neither auto nor a whole number from 1 to {MAX_WORKERS}")

@@ -202,6 +202,23 @@ async def test_what_does_not_end_within_drain_timeout_is_cut_off(upstream: Upstr
     assert "DRAIN_TIMEOUT" in program.printed
 
 
+async def test_it_loads_what_it_needs_as_it_starts_and_nothing_with_a_request(upstream: Upstream) -> None:
+    async with gateway_process(TARGET_API_URL=upstream.url, PYTHONVERBOSE="1") as running:
+        token = await register(running.url)
+        assert (await fetch(running.url, request("/api/x", token, method="POST", body=b"{}"))).status == 200
+        running.signal(signal.SIGTERM)
+        assert await running.ended() == 0
+    started, _, served = running.printed.partition("gateway: listening on ")
+    served, stopping, _ = served.partition("gateway: stopping")
+    at_start, later = (set(re.findall("^import '(.*?)' #", text, re.MULTILINE)) for text in (started, served))
+    assert (stopping, later) == ("gateway: stopping", set())
+    assert {"asyncio", "gateway.proxy.exchange", "gateway.stores.memory"} <= at_start
+    # Each is tenths of a megabyte, for as long as the gateway runs, which a plain one need not have.
+    assert not at_start & {"argparse", "encodings.idna", "hiredis", "pathlib", "prometheus_client", "rich", "sqlite3"}
+    others = ("config.costs", "ledger_pages", "prometheus", "proxy.metered", "proxy.pacing", "stores.memory_ledger")
+    assert not at_start & {f"gateway.{name}" for name in others}
+
+
 async def test_readyz_says_that_it_is_ready(program: Program) -> None:
     for path in ("/healthz", "/readyz"):
         assert (await fetch(program.url, request(path))).status == 200
