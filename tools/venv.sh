@@ -29,6 +29,12 @@ is_current() {
     [ -x .venv/bin/python ] && [ -f ".venv/.installed-$1" ] && [ "$(fingerprint)" = "$(cat ".venv/.installed-$1")" ]
 }
 
+# quickly REQUIREMENT: with uv, in a third of pip's time. It reads none of pip's settings: who has another index has pip.
+quickly() {
+    ! .venv/bin/python -m pip config list | grep -q index-url || return 1
+    .venv/bin/python -m pip install --quiet uv && .venv/bin/uv pip install --quiet --python .venv/bin/python --editable "$1"
+}
+
 # install KIND REQUIREMENT: .venv is made anew unless a whole one is there, and marked only when all went well.
 install() {
     is_current "$1" && return 0
@@ -42,8 +48,8 @@ install() {
         pwd >.venv/.root
     fi
     say "installing $2 (once)"
-    PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
-        .venv/bin/python -m pip install --quiet --editable "$2" || return 1
+    export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+    { [ "$1" = test ] && quickly "$2"; } || .venv/bin/python -m pip install --quiet --editable "$2" || return 1
     fingerprint >".venv/.installed-$1"
 }
 
