@@ -15,7 +15,7 @@ import asyncio
 import json
 import re
 import time
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from gateway.access_log import AccessLog
@@ -43,6 +43,7 @@ from tests.kit.wire import Incomplete, Message, read_body, read_head
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.config import Settings
     from gateway.metering.costs import CostTable
     from gateway.proxy.exchange import Exchange
     from gateway.proxy.upstream import UpstreamConnection
@@ -200,6 +201,24 @@ class Lines:
         return [line[:-1] for line in lines]
 
 
+def _compiled(**config: Any) -> Settings:
+    usual = {
+        "target_api_url": "http://api.test:8080/v1",
+        "target_api_key": KEY,
+        "rate_limit": "60/minute",
+        "connect_timeout": "5s",
+        "response_timeout": "20s",
+        "idle_timeout": "30s",
+        "header_timeout": "10s",
+        "keepalive_timeout": "15s",
+    }
+    return Config(**{**usual, **config}).settings
+
+
+_known: Final = lru_cache(maxsize=64)(_compiled)
+"""Some tests make thousands of playbooks, with the same settings, which nothing can change."""
+
+
 class Playbook:
     """A gateway between scripted clients and a scripted upstream.
 
@@ -220,19 +239,7 @@ class Playbook:
 
     def __init__(self, cost: CostTable | None = None, **config: Any) -> None:
         self.loop = ScriptLoop()
-        settings = Config(
-            **{
-                "target_api_url": "http://api.test:8080/v1",
-                "target_api_key": KEY,
-                "rate_limit": "60/minute",
-                "connect_timeout": "5s",
-                "response_timeout": "20s",
-                "idle_timeout": "30s",
-                "header_timeout": "10s",
-                "keepalive_timeout": "15s",
-                **config,
-            }
-        ).settings
+        settings = (_known if all(isinstance(value, str | int) for value in config.values()) else _compiled)(**config)
         self.store = ScriptStore(self.loop)
         signer = TokenSigner([b"s" * 32])
         self.admission = Admission(

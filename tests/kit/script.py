@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVarTuple, Unpack
 
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 _Ts = TypeVarTuple("_Ts")
 
 
+class _Deaf(selectors.SelectSelector):
+    """Looks at no socket: a script has none, and a look at each turn would be a system call."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        return []
+
+
 class ScriptLoop(asyncio.SelectorEventLoop):
     """A loop whose time stands still until it is told; `settle` runs it until there is nothing left to do."""
 
@@ -31,7 +39,7 @@ class ScriptLoop(asyncio.SelectorEventLoop):
         self._now_s = 5_000.0
         self._stirred = False
         self.failures: list[dict[str, Any]] = []
-        super().__init__()
+        super().__init__(_Deaf())
         self.set_exception_handler(lambda _, failure: self.failures.append(failure))
 
     def time(self) -> float:
