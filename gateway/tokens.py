@@ -115,14 +115,16 @@ def is_token_id(text: str) -> bool:
 
 
 def new_token_id(parent: str | None = None) -> str:
-    """Return a fresh id: 16 random bytes as 22 letters, digits, `-` and `_`.
+    """Return a fresh id: 127 random bits as 22 letters, digits, `-` and `_`, the first of them a letter.
 
     Args:
         parent: The id of the token that it is made from: then that, a dot, and 8 random bytes.
     """
     if parent is not None:
         return f"{parent}.{_encode(os.urandom(8)).decode()}"
-    return _encode(os.urandom(16)).decode()
+    # With six bits from 62 on it would begin with "-", and a command line would take it for an option.
+    first, *rest = os.urandom(16)
+    return _encode(bytes((first & 0x7F, *rest))).decode()
 
 
 class TokenSigner:

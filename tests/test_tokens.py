@@ -351,3 +351,9 @@ def test_new_ids_are_22_plain_characters_and_differ() -> None:
     ids = {new_token_id() for _ in range(1000)}
     assert len(ids) == 1000
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{22}", token_id) for token_id in ids)
+
+
+@pytest.mark.parametrize("drawn", [b"\xf8", b"\xfc", b"\xff", b"\0"])
+def test_no_new_id_looks_like_an_option(monkeypatch: pytest.MonkeyPatch, drawn: bytes) -> None:
+    monkeypatch.setattr("os.urandom", lambda count: drawn * count)
+    assert new_token_id()[0].isalpha()

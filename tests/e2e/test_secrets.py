@@ -80,7 +80,7 @@ PLACES: dict[str, tuple[object, str, set[int | None]]] = {
     "looking for a connection": (UpstreamPool, "take", {None}),
     "having connected": (Exchange, "on_connected", {500}),
     "sending": (UpstreamConnection, "begin", {500}),
-    "reading the answer's head": (UpstreamConnection, "_read_heads", {502}),
+    "reading the answer's head": (UpstreamConnection, "_find_head", {502}),
     "answering": (Exchange, "on_answer", {502}),
     "relaying": (Relay, "feed", {None, 502}),
     # Here the client may have had the whole of its answer before.
