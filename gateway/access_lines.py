@@ -10,18 +10,18 @@ import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from gateway.budgets.budget import spelled
-from gateway.http1 import writer
+from gateway.http1 import ids, writer
+from gateway.http1.ids import FIRST_TRACE, HEX, NO_IDS, NO_PARENT, PARENT, PLAIN, TRACE_IN_HEX
 from gateway.http1.message import CRLF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from gateway.http1.layout import Memo
     from gateway.http1.message import RequestHead
-    from gateway.http1.opening import Opening, Place
+    from gateway.http1.opening import Opening
 
 MAX_PLACES: Final = 1024
-MAX_BATCH: Final = 256
-"""Lines in one batch: of more in a tenth of a second, some go sooner. To make them takes less than a millisecond."""
 MAX_METHOD_BYTES: Final = 64
 MAX_PATH_BYTES: Final = 1500
 """A longer method or path is cut: with every byte of it escaped, a line stays below `access_log.ATOMIC_BYTES`.
@@ -33,20 +33,20 @@ _AUTHORITY: Final = re.compile(rb"\A[A-Za-z]+://[^/]*")
 _TOKEN: Final = re.compile(rb"gw_[A-Za-z0-9_-]{32,}(?:\.[A-Za-z0-9_-]+)?")
 _OWN_TIME, _UPSTREAM_TIME, _ = writer.TIMING.split(b"%.3f")
 _TIMES_AT: Final = len(_OWN_TIME)
-_UPSTREAM_MS: Final = b',"upstream_ms":'
-_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+# Where both times are if the first is less than 10 ms: to look whether it is takes less than to look for them.
+_DOT_AT: Final = _TIMES_AT + 1
+_DOT: Final = ord(".")
+_OWN: Final = slice(_TIMES_AT, _TIMES_AT + len(b"0.000"))
+_REST: Final = slice(_OWN.stop + len(_UPSTREAM_TIME), None)
 
-_REQUEST_ID: Final = b"\r\nx-request-id:"
-_TRACEPARENT: Final = b"\r\ntraceparent:"
-_ID_VALUE: Final = rb"[ \t]*+(?P<id>[A-Za-z0-9_.:/+=@-]{1,128}+)[ \t]*+(?:\r\n|\Z)"
-_TRACE_VALUE: Final = (
-    rb"[ \t]*+(?:00|(?!00|[Ff]{2})([0-9A-Fa-f]{2}))-(?P<id>(?!0{32})[0-9A-Fa-f]{32}+)-(?!0{16})[0-9A-Fa-f]{16}+"
-    rb"-[0-9A-Fa-f]{2}(?(1)(?:-[^\r\n]*)?)[ \t]*+(?:\r\n|\Z)"
+_ANY: Final = (
+    b'%b",%b,"status":%d,"gateway_ms":%b,"upstream_ms":%b,"bytes_in":%d,"bytes_out":%d,"error":%b,"trace":%b%b}\n'
 )
-"""Of a `traceparent`.
-
-Source: W3C Trace Context §3.2: no id is all zeros, no version is ff; a later one may have more behind the flags.
-"""
+_FORM: Final = (
+    b'%b",%b,"status":%d,"gateway_ms":%%b,"upstream_ms":%%b,"bytes_in":%%d,"bytes_out":%%d,"error":null,"trace":%b}\n'
+)
+"""Takes what requests have in common that go one way, and then what each has of its own."""
+_MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 class Spent(NamedTuple):
@@ -105,7 +105,6 @@ class Lines(Protocol):
         self,
         opening: Opening[RequestHead],
         target: str,
-        head: RequestHead,
         status: int,
         timing: bytes,
         received: int,
@@ -116,7 +115,6 @@ class Lines(Protocol):
         Args:
             opening: What its head began with; so whose it was is known as well.
             target: As in `Record`, and so are the others.
-            head: Its head.
             status: The answer's.
             timing: How long it took.
             received: The bytes of the request's body.
@@ -169,122 +167,100 @@ class _Places:
 
 
 class JsonLines:
-    """One JSON object a line. A batch is formatted at once, in C: that takes a third of what a line at a time would.
+    """One JSON object a line.
 
     Args:
         begin: Called before the first line of a batch; returns the time of all, in seconds since the epoch.
-        full: Called when a batch has `MAX_BATCH` lines.
     """
 
-    # fmt: off
-    __slots__ = (
-        "_any", "_begin", "_forms", "_full", "_named", "_next", "_places", "_plain", "_prefix", "_traced", "_values",
-    )
-    # fmt: on
+    __slots__ = ("_begin", "_lines", "_made", "_numbers", "_places", "_start")
 
-    def __init__(self, begin: Callable[[], float], full: Callable[[], None]) -> None:
+    def __init__(self, begin: Callable[[], float]) -> None:
         self._begin = begin
-        self._full = full
         self._places = _Places(is_json=True)
-        self._prefix = os.urandom(6).hex().encode()
-        self._next = itertools.count(1).__next__
-        self._plain = self._named = self._traced = self._any = b""
-        # For each line its form, and what to put into all of them.
-        self._forms: list[bytes] = []
-        self._values: list[object] = []
+        self._made = os.urandom(6).hex().encode() + b"-%d"
+        self._numbers = itertools.count(1)
+        self._start = b""  # of all lines
+        self._lines: list[bytes] = []  # without that, and an empty one before them
 
     def again(  # noqa: PLR0917 - to put them into a tuple first would take longer
         self,
         opening: Opening[RequestHead],
         target: str,
-        head: RequestHead,
         status: int,
         timing: bytes,
         received: int,
         sent: int,
     ) -> bool:
         """See `Lines`."""
-        place, known = opening.place
-        if known != target:
+        memo, values = opening.memo, opening.values
+        if values is None or memo.target is not target or memo.status != status:
             return False
-        forms = self._forms
-        if not forms:
-            self._start()
-        times = timing[_TIMES_AT:].replace(_UPSTREAM_TIME, _UPSTREAM_MS)
-        request_id, trace_id = (b"", b"") if opening.ids_at is None else ids_of(head, opening)
-        if trace_id:
-            forms.append(self._traced)
-            self._values += (request_id or self._made_id(), place, status, times, received, sent, trace_id)
-        elif request_id:
-            forms.append(self._named)
-            self._values += (request_id, place, status, times, received, sent)
+        request_at, trace_at = memo.ids_at
+        request_id = b""
+        if request_at >= 0:
+            request_id = values[request_at]
+            if request_id.translate(PLAIN) != request_id:  # what is odd is read again, more closely
+                return False
+        lines = self._lines or self._begin_batch()
+        if timing[_DOT_AT] == _DOT:
+            own, upstream = timing[_OWN], timing[_REST]
         else:
-            forms.append(self._plain)
-            self._values += (self._next(), place, status, times, received, sent)
-        if len(forms) >= MAX_BATCH:
-            self._full()
+            own, upstream = _times(timing)
+        if trace_at < 0:
+            lines.append(memo.form % (request_id or next(self._numbers), own, upstream, received, sent))
+            return True
+        trace = values[trace_at]
+        if trace.translate(HEX) != TRACE_IN_HEX or trace < FIRST_TRACE or trace[PARENT] == NO_PARENT:
+            return False
+        lines.append(memo.form % (request_id or next(self._numbers), own, upstream, received, sent, trace))
         return True
 
     def add(self, record: Record) -> None:
         """See `Lines`."""
         head, opening, token_id, target, _, status, received, sent, timing, error, spent = record
-        request_id, trace_id = (b"", b"") if head is None else ids_of(head, opening)
+        request_id, trace_id = NO_IDS if head is None else ids.read(CRLF.join(head.lines))
         place = self._places.of(record, token_id, target)
-        if opening is not None and target is not None and error is None and spent is None:
-            opening.place = (place, target)
-        if not self._forms:
-            self._start()
-        self._forms.append(self._any if spent is None else self._any.replace(b"}\n", b",%b}\n"))
-        times = timing[_TIMES_AT:].replace(_UPSTREAM_TIME, _UPSTREAM_MS)
+        if error is None and spent is None and opening is not None and opening.values is not None:
+            self._keep(opening.memo, target, status, place)
+        lines = self._lines or self._begin_batch()
+        own, upstream = _times(timing)
+        end = b"" if spent is None else b"," + spent.spelled()
+        request_id = request_id or self._made % next(self._numbers)
         code = _quoted(_encoded(error))
-        self._values += (
-            request_id or self._made_id(),
-            place,
-            status,
-            times,
-            received,
-            sent,
-            code,
-            _quoted(trace_id),
-        )
-        if spent is not None:
-            self._values.append(spent.spelled())
-        if len(self._forms) >= MAX_BATCH:
-            self._full()
+        lines.append(_ANY % (request_id, place, status, own, upstream, received, sent, code, _quoted(trace_id), end))
 
-    def _start(self) -> None:
+    def _keep(self, memo: Memo, target: str | None, status: int, place: bytes) -> None:
+        if memo.ids_known:
+            request_at, trace_at = memo.ids_at
+            request_id, trace_id = self._made if request_at < 0 else b"%b", b"null" if trace_at < 0 else b'"%.32b"'
+            memo.target, memo.status = target, status
+            memo.form = _FORM % (request_id, place.replace(b"%", b"%%"), status, trace_id)
+
+    def _begin_batch(self) -> list[bytes]:
         now_s = self._begin()
         second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now_s))
-        begin = f'{{"time":"{second}.{int(now_s % 1 * 1000):03d}Z","id":"'.encode()
-        counts = b'",%b,"status":%d,"gateway_ms":%b,"bytes_in":%d,"bytes_out":%d,"error":'
-        self._plain = begin + self._prefix + b"-%d" + counts + b'null,"trace":null}\n'
-        self._named = begin + b"%b" + counts + b'null,"trace":null}\n'
-        self._traced = begin + b"%b" + counts + b'null,"trace":"%b"}\n'
-        self._any = begin + b"%b" + counts + b'%b,"trace":%b}\n'
-
-    def _made_id(self) -> bytes:
-        return b"%b-%d" % (self._prefix, self._next())
+        self._start = f'{{"time":"{second}.{int(now_s % 1 * 1000):03d}Z","id":"'.encode()
+        self._lines.append(b"")
+        return self._lines
 
     def take(self) -> tuple[bytes, int]:
         """See `Lines`."""
-        forms, values = self._forms, self._values
-        text = b"".join(forms) % tuple(values)
-        self._forms, self._values = [], []
-        return text, len(forms)
+        lines, self._lines = self._lines, []
+        return self._start.join(lines), len(lines) - 1
 
 
 class CommonLines:
     """The common log format, that of Apache httpd's `common`, with the token's id as the user.
 
     Args:
-        begin, full: As in `JsonLines`.
+        begin: As in `JsonLines`.
     """
 
-    __slots__ = ("_begin", "_full", "_lines", "_places", "_stamp")
+    __slots__ = ("_begin", "_lines", "_places", "_stamp")
 
-    def __init__(self, begin: Callable[[], float], full: Callable[[], None]) -> None:
+    def __init__(self, begin: Callable[[], float]) -> None:
         self._begin = begin
-        self._full = full
         self._places = _Places(is_json=False)
         self._lines: list[str] = []
         self._stamp = ""
@@ -303,8 +279,6 @@ class CommonLines:
         version = "" if head is None else f" HTTP/1.{head.minor}"
         user = record.token_id or "-"
         self._lines.append(f'{record.host} - {user} [{self._stamp}] "{place}{version}" {record.status} {record.sent}\n')
-        if len(self._lines) >= MAX_BATCH:
-            self._full()
 
     def take(self) -> tuple[bytes, int]:
         """See `Lines`."""
@@ -312,42 +286,9 @@ class CommonLines:
         return "".join(lines).encode(), len(lines)
 
 
-def ids_of(head: RequestHead, opening: Opening[RequestHead] | None) -> tuple[bytes, bytes]:
-    """Read the id that a client gave its request, and the trace id of `traceparent`; b"" for none.
-
-    Args:
-        head: The request's.
-        opening: Remembers where in it they were.
-    """
-    lines = CRLF.join(head.own_lines)
-    request, trace = (opening.ids_at if opening is not None else None) or _look_for(lines)
-    request_id, request = (b"", None) if request is None else _read(lines, request)
-    trace_id, trace = (b"", None) if trace is None else _read(lines, trace)
-    if opening is not None:
-        opening.ids_at = None if request is trace else (request, trace)
-    return request_id, trace_id.lower()
-
-
-def _read(lines: bytes, place: Place) -> tuple[bytes, Place]:
-    """Return the value at a place, b"" for an odd one, and where it is now."""
-    at, name, match = place
-    found = match(lines, at)
-    if found is None:  # a value before it may be longer or shorter than the last time
-        at = lines.find(name)
-        found = match(lines, at) if at >= 0 else None
-        place = (max(at, 0), name, match)
-    return b"" if found is None else found["id"], place
-
-
-def _look_for(lines: bytes) -> tuple[Place | None, Place | None]:
-    """Find both fields: where each is, how it is spelled, and what takes it; None for none."""
-    lower = CRLF + lines.lower()
-    found: list[Place | None] = []
-    for name, value in ((_REQUEST_ID, _ID_VALUE), (_TRACEPARENT, _TRACE_VALUE)):
-        at = lower.find(name)  # which has a line's end before it, as `lines` has not before its first
-        spelled = lines[at : at + len(name) - len(CRLF)]
-        found.append(None if at < 0 else (at, spelled, re.compile(re.escape(spelled) + value).match))
-    return found[0], found[1]
+def _times(timing: bytes) -> list[bytes]:
+    """Return the milliseconds of both shares."""
+    return timing[_TIMES_AT:].split(_UPSTREAM_TIME)
 
 
 def _cut(text: bytes, most: int) -> bytes:

@@ -1,7 +1,7 @@
 """A line for each request, on stdout: JSON or the common log format, in batches, and never in a request's way.
 
-What there is to tell is kept for a tenth of a second, made lines of, and handed to a thread that writes. If stdout is
-not read, that thread waits and nobody else does: what would pile up is dropped, and counted.
+Lines are kept for a tenth of a second, and then handed to a thread that writes. If stdout is not read, that thread
+waits and nobody else does: what would pile up is dropped, and counted.
 """
 
 from __future__ import annotations
@@ -123,20 +123,15 @@ class AccessLog:
 
     Attributes:
         wants_host: Whether lines have the client's address.
-        add, again: Take what there is to tell of a request that is over; see `Lines`.
+        lines: Takes what there is to tell of a request that is over.
     """
 
-    # fmt: off
-    __slots__ = (
-        "_lines", "_loop", "_lost", "_on_dropped", "_quiet_until_s", "_sink", "_timer", "add", "again", "wants_host",
-    )
-    # fmt: on
+    __slots__ = ("_loop", "_lost", "_on_dropped", "_quiet_until_s", "_sink", "_timer", "lines", "wants_host")
 
     def __init__(self, style: str, sink: Sink, loop: asyncio.AbstractEventLoop, on_dropped: OnDropped) -> None:
         self.wants_host = style == "common"
         kind = CommonLines if style == "common" else JsonLines
-        self._lines: Lines = kind(self._begin, self.flush)
-        self.add, self.again = self._lines.add, self._lines.again
+        self.lines: Lines = kind(self._begin)
         self._sink = sink
         self._loop = loop
         self._on_dropped = on_dropped
@@ -154,7 +149,7 @@ class AccessLog:
             return
         self._timer.cancel()
         self._timer = None
-        lines, count = self._lines.take()
+        lines, count = self.lines.take()
         if not self._sink.put(lines, count):
             self._lost += count
             self._on_dropped(count)

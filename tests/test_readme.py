@@ -391,7 +391,7 @@ def test_answers_look_as_shown(gateway: str, api: Api, tmp_path: Path) -> None:
 
 def test_a_line_of_the_access_log_has_what_is_shown() -> None:
     shown = json.loads(block(LOG_LINE))
-    lines = JsonLines(time.time, lambda: None)
+    lines = JsonLines(time.time)
     lines.add(Record(None, None, "id", "api", "", 200, 81, 310, writer.TIMING % (0.071, 412.771), None))
     made, _ = lines.take()
     assert list(json.loads(made)) == list(shown)

@@ -11,6 +11,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from gateway.http1.fields import API_KEY, AUTHORIZATION, CONTENT_LENGTH
+from gateway.http1.ids import REQUEST_ID, SIZES, TRACEPARENT, VERSION
 from gateway.http1.message import CRLF, HEAD_END
 
 if TYPE_CHECKING:
@@ -36,7 +37,31 @@ class Piece(NamedTuple):
     passed_on: bool
 
 
-Layout: TypeAlias = tuple[int, tuple[bytes, ...], _Cut, _Cut, int, bytes]
+class Memo:
+    """What the access log has made of a request, for others whose heads have the same layout.
+
+    Args:
+        request_id, trace: Which of the values are the request's id, and what follows the version in `traceparent`; -1
+            where there is no such field, None where there is one whose value is no such.
+
+    Attributes:
+        ids_at: Both.
+        ids_known: Whether neither is None.
+        target, status: Those of the request that it was made of.
+        form: Its line, with places for what each has of its own.
+    """
+
+    __slots__ = ("form", "ids_at", "ids_known", "status", "target")
+
+    def __init__(self, request_id: int | None = None, trace: int | None = None) -> None:
+        self.ids_known = request_id is not None and trace is not None
+        self.ids_at = (-1 if request_id is None else request_id, -1 if trace is None else trace)
+        self.target: str | None = None
+        self.status = 0
+        self.form = b""
+
+
+Layout: TypeAlias = tuple[int, tuple[bytes, ...], _Cut, _Cut, int, bytes, Memo]
 """Heads that are the same but for values of the same lengths, none of which has a blank in it.
 
 - `end`: where such heads end, behind their empty line;
@@ -44,7 +69,8 @@ Layout: TypeAlias = tuple[int, tuple[bytes, ...], _Cut, _Cut, int, bytes]
 - `fixed_of`: cuts the same out of another head;
 - `values_of`: cuts the values out of it;
 - `number`: which of these is that of `Content-Length`; -1 if none is;
-- `passed_on`: its lines to pass on, joined, with `%b` for each value.
+- `passed_on`: its lines to pass on, joined, with `%b` for each value;
+- `memo`: the access log's.
 
 A plain tuple, which is taken apart in a tenth of the time that a named one takes.
 """
@@ -61,27 +87,38 @@ def layout_of(data: bytes, begin: int, kept: Sequence[bytes], pieces: Sequence[P
     """
     at, cut, number = begin, 0, -1
     cuts: list[tuple[int, int]] = []
+    ids_at: dict[bytes, int | None] = {line.partition(b":")[0].lower(): None for line in CRLF.join(kept).split(CRLF)}
     passed_on = [_literally(line) for line in kept]
     for piece in pieces:
         line = _literally(piece.text)
+        name = piece.text.partition(b":")[0].lower()
+        id_at = None
         at += len(CRLF) + len(piece.text)
         if piece.gap is not None:
             begin, at = at, data.index(CRLF, at)
             value = data[begin:at]
+            if name == TRACEPARENT and value.startswith(VERSION):
+                line += VERSION
+                begin += len(VERSION)
+                value = data[begin:at]
             if piece.gap in CREDENTIALS or value.translate(VISIBLE) != value:
                 line += _literally(value)
             else:
                 if piece.gap == CONTENT_LENGTH:
                     number = len(cuts)
+                if len(value) in SIZES.get(name, ()):
+                    id_at = len(cuts)
                 cuts.append((begin - cut, len(value)))
                 cut = at
                 line += b"%b"
+        ids_at.setdefault(name, id_at)
         if piece.passed_on:
             passed_on.append(line)
+    memo = Memo(ids_at.get(REQUEST_ID, -1), ids_at.get(TRACEPARENT, -1))
     end = at + len(HEAD_END)
     fixed_of = Struct("".join(f"{fixed}s{value}x" for fixed, value in cuts) + f"{end - cut}s").unpack_from
     values_of = Struct("".join(f"{fixed}x{value}s" for fixed, value in cuts)).unpack_from
-    return end, fixed_of(data), fixed_of, values_of, number, CRLF.join(passed_on)
+    return end, fixed_of(data), fixed_of, values_of, number, CRLF.join(passed_on), memo
 
 
 def _literally(text: bytes) -> bytes:

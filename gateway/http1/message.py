@@ -73,11 +73,6 @@ class RequestHead:
         self.opening: Opening[RequestHead] | None = None
         self.form = b""
 
-    @property
-    def own_lines(self) -> list[bytes]:
-        """Those of `lines` that the client sent."""
-        return self.lines[1:]
-
 
 class AnswerHead:
     """The head of an answer from upstream.

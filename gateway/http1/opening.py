@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
-from gateway.http1.layout import VISIBLE, layout_of
+from gateway.http1.layout import VISIBLE, Memo, layout_of
 from gateway.http1.message import HEAD_END, MAX_LINE_BYTES, AnswerHead, RequestHead
 
 if TYPE_CHECKING:
@@ -20,18 +20,15 @@ if TYPE_CHECKING:
 MAX_OPENINGS: Final = 512
 MAX_OPENING_BYTES: Final = 2048
 MAX_LAYOUTS: Final = 4
-"""Of heads that begin alike: each takes a head's bytes twice, and 1 kB.
+"""Of heads that begin alike: each takes a head's bytes twice, with the access log three times, and 1 kB.
 
-So the memory of each of the two parsers is bounded to 12 MB; with heads of SDKs it is a quarter of that at most.
+So the memory of each of the two parsers is bounded to 16 MB; with heads of SDKs it is a quarter of that at most.
 """
 HEADS_A_LAYOUT: Final = 8
 """Making one takes as long as reading ten heads by their pattern, so only every so often one is made."""
 _MAX_LENGTHS: Final = 1024
 
 Head = TypeVar("Head", bound=RequestHead | AnswerHead)
-
-Place = tuple[int, bytes, "Callable[[bytes, int], re.Match[bytes] | None]"]
-"""Where a field line was, its name, and what takes the line there."""
 
 
 class Lengths(dict[bytes, int]):
@@ -82,15 +79,14 @@ class Opening(Generic[Head]):
         is_shared: Whether a head is used up before the next one is read: then it is always the same object.
 
     Attributes:
-        ids_at: Where the fields that name the request and its trace were in the last head that was looked at, None for
-            one that is not there: heads that begin so have the same fields. Empty: nobody has looked; None: neither is.
-        place: What the access log says of heads that begin so, and of which target's; None: nothing yet.
+        values: Those of the last head, as its layout has them; None: it was read without one.
+        memo: That of the layout.
     """
 
     # fmt: off
     __slots__ = (
         "_begins", "_fixed_length", "_keep_alive", "_layout", "_layouts", "_lengths", "_make", "_rest", "_shared",
-        "_size", "_start", "_token", "ending", "ids_at", "place",
+        "_size", "_start", "_token", "ending", "memo", "values",
     )
     # fmt: on
 
@@ -111,8 +107,8 @@ class Opening(Generic[Head]):
         self._layouts: dict[int, Layout] = {}
         self._layout: Layout | None = None  # that of the last head
         self._rest = 0
-        self.ids_at: tuple[Place | None, Place | None] | tuple[()] | None = ()
-        self.place: tuple[bytes, str | None] = (b"", None)
+        self.values: tuple[bytes, ...] | None = None
+        self.memo = Memo()
 
     def alone(self) -> Opening[Head]:
         """Return one like it, for whoever has done with each head when he reads the next one; see `is_shared`."""
@@ -129,10 +125,10 @@ class Opening(Generic[Head]):
         layout = self._layout
         if layout is None:
             return self._read_anew(data)
-        end, fixed, fixed_of, values_of, number, passed_on = layout
+        end, fixed, fixed_of, values_of, number, passed_on, _ = layout
         if len(data) < end or fixed_of(data) != fixed:
             return self._read_anew(data)
-        values = values_of(data)
+        self.values = values = values_of(data)
         length = self._fixed_length if number < 0 else self._lengths.get(values[number])
         text = b"".join(values)
         if length is None or text.translate(VISIBLE) != text:
@@ -150,8 +146,9 @@ class Opening(Generic[Head]):
             return None
         layout = self._layouts.get(data.find(HEAD_END, self._size) + len(HEAD_END))
         if layout is not None and layout is not self._layout:
-            self._layout = layout
+            self._keep(layout)
             return self.read(data)
+        self.values = None
         kept, match_ending, passed_on, length, lengths, token, fixed_length, keep_alive, pieces = self.ending
         match = match_ending(data, self._size)
         if match is None:
@@ -171,5 +168,10 @@ class Opening(Generic[Head]):
             self._rest = HEADS_A_LAYOUT
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.clear()
-            self._layout = self._layouts[end] = layout_of(data, self._size, kept, pieces)
+            layout = self._layouts[end] = layout_of(data, self._size, kept, pieces)
+            self._keep(layout)
         return head, end
+
+    def _keep(self, layout: Layout) -> None:
+        self._layout = layout
+        self.memo = layout[-1]

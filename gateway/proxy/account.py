@@ -38,8 +38,17 @@ def settle(exchange: Exchange, error: str | None = None) -> None:
         tally.bytes_out += sent
     if tally.begun >= MAX_LISTED:
         tally.fold(exchange.context.usage)
-    if exchange.context.log is not None:
-        _log(exchange, exchange.context.log, received, sent, error)
+    log = exchange.context.log
+    if log is None:
+        return
+    opening = exchange.client.opening  # still that of this request: the next one is not read before this is over
+    if (
+        error is not None
+        or opening is None
+        or exchange.spent is not None
+        or not log.lines.again(opening, exchange.context.route.name, exchange.status, exchange.timing, received, sent)
+    ):
+        _log(exchange, log, received, sent, error)
 
 
 def refused(exchange: Exchange, error: GatewayError) -> None:
@@ -76,20 +85,13 @@ def switched(exchange: Exchange, received: int, sent: int) -> None:
 
 
 def _log(exchange: Exchange, log: AccessLog, received: int, sent: int, error: str | None) -> None:
-    timing, head, target = exchange.timing, exchange.head, exchange.context.route.name
-    status, spent = exchange.status, exchange.spent
-    opening = exchange.client.opening  # still that of this request: the next one is not read before this is over
-    if (
-        error is None
-        and spent is None
-        and opening is not None
-        and log.again(opening, target, head, status, timing, received, sent)
-    ):
-        return
+    timing = exchange.timing
     if not timing:  # there was no answer
         lap_ms = (perf_counter() - exchange.lap_began_s) * 1e3
         timing = writer.TIMING % ((exchange.own_s * 1e3, lap_ms) if exchange.sent else (lap_ms, 0.0))
     subject = exchange.subject
     token_id = None if subject is None else subject.id
     host = exchange.client.host if log.wants_host else ""
-    log.add(Record(head, opening, token_id, target, host, status or CLIENT_GONE, received, sent, timing, error, spent))
+    target, status = exchange.context.route.name, exchange.status or CLIENT_GONE
+    whose = (exchange.head, exchange.client.opening, token_id, target, host)
+    log.lines.add(Record(*whose, status, received, sent, timing, error, exchange.spent))

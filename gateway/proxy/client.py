@@ -233,9 +233,7 @@ class ClientConnection(asyncio.Protocol):
         if not 0 <= end <= MAX_HEAD_BYTES or data.startswith(CRLF):
             return self._begin_partial(data)
         head = self._context.parser.parse(data[:end])
-        opening = head.opening
-        # What is logged of a head is read out of it later.
-        self.opening = opening.alone() if opening is not None and self._context.access_log is None else opening
+        self.opening = None if head.opening is None else head.opening.alone()
         self._buffer = data[end + len(HEAD_END) :]
         return head
 

@@ -381,8 +381,8 @@ class Exchange:
             self.context.pool.give_back(upstream)
             if self._leased:
                 self._release()
-            if not self.context.writes_late and self.context.log is None and self.upload is None:
-                # Nothing reads the head later, as the log does, or has more of the request, as a metered exchange.
+            if not self.context.writes_late and self.upload is None:
+                # Nothing has more of the request, as a metered exchange has; and a line of the log is made by now.
                 self.head.lines.clear()
                 self._request = b""
                 self.client.spare = self

@@ -125,4 +125,4 @@ def log(
     if context.access_log is not None:
         timing = writer.TIMING % (own_s * 1e3, 0.0)
         record = Record(head, None, None, None, client.host, status, received, sent, timing, error)
-        context.access_log.add(record)
+        context.access_log.lines.add(record)

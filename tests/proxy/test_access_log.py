@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway import access_lines, access_log
+from gateway.http1 import writer
+from gateway.http1.parser import RequestParser
 from tests.kit.playbook import KEY
 
 if TYPE_CHECKING:
@@ -74,18 +76,11 @@ def test_lines_leave_together_a_tenth_of_a_second_later(logging: Playbook) -> No
     assert len(lines(logging)) == 3
 
 
-def test_of_very_many_some_leave_at_once(logging: Playbook, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access_lines, "MAX_BATCH", 2)
-    for _ in range(3):
-        passes(logging)
-    assert len(logging.logged.read()) == 2
-
-
 @pytest.mark.parametrize("name", [b"X-Request-Id", b"x-request-id", b"X-REQUEST-ID"])
 def test_a_request_keeps_the_id_that_its_client_gave_it(logging: Playbook, name: bytes) -> None:
-    for number in range(4):  # the later ones are read by their openings
+    for number in range(12):  # the later ones are read as the ones before
         passes(logging, name + b": req-%d/a.b:c" % number)
-    assert [one["id"] for one in lines(logging)] == [f"req-{number}/a.b:c" for number in range(4)]
+    assert [one["id"] for one in lines(logging)] == [f"req-{number}/a.b:c" for number in range(12)]
 
 
 @pytest.mark.parametrize("value", [b"", b'a"b', b"a b", b"x" * 129, b"\xe9"])
@@ -97,6 +92,95 @@ def test_an_id_that_is_odd_is_not_taken(logging: Playbook, value: bytes) -> None
     assert good["id"] == "good"
 
 
+@pytest.mark.parametrize(
+    ("sent", "trace", "logged"),
+    [
+        (b"good!2", TRACE, (None, TRACE)),
+        (b'goo"02', TRACE, (None, TRACE)),
+        (b"good\\2", TRACE, (None, TRACE)),
+        (b"good\xe92", TRACE, (None, TRACE)),
+        (b"good02", TRACE.upper(), (b"good02", TRACE)),
+        (b"good02", b"g" + TRACE[1:], (b"good02", None)),
+        (b"good02", TRACE[:-1] + b"-", (b"good02", None)),
+        (b"good02", b"0" * 32, (b"good02", None)),
+        (b"good02", b"0" * 31 + b"1", (b"good02", b"0" * 31 + b"1")),
+    ],
+)
+def test_an_odd_one_among_many_is_told_from_them(
+    logging: Playbook, sent: bytes, trace: bytes, logged: tuple[bytes | None, bytes | None]
+) -> None:
+    traceparent = b"traceparent: 00-%b-%b-01"
+    for number in range(10, 18):
+        passes(logging, b"X-Request-Id: good%d" % number, traceparent % (TRACE, b"b7ad6b71692033%d" % number))
+    passes(logging, b"X-Request-Id: " + sent, traceparent % (trace, b"b7ad6b7169203302"))
+    passes(logging, b"X-Request-Id: good03", traceparent % (TRACE, b"0" * 16))
+    passes(logging, b"X-Request-Id: good04", traceparent % (TRACE, b"b7ad6b71692033-4"))
+    passes(logging, b"X-Request-Id: good05", b"traceparent: ff-" + TRACE + b"-b7ad6b7169203305-01")
+    passes(logging, b"X-Request-Id: good06", traceparent % (TRACE, b"b7ad6b7169203306"))
+    found = [(one["id"], one["trace"]) for one in lines(logging)]
+    told, good = [None if one is None else one.decode() for one in logged], TRACE.decode()
+    assert found[:8] == [(f"good{number}", good) for number in range(10, 18)]
+    assert [found[8][0] if told[0] else None, found[8][1]] == told
+    assert (told[0] or "-") in found[8][0]
+    assert found[9:] == [("good03", None), ("good04", None), ("good05", None), ("good06", good)]
+
+
+@pytest.mark.parametrize(
+    ("field", "logged"),
+    [
+        (b"X-Request-Id: always\r\nX-Other: %02d", "always"),
+        (b"X-Request-Id: first%02d\r\nx-request-id: second", "first%02d"),
+        (b"X-Request-Id: same\r\nx-request-id: second%02d", "same"),
+        (b"X-Request-Id: " + b"x" * 127 + b"%02d", None),
+        (b"X-Request-Id: with blank %02d", None),
+        (b"X-Request-Id: %02d\r\ntraceparent: 00-" + TRACE + b"-b7ad6b7169203331-01-more", "%02d"),
+    ],
+)
+def test_ids_of_many_are_those_that_one_alone_would_have(logging: Playbook, field: bytes, logged: str | None) -> None:
+    for number in range(10):
+        passes(logging, field % number)
+    for number, one in enumerate(lines(logging)):
+        assert one["trace"] is None
+        if logged is None:
+            assert re.fullmatch(r"[0-9a-f]{12}-[0-9a-f]+", one["id"])
+        else:
+            assert one["id"] == (logged % number if "%" in logged else logged)
+
+
+def test_requests_alike_are_told_apart_by_all_that_differs(logging: Playbook) -> None:
+    for number in range(24):
+        body, answer = b"x" * (10 + number % 3), b"y" * (5 + number)
+        target = b"/api/a%20%d" if number < 12 else b"/api/b"
+        logging.client.sends(logging.request(b"POST", target, b"X-Request-Id: %02d" % number, body=body))
+        logging.upstream.request()
+        logging.upstream.answers(answer, b"201 Created" if number % 5 == 4 else b"200 OK")
+        logging.client.answer()
+    found = [(one["path"], one["status"], one["bytes_in"], one["bytes_out"]) for one in lines(logging)]
+    assert found == [
+        ("/api/a%20%d" if number < 12 else "/api/b", 201 if number % 5 == 4 else 200, 10 + number % 3, 5 + number)
+        for number in range(24)
+    ]
+
+
+@pytest.mark.parametrize(("own_ms", "upstream_ms"), [(0.071, 412.771), (9.999, 0), (10, 5), (1234.5, 67890.123)])
+def test_times_of_any_length_are_read_alike(own_ms: float, upstream_ms: float) -> None:
+    parser, made, head = RequestParser(), access_lines.JsonLines(lambda: 0.0), b"GET /x HTTP/1.1\r\nHost: h\r\nA: %d"
+    for number in range(8):
+        opening = parser.parse(head % number).opening
+    assert opening is not None
+    timing = writer.TIMING % (own_ms, upstream_ms)
+    taken = []
+    for number in range(4):
+        found = opening.read(head % number + b"\r\n\r\n")
+        assert found is not None
+        taken.append(made.again(opening, "api", 200, timing, 0, 0))
+        if not taken[-1]:
+            made.add(access_lines.Record(found[0], opening, "t", "api", "", 200, 0, 0, timing, None))
+    assert taken == [False, False, True, True]
+    told = [json.loads(line) for line in made.take()[0].splitlines()]
+    assert [(one["gateway_ms"], one["upstream_ms"]) for one in told] == [(own_ms, upstream_ms)] * 4
+
+
 def test_made_ids_are_all_different(logging: Playbook) -> None:
     for _ in range(20):
         passes(logging)
@@ -104,14 +188,14 @@ def test_made_ids_are_all_different(logging: Playbook) -> None:
 
 
 def test_the_trace_id_stands_in_the_line_and_traceparent_passes_through(logging: Playbook) -> None:
-    for _ in range(3):
+    for _ in range(10):
         logging.client.sends(logging.request(b"GET", b"/api/x", TRACEPARENT, b"tracestate: a=b"))
         sent = logging.upstream.request()
         assert sent.value(b"traceparent") == TRACEPARENT.removeprefix(b"traceparent: ")
         assert sent.value(b"tracestate") == b"a=b"
         logging.upstream.answers()
         logging.client.answer()
-    assert [one["trace"] for one in lines(logging)] == [TRACE.decode()] * 3
+    assert [one["trace"] for one in lines(logging)] == [TRACE.decode()] * 10
 
 
 @pytest.mark.parametrize(
@@ -145,16 +229,18 @@ def test_a_later_versions_traceparent_may_have_more(logging: Playbook) -> None:
 
 
 def test_ids_are_found_wherever_they_are_and_however_long_what_is_before_them(logging: Playbook) -> None:
-    for number in range(12):
+    traces = [b"%032x" % (number * 2**99 + 7) for number in range(24)]
+    for number, trace in enumerate(traces):
         other = b"X-Other: " + b"y" * (number % 4)
-        passes(logging, other, b"X-Request-Id: r%d" % (10 ** (number % 3)), TRACEPARENT)
+        request_id, traceparent = b"X-Request-Id: r%d" % (10 ** (number % 3)), b"traceparent: 00-%b-0000000000000001-01"
+        passes(logging, other, request_id, traceparent % trace)
     found = [(one["id"], one["trace"]) for one in lines(logging)]
-    assert found == [(f"r{10 ** (number % 3)}", TRACE.decode()) for number in range(12)]
+    assert found == [(f"r{10 ** (number % 3)}", trace.decode()) for number, trace in enumerate(traces)]
 
 
 def test_a_field_whose_value_looks_like_one_is_none(logging: Playbook) -> None:
-    for _ in range(4):
-        passes(logging, b"X-Note: X-Request-Id: forged")
+    for number in range(10):
+        passes(logging, b"X-Note: X-Request-Id: forged%d" % number)
     assert not any("forged" in one["id"] for one in lines(logging))
 
 
