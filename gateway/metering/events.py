@@ -111,7 +111,7 @@ class EventReader:
             text_bytes += len(text)
         self._latest = content
         if not self._first:
-            head = content[: max(content.find(b'"choices"'), 0)]
+            head = content[: max(content.find(b'"choices":'), 0)]  # with the colon it is a name, not what a model wrote
             self._head = b"" if self._members_of(head) else head
             self._first, self._said = content, None
         self._text_bytes += text_bytes

@@ -201,6 +201,7 @@ def perplexity(word: str, said: str) -> dict[str, Any]:
         [chunk(content={"text": "Hel"}), chunk(content=[{"type": "text", "text": "lo you"}])],
         [perplexity("Hel", "Hel"), perplexity("lo", "Hello" * 9), perplexity(" you", "Hello you" * 9)],
         [{"name": "l", **chunk(content=text)} for text in ("He", "o ", "yo")],
+        [{"content": text, **chunk()} for text in ("choices", "no")],
     ],
 )
 def test_all_text_counts_once(events: list[dict[str, Any]]) -> None:
