@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 MAX_OPENINGS: Final = 512
 MAX_OPENING_BYTES: Final = 2048
 MAX_LAYOUTS: Final = 4
-"""Of heads that begin alike: each takes a head's bytes twice, with the access log three times, and 1 kB.
+"""Of heads that begin alike: each takes a head's bytes twice, with the access log three times, and 1 kB."""
+MAX_LAYOUT_BYTES: Final = 4096
+"""Of a longer head, none is made.
 
-So the memory of each of the two parsers is bounded to 16 MB; with heads of SDKs it is a quarter of that at most.
+So the memory of each of the two parsers is bounded to 28 MB; with heads of SDKs it is a seventh of that at most.
 """
 HEADS_A_LAYOUT: Final = 8
 """Making one takes as long as reading ten heads by their pattern, so only every so often one is made."""
@@ -164,7 +166,7 @@ class Opening(Generic[Head]):
         head.lines = [self._start, *kept, *[match[group] for group in passed_on]]
         head.form = b""
         self._rest -= 1
-        if self._rest < 0 and len(head.lines) > 1:  # a layout has something to pass on
+        if self._rest < 0 and len(head.lines) > 1 and end <= MAX_LAYOUT_BYTES:  # a layout has something to pass on
             self._rest = HEADS_A_LAYOUT
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.clear()

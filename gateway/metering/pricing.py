@@ -31,7 +31,7 @@ CONTEXT_TOKENS: Final = 1_000_000
 """How long a model's input can be at most, where nobody has said."""
 
 MAX_PATH_BYTES: Final = 1024
-"""No path of a language model's API is as long."""
+"""No path of a language model's API is as long, with the method before it."""
 
 # Whose APIs have a name of their own for the limit of chat completions: their newer models refuse the common one.
 _OPENAI: Final = re.compile(
@@ -48,7 +48,7 @@ _SEARCHES: Final = re.compile("-search-(?:preview|api)")
 """Models that search the web for each answer."""
 
 
-@lru_cache(maxsize=1024)  # of paths up to `MAX_PATH_BYTES`
+@lru_cache(maxsize=1024)  # of methods and paths up to `MAX_PATH_BYTES`
 def _shape_of(method: bytes, base: bytes, plain: bytes) -> tuple[Shape, str] | None:
     """See `shape_of`; None as well if some server could read another path."""
     return None if is_ambiguous(plain) else shape_of(method, base + plain)
@@ -127,7 +127,7 @@ class LlmPricing:
         price = fixed_price(table, method, plain, lines) if table.fixed else None
         if price is not None:
             return FixedQuote(price, body)
-        shaped = _shape_of(method, self._base, plain) if len(plain) <= MAX_PATH_BYTES else None
+        shaped = _shape_of(method, self._base, plain) if len(method) + len(plain) <= MAX_PATH_BYTES else None
         if shaped is None or (lines and names_another(lines)):
             if is_free(method, plain, lines):
                 return FixedQuote({}, body)

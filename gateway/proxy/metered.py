@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 MAX_PATH: Final = 200
 """Of a path, so many characters are remembered."""
+MAX_METHOD: Final = 32
+"""Likewise of a method; no scope has longer ones."""
 _new: Final = tuple.__new__
 """Makes a NamedTuple in half the time that its constructor takes."""
 _NOTHING: Final[Mapping[str, int]] = {}
@@ -135,7 +137,7 @@ class MeteredExchange(GuardedExchange):
         if quote.notice:
             context.shared.spending.tell(quote.notice)
         id_ = context.shared.spending.next_id()
-        method, plain = (_written if len(path) <= MAX_PATH else _written.__wrapped__)(head.method, path)
+        method, plain = (_written if len(path) <= MAX_PATH else _written.__wrapped__)(head.method[:MAX_METHOD], path)
         fixed, each, now_us, name = quote.fixed, quote.each, time.time_ns() // 1000, context.route.name
         # fmt: off
         told = (
@@ -331,6 +333,7 @@ class MeteredExchange(GuardedExchange):
             # As in `Exchange`; to be said before: the next request may begin within that.
             self._quote = self._meter = self._entry = self._reservation = None
             self._content = self._request = b""
+            self._kept.clear()
             self.head.lines.clear()
             self.client.spare = self
         super()._finish()

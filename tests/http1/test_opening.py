@@ -154,6 +154,15 @@ def test_heads_of_a_layout_that_was_seen_are_read_without_the_pattern(monkeypatc
     assert made <= 2 + 2 * 300 / opening_module.HEADS_A_LAYOUT
 
 
+def test_a_head_that_takes_much_memory_is_read_and_its_layout_is_not_kept() -> None:
+    opening = learn_request(RequestParser(), REQUEST_BLOCK)
+    longer = REQUEST_BLOCK.replace(b": 17", b": " + b"7" * opening_module.MAX_LAYOUT_BYTES)
+    assert opening.read(longer + HEAD_END) is not None
+    assert not opening._layouts
+    assert opening.read(REQUEST_BLOCK + HEAD_END) is not None
+    assert len(opening._layouts) == 1
+
+
 @pytest.mark.parametrize("known", REQUESTS)
 def test_the_next_request_of_a_connection_is_read_by_its_opening(known: bytes) -> None:
     block = changed(known, 99).replace(b"Length: 5", b"Length: 7")

@@ -10,6 +10,7 @@ import pytest
 from gateway.budgets.budget import NANO
 from gateway.budgets.spending import Mark
 from gateway.metering.costs import CostTable, FixedPrice
+from gateway.proxy.metered import MAX_METHOD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +61,15 @@ def test_a_request_of_a_fixed_price_is_settled_with_it(play: Playbook) -> None:
     assert (entry.cost, entry.mark, entry.status, entry.upstream_id) == ({"USD": CENT}, Mark.EXACT, 200, "up-1")
     assert (entry.method, entry.path, entry.target) == ("GET", "/maps", "api")
     assert costs(play) == [(CENT, Mark.EXACT)]
+
+
+def test_the_ledger_remembers_no_more_of_a_method_than_of_a_path(play: Playbook) -> None:
+    play.client.sends(play.request(b"M" * 16_000, b"/api/x"))
+    assert play.upstream.request().start.startswith(b"M" * 16_000)
+    play.upstream.answers()
+    assert play.client.answer().status == 200
+    (entry,) = ledger(play)
+    assert (entry.method, entry.path) == ("M" * MAX_METHOD, "/x")
 
 
 def test_no_more_is_sent_than_the_budget_has_money_for(make: Callable[..., Playbook]) -> None:
