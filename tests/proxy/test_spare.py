@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.proxy.exchange import Exchange
+from tests.proxy.test_metered import FIXED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,8 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Exchange, dict[str, Any
     begin = Exchange.begin
 
     def watched(exchange: Exchange) -> None:
-        kept = {name: getattr(exchange, name) for name in Exchange.__slots__ if name not in OF_ITS_OWN}
+        names = {name for kind in type(exchange).__mro__ for name in getattr(kind, "__slots__", ())} - OF_ITS_OWN
+        kept = {name: getattr(exchange, name) for name in names}
         seen.append((exchange, kept))
         begin(exchange)
 
@@ -50,14 +52,16 @@ def has_no_body(play: Playbook) -> None:
 
 
 @pytest.mark.parametrize("answered", [has_answer, has_chunks, has_no_body])
-@pytest.mark.parametrize("access_log", ["off", "json"])
+@pytest.mark.parametrize(
+    "config", [{"access_log": "off"}, {"access_log": "json"}, {"cost": FIXED, "budget": "1 USD/hour"}]
+)
 def test_nothing_of_a_request_is_left_for_the_next(
     make_play: Callable[..., Playbook],
     begun: list[tuple[Exchange, dict[str, Any]]],
     answered: Callable[[Playbook], None],
-    access_log: str,
+    config: dict[str, Any],
 ) -> None:
-    play = make_play(access_log=access_log)
+    play = make_play(**config)
     for client in (play.client, play.client, play.connect()):
         client.sends(play.request(*POST, body=b'{"n":1}'))
         play.upstream.request()
