@@ -382,10 +382,17 @@ class Exchange:
             if self._leased:
                 self._release()
             if not self.context.writes_late and self.upload is None:
-                # Nothing has more of the request, as a metered exchange has; and a line of the log is made by now.
+                # Nothing has more of the request, as a metered exchange has; and a line of the log is made by now. Many
+                # connections may wait with one like this, so it holds nothing.
+                client = self.client
                 self.head.lines.clear()
-                self._request = b""
-                self.client.spare = self
+                del self.head
+                self._content = self._request = self.timing = b""
+                self.verdict = None
+                self.lap_began_s = self.own_s = 0.0
+                if client.opening is not None:
+                    client.opening.values = None
+                client.spare = self
         else:
             self._end()
         self.client.on_exchange_done(self.keep_alive)
