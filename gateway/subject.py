@@ -114,13 +114,14 @@ class Subject:
 
         Source: draft-ietf-httpapi-ratelimit-headers-10, §3 and §4; `t` is the time until a place comes free.
         """
-        if verdict.policy < 0:
-            return _UNCHECKED if verdict.policy == UNCHECKED else b""
+        policy, remaining, reset_us = verdict[1:4]  # by name, each would take longer than all of them
+        if policy < 0:
+            return _UNCHECKED if policy == UNCHECKED else b""
         try:
-            lines = self._lines[verdict.policy]
+            lines = self._lines[policy]
         except IndexError:
             return b""
-        return lines % (verdict.remaining, -(-verdict.reset_us // 1_000_000))
+        return lines % (remaining, -(-reset_us // 1_000_000))
 
     def refusal(self, verdict: Verdict, now_s: float | None = None) -> Refusal:
         """Say what refused, and until when.

@@ -183,7 +183,8 @@ class ClientConnection(asyncio.Protocol):
                     head = self._next_head()
                     if head is None:
                         break
-                to = self._context.routes.find(head.target)
+                routes = self._context.routes
+                to = routes.known.get(head.target) or routes.find(head.target)
                 spare, self.spare = self.spare, None
                 if to is None:
                     exchange = LocalExchange(self._context, self)

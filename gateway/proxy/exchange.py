@@ -216,7 +216,9 @@ class Exchange:
         upstream, client = self._upstream, self.client
         assert upstream is not None  # noqa: S101 - it is the one that calls
         self._answered_early = not self.request_done
-        length = framing.answer_length(self.head.method, head)
+        length = head.length
+        if head.status != 200 or self.head.method == b"HEAD":  # else it is as its fields say
+            length = framing.answer_length(self.head.method, head)
         upstream.reusable = head.keep_alive and length != UNTIL_CLOSE
         if length == len(rest):  # all of it is here: nothing to relay
             self.answer_started = True

@@ -20,9 +20,12 @@ class Routes:
 
     Args:
         targets: The environment's first. No two have the same prefix.
+
+    Attributes:
+        known: What `find` has found, by the request-target: to look here first takes a call less.
     """
 
-    __slots__ = ("_by_depth", "_by_prefix", "_known", "_pattern")
+    __slots__ = ("_by_depth", "_by_prefix", "_pattern", "known")
 
     def __init__(self, targets: Sequence[Destination] = ()) -> None:
         self._by_prefix = {target.route.prefix: target for target in targets}
@@ -31,17 +34,15 @@ class Routes:
         self._pattern = re.compile(b"(" + (b"|".join(map(re.escape, prefixes)) or b"(?!)") + b")(?:[/?]|\\Z)")
         # A URL may lie under the base paths of several; there, too, the longest wins.
         self._by_depth = sorted(targets, key=lambda target: target.route.base_size, reverse=True)
-        self._known: dict[bytes, Destination] = {}
+        self.known: dict[bytes, Destination] = {}
 
     def find(self, target: bytes) -> Destination | None:
         """Return where a request goes; None if it is for no target."""
-        to = self._known.get(target)
-        if to is None:
-            to = self._look_for(target)
-            if to is not None and len(target) <= MAX_KNOWN_BYTES:
-                if len(self._known) >= MAX_KNOWN:
-                    self._known.clear()
-                self._known[target] = to
+        to = self._look_for(target)
+        if to is not None and len(target) <= MAX_KNOWN_BYTES:
+            if len(self.known) >= MAX_KNOWN:
+                self.known.clear()
+            self.known[target] = to
         return to
 
     def _look_for(self, target: bytes) -> Destination | None:
