@@ -2,7 +2,8 @@
 
 The law of the fast path: it takes a strict subset of what h11 takes and reads the same method, target, fields and
 framing out of it. A property test holds it to that. Its memories are of lines (lines.py) and of whole heads that differ
-in a few values only (template.py); how a connection's last head began is tried before it is asked (opening.py).
+in a few values only (template.py); how a connection's last head began (opening.py), and where its values stood
+(layout.py), is tried before it is asked.
 
 This is the only file that imports h11.
 """

@@ -84,7 +84,8 @@ def test_an_answer_costs_what_its_usage_says(play: Playbook) -> None:
     assert entry.reserved["USD"] == len(body) * INPUT + 50 * OUTPUT
 
 
-def test_requests_that_came_together_on_one_connection_are_settled_each(play: Playbook) -> None:
+def test_requests_that_came_together_on_one_connection_are_settled_each(make: Callable[..., Playbook]) -> None:
+    play = make(concurrency_limit=1)  # each has the place that the one before gave back
     bodies = [chat(max_tokens=50), chat(max_tokens=20), chat(max_tokens=30)]
     play.client.sends(b"".join(play.request(b"POST", b"/api/chat/completions", body=body) for body in bodies))
     for number, body in enumerate(bodies, 1):
