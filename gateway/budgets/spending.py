@@ -27,6 +27,10 @@ class Mark(StrEnum):
     """Nothing: somebody gave it back by hand."""
 
 
+def _held(fixed: Mapping[str, int], each: Mapping[str, int], granted: int) -> Mapping[str, int]:
+    return {**fixed, **{unit: fixed.get(unit, 0) + atoms * granted for unit, atoms in each.items()}}
+
+
 class Ask(NamedTuple):
     """The most that a request can cost.
 
@@ -56,10 +60,7 @@ class Ask(NamedTuple):
 
     def amounts(self, granted: int) -> Mapping[str, int]:
         """Return all that is reserved, in atoms by unit, with so many output tokens granted."""
-        amounts = dict(self.fixed)
-        for unit, atoms in self.each.items():
-            amounts[unit] = amounts.get(unit, 0) + atoms * granted
-        return amounts
+        return _held(self.fixed, self.each, granted)
 
 
 class Settlement(NamedTuple):
@@ -186,8 +187,7 @@ class Entry(NamedTuple):
 
     def all_reserved(self) -> Mapping[str, int]:
         """Return `reserved` with what was granted beside it."""
-        more = {unit: self.reserved.get(unit, 0) + atoms * self.granted for unit, atoms in self.each.items()}
-        return {**self.reserved, **more}
+        return _held(self.reserved, self.each, self.granted)
 
 
 def with_granted(about: About, granted: int) -> str:

@@ -142,6 +142,15 @@ def without(lines: list[bytes], names: Collection[bytes]) -> list[bytes]:
     return [line for line in lines if line.partition(b":")[0].lower() not in names]
 
 
+def only(good: bytes) -> bytes:
+    """Return a table for `bytes.translate` that leaves what is all of these bytes as it is, and nothing else.
+
+    Args:
+        good: One byte at least.
+    """
+    return bytes(byte if byte in good else good[0] for byte in range(256))
+
+
 def without_field(lines: bytes, start: bytes) -> bytes:
     """Drop the lines of one name; `without` for whoever has them joined.
 

@@ -6,6 +6,7 @@ import re
 import string
 from typing import Final
 
+from gateway.http1.fields import only
 from gateway.http1.message import CRLF
 
 Ids = tuple[bytes, bytes]
@@ -35,8 +36,7 @@ SIZES: Final = {
 }
 """How long a value may be, by the field's name; that of `traceparent` without its version."""
 
-_ID_BYTES: Final = f"{string.ascii_letters}{string.digits}_.:/+=@-".encode()
-PLAIN: Final = bytes(one if one in _ID_BYTES else 0 for one in range(256))
+PLAIN: Final = only(f"{string.ascii_letters}{string.digits}_.:/+=@-".encode())
 """Leaves a request's id as it is, and no other value."""
 HEX: Final = bytes.maketrans(b"0123456789abcdefx", b"xxxxxxxxxxxxxxxx!")
 TRACE_IN_HEX: Final = b"-".join((b"x" * 32, b"x" * 16, b"x" * 2))

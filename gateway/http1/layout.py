@@ -10,7 +10,7 @@ from __future__ import annotations
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from gateway.http1.fields import API_KEY, AUTHORIZATION, CONTENT_LENGTH
+from gateway.http1.fields import API_KEY, AUTHORIZATION, CONTENT_LENGTH, only
 from gateway.http1.ids import REQUEST_ID, SIZES, TRACEPARENT, VERSION
 from gateway.http1.message import CRLF, HEAD_END
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _Cut: TypeAlias = "Callable[[bytes], tuple[bytes, ...]]"
 CREDENTIALS: Final = (AUTHORIZATION, API_KEY)
-VISIBLE: Final = bytes(one if 0x21 <= one <= 0x7E or one >= 0x80 else ord("?") for one in range(256))
+VISIBLE: Final = only(bytes((*range(0x21, 0x7F), *range(0x80, 0x100))))
 """Leaves a value as it is that has neither blanks nor controls in it, and no other."""
 
 

@@ -162,3 +162,10 @@ def test_a_field_is_dropped_of_lines_that_are_joined(lines: list[bytes]) -> None
     joined = b"".join(b"\r\n" + line for line in lines)
     kept = b"".join(b"\r\n" + line for line in fields.without(lines, {b"accept-encoding"}))
     assert fields.without_field(joined, b"\r\naccept-encoding:") == kept
+
+
+def test_a_table_leaves_its_bytes_and_no_other() -> None:
+    table = fields.only(b"ba")
+    for byte in range(256):
+        one = bytes((byte,))
+        assert (one.translate(table) == one) is (one in b"ab")

@@ -95,30 +95,24 @@ def test_an_answer_is_read_as_by_a_fresh_parser(known: bytes, block: bytes, behi
 ODD = (b"\x00", b"\t", b"\n", b"\r", b" ", b"+", b"0", b":", b"_", b"a", b"\x7f", b"\xff")
 
 
-@pytest.mark.parametrize("known", REQUESTS)
-def test_a_request_of_the_same_layout_is_read_as_by_a_fresh_parser(known: bytes) -> None:
-    opening = learn_request(RequestParser(), known)
+@pytest.mark.parametrize(
+    ("known", "of_request"), [*((known, True) for known in REQUESTS), *((known, False) for known in ANSWERS)]
+)
+def test_a_head_of_the_same_layout_is_read_as_by_a_fresh_parser(known: bytes, of_request: bool) -> None:  # noqa: FBT001
+    opening: Opening[Any] = learn_request(RequestParser(), known) if of_request else learn_answer(AnswerParser(), known)
     for at in range(len(known)):
         for byte in ODD:
             assert opening.read(known + HEAD_END) is not None
             block = known[:at] + byte + known[at + 1 :]
             found = opening.read(block + HEAD_END + b"{}")
-            if found is not None:
-                assert request_seen(found[0]) == read_request(RequestParser(), block)
-                assert found[1] == len(block + HEAD_END)
-
-
-@pytest.mark.parametrize("known", ANSWERS)
-def test_an_answer_of_the_same_layout_is_read_as_by_a_fresh_parser(known: bytes) -> None:
-    opening = learn_answer(AnswerParser(), known)
-    for at in range(len(known)):
-        for byte in ODD:
-            assert opening.read(known + HEAD_END) is not None
-            block = known[:at] + byte + known[at + 1 :]
-            found = opening.read(block + HEAD_END + b"{}")
-            if found is not None:
-                assert answer_seen(found[0]) == read_answer(AnswerParser(), block)
-                assert found[1] == len(block + HEAD_END)
+            if found is None:
+                continue
+            head, end = found
+            if of_request:
+                assert request_seen(head) == read_request(RequestParser(), block)
+            else:
+                assert answer_seen(head) == read_answer(AnswerParser(), block)
+            assert end == len(block + HEAD_END)
 
 
 def test_heads_of_a_layout_that_was_seen_are_read_without_the_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
