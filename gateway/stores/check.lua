@@ -20,18 +20,42 @@
 -- Numbers go to redis.call as text, because it formats them slowly.
 
 local call, sub, byte, char, format = redis.call, string.sub, string.byte, string.char, string.format
-local SEGMENTS, HEAD, SLOT, RETRY_US = 60, 15, 4, 1000000
-local WINDOW, BUCKET, GUARD, LEASE, TO_LOWER = 119, 98, 103, 108, 32
+local SEGMENTS, HEAD, SLOT = 60, 15, 4
 
 local clock = call('TIME')
 local now = clock[1] * 1000000 + clock[2]
-local at = now
 local limits, kinds, lease = #ARGV[1], ARGV[1], ARGV[2]
-local last = #KEYS -- @reserve_begin
+local last, alone = #KEYS, kinds == 'w' and lease == '' -- @reserve_begin
 
 if call('EXISTS', KEYS[1]) == 1 or last > limits + 1 and call('EXISTS', unpack(KEYS, limits + 2, last)) > 0 then
   return {0, -2, 0, 0, now}
 end
+
+-- What nearly every check is: one window, charged in this segment already, with room, and no carry to the next byte of
+-- its counts. The rest of this file does the same; this takes two thirds of its time.
+local known
+if alone then
+  known = call('GET', KEYS[2])
+  local size = known and #known or 0
+  if size >= HEAD and size % SLOT == HEAD % SLOT and byte(known) == 1 then
+    local _, a, b, c, d, e, f, t, u, v, w, n, o, p, q, x, y, z, last_byte = byte(known, 1, HEAD + SLOT)
+    local unit, total = tonumber(ARGV[4]), ((t * 256 + u) * 256 + v) * 256 + w + 1
+    local newest = ((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f
+    if
+      newest == (now - now % unit) / unit
+      and total <= tonumber(ARGV[3])
+      and w < 255
+      and q < 255
+      and (size == HEAD or x + y + z + last_byte > 0)
+    then
+      call('SETRANGE', KEYS[2], '7', char(t, u, v, w + 1, n, o, p, q + 1))
+      return {1, 0, ARGV[3] - total, (newest - (size - HEAD) / SLOT + SEGMENTS + 1) * unit - now, now}
+    end
+  end
+end
+
+local at, RETRY_US = now, 1000000
+local WINDOW, BUCKET, GUARD, LEASE, TO_LOWER = 119, 98, 103, 108, 32
 
 local function bytes_of(n)
   local d = n % 256
@@ -50,7 +74,7 @@ for i = 1, limits do
     plain = false
     if kind < 97 then kind = kind + TO_LOWER end
   end
-  local value = kind ~= LEASE and call('GET', KEYS[i + 1])
+  local value = known or kind ~= LEASE and call('GET', KEYS[i + 1])
   if value then
     local newest, charged
     if kind == WINDOW then

@@ -3,7 +3,7 @@
 -- least; what the ledger is told should nobody settle it; then each budget's, the last two: atoms fixed, and of each token.
 local asked = 2 * limits + 3
 local budgets, request, lease_us = tonumber(ARGV[asked]), ARGV[asked + 1], tonumber(ARGV[asked + 2])
-local last = #KEYS - 3 * budgets - 3
+local last, alone = #KEYS - 3 * budgets - 3, false
 
 -- Given back before it came here, on another connection: nobody waits for it.
 if call('ZSCORE', KEYS[#KEYS], request) then

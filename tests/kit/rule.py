@@ -200,6 +200,25 @@ CASES = (
         ),
     ),
     Case(
+        "a refund of the oldest leaves the others' time",
+        "3/minute",
+        (
+            Check(T, (True, 0, 2, 61 * S, T)),
+            Check(T + S, (True, 0, 1, 60 * S, T + S)),
+            Refund(0),
+            Check(T + S, (True, 0, 1, 61 * S, T + S)),
+        ),
+    ),
+    Case(
+        "counts of more than a byte",  # that of the newest segment is 255 later than that of all
+        "270/minute",
+        (
+            *(Check(T, (True, 0, 270 - n, 61 * S, T)) for n in range(1, 11)),
+            *(Check(T + S, (True, 0, 270 - n, 60 * S, T + S)) for n in range(11, 271)),
+            Check(T + S, (False, 0, 0, 60 * S, T + S)),
+        ),
+    ),
+    Case(
         "a refund that comes after its segment has left changes nothing",
         "1/minute",
         (
