@@ -48,7 +48,7 @@ class Exchange:
         "context", "client", "head", "keep_alive", "_over",  # the exchange
         "subject", "verdict", "sent", "_leased", "_connecting", "_upstream",  # what it holds
         "request_done", "_request", "_content", "upload",  # on the way up
-        "answer_started", "_answered_early", "answer", "answer_bytes", "status", "timing",  # on the way down
+        "answer_started", "_answered_early", "answer", "answer_bytes", "status", "limits", "timing",  # on the way down
         "lap_began_s", "own_s", "tally",  # time spent, and what counts it
     )
     # fmt: on
@@ -81,7 +81,7 @@ class Exchange:
         self.answer_started = self._answered_early = False
         self.answer: Relay | None = None
         self.answer_bytes = self.status = 0
-        self.timing = b""
+        self.limits = self.timing = b""
 
         length, limit = head.length, self.context.settings.max_body
         if 0 <= length <= len(data) and (limit is None or length <= limit):  # all of it is here: nothing to relay
@@ -178,6 +178,9 @@ class Exchange:
         self.own_s = sent_s - self.lap_began_s
         self.lap_began_s = sent_s
         connection.begin(self, request)
+        subject, verdict = self.subject, self.verdict
+        assert subject is not None and verdict is not None  # noqa: S101, PT018 - who has none does not get this far
+        self.limits = subject.limit_lines(verdict)  # while the upstream is at work
         if upload is not None:
             upload.open(connection.transport)
             if not connection.writable:  # the first bytes have filled it already
@@ -389,7 +392,7 @@ class Exchange:
                 client = self.client
                 self.head.lines.clear()
                 del self.head
-                self._content = self._request = self.timing = b""
+                self._content = self._request = self.limits = self.timing = b""
                 self.verdict = None
                 self.lap_began_s = self.own_s = 0.0
                 if client.opening is not None:

@@ -23,13 +23,11 @@ def answer_head(exchange: Exchange, head: AnswerHead, length: int, answered_s: f
         answered_s: When it came, in seconds of `perf_counter`.
         content: What has come of its body, which goes behind the head in the same piece.
     """
-    subject, verdict, context, tally = exchange.subject, exchange.verdict, exchange.context, exchange.tally
-    assert subject is not None and verdict is not None  # noqa: S101, PT018 - set before it was sent
+    context, tally = exchange.context, exchange.tally
     minor = exchange.head.minor
     ends_body = length == UNTIL_CLOSE or (length == CHUNKED and minor == 0)  # the connection's end is the body's
     if ends_body or not exchange.request_done or context.shared.draining:
         exchange.keep_alive = False
-    limits = subject.limit_lines(verdict)
     upstream_s = answered_s - exchange.lap_began_s
     own_s = exchange.own_s + perf_counter() - answered_s
     exchange.status = head.status
@@ -40,13 +38,12 @@ def answer_head(exchange: Exchange, head: AnswerHead, length: int, answered_s: f
         context.route.hide_key(head)
     if not head.dated:  # whoever passes an answer on and has a clock adds it (RFC 9110 §6.6.1)
         head.lines.append(context.clock.date_line())
-    return writer.answer_head(head, minor, limits, timing, exchange.keep_alive, content)
+    return writer.answer_head(head, minor, exchange.limits, timing, exchange.keep_alive, content)
 
 
 def switch_head(exchange: Exchange, head: AnswerHead) -> bytes:
     """Make the head of a 101, and note likewise. See `answer_head`."""
-    subject, verdict, tally = exchange.subject, exchange.verdict, exchange.tally
-    assert subject is not None and verdict is not None  # noqa: S101, PT018 - set before it was sent
+    tally = exchange.tally
     # Of the gateway's own share, what follows is not worth a second look at the time.
     upstream_s = perf_counter() - exchange.lap_began_s
     exchange.status = head.status
@@ -54,4 +51,4 @@ def switch_head(exchange: Exchange, head: AnswerHead) -> bytes:
     tally.upstream_s.append(upstream_s)
     exchange.timing = timing = writer.TIMING % (exchange.own_s * 1e3, upstream_s * 1e3)
     exchange.context.route.hide_key(head)
-    return writer.switch_head(head, subject.limit_lines(verdict), timing)
+    return writer.switch_head(head, exchange.limits, timing)

@@ -1,7 +1,7 @@
 """One multiplexed connection to Redis: commands go out as bytes, replies come back in the same order.
 
-All commands of one tick of the event loop leave in one write. There is no task, future or timer per command: one
-timer per connection watches the oldest command without a reply.
+All commands of one tick of the event loop leave in one write; but where they come one at a time, each leaves at once.
+There is no task, future or timer per command: one timer per connection watches the oldest command without a reply.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_alone",
         "_late",
         "_loop",
         "_on_end",
@@ -87,23 +88,29 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[tuple[Recipient, Any, float]] = deque()
         self._watch: asyncio.TimerHandle | None = None
         self._postponed = False
+        self._alone = False  # the last write had one command: more than one at a time is not to be expected
         # For this tick.
         self._outgoing: list[bytes] = []
         self._sent_s = 0.0
 
     def send(self, packed: bytes, recipient: Recipient, context: object = None) -> None:
-        """Queue a command; it leaves with all the others of this tick.
+        """Send a command: at once, or with all the others of this tick.
 
         Args:
             packed: One command in RESP, which brings exactly one reply.
             recipient: Who is called back, never before this returns.
             context: Passed to the recipient.
         """
+        waiting = self._waiting
         if not self._outgoing:
             self._sent_s = self._loop.time()
+            if self._alone and not waiting:
+                waiting.append((recipient, context, self._sent_s))
+                self._write(packed)
+                return
             self._loop.call_soon(self._flush)
         self._outgoing.append(packed)
-        self._waiting.append((recipient, context, self._sent_s))
+        waiting.append((recipient, context, self._sent_s))
 
     def expect_replies_within(self, timeout_s: float) -> None:
         """Change how long commands wait; only while none is in flight."""
@@ -122,6 +129,7 @@ class Connection(asyncio.Protocol):
         if self.end_reason is not None:
             return
         self.end_reason = reason
+        self._alone = False  # what is still sent is lost, but not before `send` has returned
         if self._watch is not None:
             self._watch.cancel()
         if self._transport is not None:
@@ -174,9 +182,13 @@ class Connection(asyncio.Protocol):
         if self.end_reason is not None:
             self._lose_all(self.end_reason)
             return
-        assert self._transport is not None  # noqa: S101 - nobody gets a connection before it is made
-        self._transport.write(b"".join(self._outgoing))
+        self._alone = len(self._outgoing) == 1
+        self._write(b"".join(self._outgoing))
         self._outgoing.clear()
+
+    def _write(self, commands: bytes) -> None:
+        assert self._transport is not None  # noqa: S101 - nobody gets a connection before it is made
+        self._transport.write(commands)
         if self._watch is None:
             self._watch_until(self._sent_s + self._timeout_s)
 
