@@ -115,7 +115,9 @@ class Quote(Protocol):
         """
         ...
 
-    def meter(self, granted: int, status: int, lines: Sequence[bytes], form: bytes = b"") -> Meter:
+    def meter(
+        self, granted: int, status: int, lines: Sequence[bytes], form: bytes = b"", content: bytes = b""
+    ) -> Meter:
         """Return what reads the answer's cost.
 
         Args:
@@ -123,6 +125,7 @@ class Quote(Protocol):
             status: The answer's, 200 or more.
             lines: Its field lines; an element may hold several, joined.
             form: As of `http1.message.AnswerHead`.
+            content: All of it, where that is here already; it is to be fed all the same. b"" where it is not.
         """
         ...
 

@@ -63,15 +63,24 @@ class JsonReader:
             members = {name.decode(): parsed(text) for name, text in self._scanner.found.items()}
             return said_of(self._shape, members)
         if self._said is None or self._kept:
-            kept = self._kept
-            text = kept[0] if len(kept) == 1 else b"".join(kept)
-            whole = _end_of(text, self._shape) if self._named else None
-            if whole is None:
-                whole = parsed(text)
-            if isinstance(whole, list):
-                whole = next((one for one in reversed(whole) if isinstance(one, dict) and "usageMetadata" in one), None)
-            self._said = said_of(self._shape, whole)
+            self._said = said_of_text(self._shape, b"".join(self._kept), named=self._named)
         return self._said
+
+
+def said_of_text(shape: Shape, text: bytes, *, named: bool) -> Said:
+    """Return what a whole answer says of itself.
+
+    Args:
+        shape: How it looks.
+        text: All of it, up to `KEPT_BYTES`.
+        named: As of `JsonReader`.
+    """
+    whole = _end_of(text, shape) if named else None
+    if whole is None:
+        whole = parsed(text)
+    if isinstance(whole, list):
+        whole = next((one for one in reversed(whole) if isinstance(one, dict) and "usageMetadata" in one), None)
+    return said_of(shape, whole)
 
 
 def _end_of(text: bytes, shape: Shape) -> object:

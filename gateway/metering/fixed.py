@@ -31,9 +31,11 @@ class FixedQuote:
         del granted
         return self._body
 
-    def meter(self, granted: int, status: int, lines: Sequence[bytes], form: bytes = b"") -> FixedMeter:
+    def meter(
+        self, granted: int, status: int, lines: Sequence[bytes], form: bytes = b"", content: bytes = b""
+    ) -> FixedMeter:
         """See `Quote`."""
-        del granted, form
+        del granted, form, content
         cost = {} if status >= 400 else self.fixed
         return FixedMeter(Cost(cost, Mark.EXACT, model=self.model, upstream_id=upstream_id(lines)))
 

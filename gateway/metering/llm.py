@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gateway.budgets.spending import Mark
 from gateway.metering import Cost
-from gateway.metering.answers import JsonReader
+from gateway.metering.answers import JsonReader, said_of_text
 from gateway.metering.decoding import Gzip
 from gateway.metering.events import EventReader
 from gateway.metering.fees import FeeReader
 from gateway.metering.fields import answered, upstream_id
 from gateway.metering.fixed import FixedMeter
-from gateway.metering.readers import Said
-from gateway.metering.requests import LEAST_OUTPUT, Changes, rewritten, usual_is_none
+from gateway.metering.readers import KEPT_BYTES, Said
+from gateway.metering.requests import Changes, rewritten, usual_is_none
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +49,7 @@ _THINKING: Final = re.compile(
 
 
 class Terms(NamedTuple):
-    """What a request is metered by.
+    """What requests are quoted and metered by that ask for the same of the same model, whatever they say.
 
     Args:
         shape: Of the request.
@@ -57,11 +57,13 @@ class Terms(NamedTuple):
         tier, speed, geo: Likewise.
         find: Finds the prices of models, of the request's and of the answer's.
         tariff: The request's prices; None where its model is not known.
-        fixed, each: As of `Quote`.
         bounded: Whether the upstream is told to make no more output than was granted.
         hidden: Whether it can make output that does not show.
         fees: Whether something may be billed that no usage tells of.
         strips: Whether the client has not asked for the event that says the usage.
+        each, most, least, notice: As of `Quote`.
+        limit: The name of the output's limit, where that may be set or lowered; "" where it may not.
+        rate: What a byte of the request can cost, in picodollars, where nothing else of it counts; None: something may.
     """
 
     shape: Shape
@@ -71,16 +73,39 @@ class Terms(NamedTuple):
     geo: str
     find: FindTariff
     tariff: Tariff | None
-    fixed: Mapping[str, int]
-    each: Mapping[str, int]
     bounded: bool
     hidden: bool
     fees: bool
     strips: bool
+    each: Mapping[str, int]
+    most: int
+    least: int
+    limit: str
+    notice: str
+    rate: int | None
 
-    def reserved(self, granted: int) -> dict[str, int]:
+    def reserved(self, fixed: Mapping[str, int], granted: int) -> dict[str, int]:
         """Return all that was reserved, in atoms by unit."""
-        return {unit: atoms + self.each.get(unit, 0) * granted for unit, atoms in self.fixed.items()}
+        return {unit: atoms + self.each.get(unit, 0) * granted for unit, atoms in fixed.items()}
+
+    def cost(self, fixed: Mapping[str, int], granted: int, said: Said, id_: str, *, whole: bool) -> Cost:
+        """Return what a request did cost whose answer is over.
+
+        Args:
+            fixed: As of `Quote`.
+            granted: Output tokens.
+            said: What the answer says of itself.
+            id_: The upstream's, by the answer's fields; "" if none names one.
+            whole: Whether the answer came to its end, and could be read to it.
+        """
+        counts, final, _, _, named, _, _, named_id, _ = said
+        model, id_ = self.model or named, id_ or named_id
+        if counts is not None and (whole or final):
+            cost = self.exact(said, counts)
+            if cost is not None:
+                return _new(Cost, (cost, Mark.EXACT, units_of(counts), model, id_))
+        cost = self.reserved(fixed, granted) if whole else self.passed(fixed, granted, said)
+        return Cost(cost, Mark.ESTIMATED, model=model, upstream_id=id_)
 
     def exact(self, said: Said, counts: Counts) -> dict[str, int] | None:
         """Return what so many tokens cost; None if their prices are not known."""
@@ -95,7 +120,7 @@ class Terms(NamedTuple):
         percent = percent_of(said.geo or self.geo) if self.shape.of_anthropic else 100
         return {"USD": tariff.nano(counts, percent), "tokens": counts.input + counts.output}
 
-    def passed(self, said: Said, granted: int) -> dict[str, int]:
+    def passed(self, fixed: Mapping[str, int], granted: int, said: Said) -> dict[str, int]:
         """Return what has been spent by what passed of an answer that is not over, at the most."""
         output = said.text_bytes + SLACK_TOKENS + (0 if said.counts is None else said.counts.output)
         if self.hidden or not said.text_bytes:
@@ -104,9 +129,9 @@ class Terms(NamedTuple):
             output = min(output, granted)
         each, counts = self.each, said.counts
         if not each:
-            return dict(self.fixed)
+            return dict(fixed)
         begun = None if counts is None else self.exact(said, counts._replace(output=0))
-        spent = self.fixed if begun is None else begun
+        spent = fixed if begun is None else begun
         return {unit: atoms + each.get(unit, 0) * output for unit, atoms in spent.items()}
 
 
@@ -115,57 +140,51 @@ class LlmQuote:
 
     Args:
         terms: What it is metered by.
+        fixed: See `Quote`.
         body: The request's.
         wanted: What that asks for; None if it was not read.
-        most: Output tokens.
-        limit: The name of the output's limit, where that may be set or lowered; "" where it may not.
-        notice: See `Quote`.
     """
 
-    # fmt: off
-    __slots__ = (
-        "_body", "_limit", "_terms", "_wanted", "accepts", "each", "fixed", "least", "model", "most", "notice",
-    )
-    # fmt: on
+    __slots__ = ("_body", "_terms", "_wanted", "accepts", "each", "fixed", "least", "model", "most", "notice")
 
-    def __init__(
-        self, terms: Terms, body: bytes | None, wanted: Wanted | None, *, most: int, limit: str, notice: str
-    ) -> None:
+    def __init__(self, terms: Terms, fixed: Mapping[str, int], body: bytes | None, wanted: Wanted | None) -> None:
         self._terms = terms
         self._body = body
         self._wanted = wanted
-        self._limit = limit
-        _, self.model, _, _, _, _, _, self.fixed, self.each, _, _, _, _ = terms
-        self.most = self.least = most
-        if limit and wanted is not None:
-            # A budget for thinking must be below the limit.
-            least = max(LEAST_OUTPUT, wanted.thinking_tokens + 1 if wanted.thinking_tokens else 0)
-            self.least = min(most, least * wanted.choices)
+        self.fixed = fixed
+        _, self.model, _, _, _, _, _, _, _, _, _, self.each, self.most, self.least, _, self.notice, _ = terms
         # Nothing can be taken out of a stream that is compressed, nor can it be ended early.
         self.accepts = b"identity" if wanted is None or wanted.streams else b"gzip, identity"
-        self.notice = notice
 
     def body(self, granted: int) -> bytes | None:
         """See `Quote`."""
         wanted, body = self._wanted, self._body
         if wanted is None or body is None:
             return body
-        lowers = self._limit and (granted < self.most or wanted.limit is None)
-        if not lowers and not self._terms.strips and not wanted.ambiguous:
+        terms = self._terms
+        lowers = terms.limit and (granted < self.most or wanted.limit is None)
+        if not lowers and not terms.strips and not wanted.ambiguous:
             return body
         output = max(granted // wanted.choices, 1) if lowers else 0
-        return rewritten(self._terms.shape, body, wanted, Changes(self._limit, output, self._terms.strips))
+        return rewritten(terms.shape, body, wanted, Changes(terms.limit, output, terms.strips))
 
-    def meter(self, granted: int, status: int, lines: Sequence[bytes], form: bytes = b"") -> LlmMeter | FixedMeter:
+    def meter(
+        self, granted: int, status: int, lines: Sequence[bytes], form: bytes = b"", content: bytes = b""
+    ) -> LlmMeter | FixedMeter:
         """See `Quote`."""
         if not 200 <= status <= 299:
             return FixedMeter(Cost({}, Mark.EXACT, model=self.model, upstream_id=upstream_id(lines)))
-        return LlmMeter(self._terms, granted, lines, form)
+        terms = self._terms
+        coding, is_stream, id_ = answered(lines, form)
+        if not content or coding or is_stream or terms.fees or len(content) > KEPT_BYTES:
+            return LlmMeter(terms, self.fixed, granted, coding, id_, is_stream=is_stream)
+        said = said_of_text(terms.shape, content, named=bool(terms.model and id_))
+        return FixedMeter(terms.cost(self.fixed, granted, said, id_, whole=True))
 
     def unanswered(self, granted: int, elapsed_ms: int) -> Cost:
         """See `Quote`."""
         del elapsed_ms
-        return Cost(self._terms.reserved(granted), Mark.ESTIMATED, model=self.model)
+        return Cost(self._terms.reserved(self.fixed, granted), Mark.ESTIMATED, model=self.model)
 
 
 class LlmMeter:
@@ -173,17 +192,22 @@ class LlmMeter:
 
     Args:
         terms: What the request is metered by.
+        fixed: As of `Quote`.
         granted: Output tokens.
-        lines: The answer's field lines.
-        form: As of `Quote.meter`.
+        coding: The answer's, as `answered` reads it.
+        id_: Likewise.
+        is_stream: Likewise.
     """
 
-    __slots__ = ("_fees", "_granted", "_gzip", "_id", "_reader", "_terms", "edits")
+    __slots__ = ("_fees", "_fixed", "_granted", "_gzip", "_id", "_reader", "_terms", "edits")
 
-    def __init__(self, terms: Terms, granted: int, lines: Sequence[bytes], form: bytes) -> None:
-        coding, is_stream, self._id = answered(lines, form)
+    def __init__(
+        self, terms: Terms, fixed: Mapping[str, int], granted: int, coding: bytes, id_: str, *, is_stream: bool
+    ) -> None:
         self._terms = terms
+        self._fixed = fixed
         self._granted = granted
+        self._id = id_
         self._gzip = Gzip() if coding and coding in {b"gzip", b"x-gzip"} else None
         self.edits = is_stream and terms.strips and not coding
         self._reader: Reader
@@ -192,7 +216,7 @@ class LlmMeter:
         elif is_stream:
             self._reader = EventReader(terms.shape, strips=terms.strips and self._gzip is None)
         else:
-            self._reader = JsonReader(terms.shape, named=bool(terms.model and self._id))
+            self._reader = JsonReader(terms.shape, named=bool(terms.model and id_))
         self._fees: FeeReader | None = None
         if terms.fees:
             self._reader = self._fees = FeeReader(self._reader, terms.shape, is_stream=is_stream)
@@ -213,28 +237,18 @@ class LlmMeter:
     def running(self, elapsed_ms: int) -> Mapping[str, int]:
         """See `Meter`."""
         del elapsed_ms
-        return self._terms.passed(self._reader.said(), self._granted)
+        return self._terms.passed(self._fixed, self._granted, self._reader.said())
 
     def result(self, *, whole: bool, elapsed_ms: int) -> Cost:
         """See `Meter`."""
         del elapsed_ms
-        cost = self._of_tokens(whole=whole)
+        said, gzip = self._reader.said(), self._gzip
+        is_read = whole and not said.failed and (gzip is None or not gzip.lost)
+        cost = self._terms.cost(self._fixed, self._granted, said, self._id, whole=is_read)
         if self._fees is None:
             return cost
         usd = cost.cost.get("USD", 0) + self._fees.nano(whole=whole)
         return cost._replace(cost={**cost.cost, "USD": usd}, mark=Mark.ESTIMATED)
-
-    def _of_tokens(self, *, whole: bool) -> Cost:
-        terms, said, gzip = self._terms, self._reader.said(), self._gzip
-        whole = whole and not said.failed and (gzip is None or not gzip.lost)
-        model, id_ = terms.model or said.model, self._id or said.id
-        counts = said.counts
-        if counts is not None and (whole or said.final):
-            cost = terms.exact(said, counts)
-            if cost is not None:
-                return _new(Cost, (cost, Mark.EXACT, units_of(counts), model, id_))
-        cost = terms.reserved(self._granted) if whole else terms.passed(said, self._granted)
-        return Cost(cost, Mark.ESTIMATED, model=model, upstream_id=id_)
 
     def cut_event(self) -> bytes:
         """See `Meter`."""

@@ -50,9 +50,11 @@ class MeasuredQuote:
         del granted
         return self._body
 
-    def meter(self, granted: int, status: int, lines: Sequence[bytes], form: bytes = b"") -> MeasuredMeter | FixedMeter:
+    def meter(
+        self, granted: int, status: int, lines: Sequence[bytes], form: bytes = b"", content: bytes = b""
+    ) -> MeasuredMeter | FixedMeter:
         """See `Quote`."""
-        del granted, form
+        del granted, form, content
         fields = Fields(lines)
         if status >= 400:
             return FixedMeter(Cost({}, Mark.EXACT, upstream_id=fields.upstream_id))

@@ -16,7 +16,7 @@ from gateway.metering.llm import LlmQuote, Terms, may_think_unseen, percent_of
 from gateway.metering.measured import MeasuredQuote
 from gateway.metering.rates import PICO_IN_NANO, Rates, Tariff
 from gateway.metering.readers import name_of
-from gateway.metering.requests import LIMITS, PICTURE_TOKENS, TOOLS_TOKENS, Wanted, asks_usage, read
+from gateway.metering.requests import LEAST_OUTPUT, LIMITS, PICTURE_TOKENS, TOOLS_TOKENS, Wanted, asks_usage, read
 from gateway.metering.shapes import Shape, is_free, shape_of
 from gateway.scope import is_ambiguous, names_another
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from gateway.metering import Pricing, Quote
     from gateway.metering.costs import CostTable
-    from gateway.metering.llm import FindTariff
 
 CONTEXT_TOKENS: Final = 1_000_000
 """How long a model's input can be at most, where nobody has said."""
@@ -44,6 +43,10 @@ _MISTRAL: Final = re.compile(r"(?i)https?://(?:[^/]*\.)?mistral\.ai[:/]")
 
 _NO_DEARER: Final = frozenset(("", "flex", "batch", "standard_only"))
 """Service tiers that take no more than the usual price, whether or not that of the tier is known."""
+_USUAL_CACHES: Final = (True, False, False)
+"""What `Rates.dearest_input` takes, of a request that says nothing else of itself."""
+MAX_KNOWN: Final = 1024
+"""So many terms are remembered, of about 1 kB each."""
 _SEARCHES: Final = re.compile("-search-(?:preview|api)")
 """Models that search the web for each answer."""
 
@@ -52,12 +55,6 @@ _SEARCHES: Final = re.compile("-search-(?:preview|api)")
 def _shape_of(method: bytes, base: bytes, plain: bytes) -> tuple[Shape, str] | None:
     """See `shape_of`; None as well if some server could read another path."""
     return None if is_ambiguous(plain) else shape_of(method, base + plain)
-
-
-@lru_cache(maxsize=1024)
-def _ways_of(model: str) -> tuple[bool, bool]:
-    """Return whether a model of this name may think unseen, and whether it searches the web for each answer."""
-    return may_think_unseen(model), bills_searches(model)
 
 
 @lru_cache(maxsize=1024)
@@ -109,7 +106,11 @@ class PlainPricing:
 class LlmPricing:
     """See `Pricing`: prices by token, and by method and path for what is paid otherwise."""
 
-    __slots__ = ("_base", "_catalogue", "_clamp", "_is_mistral", "_limit", "_own", "_table", "needs_body")
+    # fmt: off
+    __slots__ = (
+        "_base", "_catalogue", "_clamp", "_is_mistral", "_known", "_limit", "_minute", "_own", "_table", "needs_body",
+    )
+    # fmt: on
 
     def __init__(self, table: CostTable, url: str, *, clamp: bool) -> None:
         self.needs_body = True
@@ -117,6 +118,8 @@ class LlmPricing:
         self._clamp = clamp
         self._base = urlsplit(url).path.rstrip("/").encode()
         self._catalogue = Catalogue(url)
+        self._known: dict[tuple[object, ...], Terms] = {}  # by all that they depend on
+        self._minute = 0.0
         self._own = {name: Tariff(rates) for name, rates in (table.prices or {}).items()}
         self._is_mistral = _MISTRAL.match(f"{url}/") is not None
         self._limit = "max_completion_tokens" if _OPENAI.match(f"{url}/") else "max_tokens"
@@ -133,15 +136,39 @@ class LlmPricing:
                 return FixedQuote({}, body)
             return unknown(table, body, "this method and path", "give it one in `fixed`")
         shape, named = shaped
-        find = partial(self._find, now_s)
         if body is None or (lines and not is_plain(lines)):
             what, mend = "a request that is compressed or longer than 1 MiB, or not in UTF-8", "set `reserve`"
             held = FixedQuote(table.reserve, body) if table.reserve else unknown(table, body, what, mend)
-            return self._unread(shape, named, body, find, held)
+            return self._unread(shape, named, body, now_s, held)
         wanted = read(shape, body)
         if wanted is None:
             what, mend = "a request whose JSON cannot be read", "send it as a JSON object in UTF-8"
-            return self._unread(shape, named, body, find, unknown(table, body, what, mend))
+            return self._unread(shape, named, body, now_s, unknown(table, body, what, mend))
+        strips = wanted.streams and shape in _ASKED and not self._is_mistral and not asks_usage(wanted)
+        if wanted.tier or wanted.speed or wanted.geo:  # of any length
+            terms = self._terms(shape, named, strips, wanted, now_s)
+        else:
+            minute, known, asked = now_s // 60, self._known, (shape, named, strips, wanted[1:])
+            if minute != self._minute or len(known) >= MAX_KNOWN:
+                self._minute = minute  # within which no price changes
+                known.clear()
+            try:
+                terms = known[asked]
+            except KeyError:
+                terms = known[asked] = self._terms(shape, named, strips, wanted, now_s)
+        tokens, rate = len(body), terms.rate
+        if rate is not None:
+            return LlmQuote(terms, {"USD": -(-tokens * rate // PICO_IN_NANO), "tokens": tokens}, body, wanted)
+        fixed, each = self._bounds(terms, wanted, body)
+        return LlmQuote(terms._replace(each=each) if terms.most else terms, fixed, body, wanted)
+
+    def _terms(self, shape: Shape, named: str, strips: bool, wanted: Wanted, now_s: float) -> Terms:  # noqa: FBT001
+        """Return what a request is quoted and metered by. Its members are not looked at.
+
+        Raises:
+            PriceUnknown: Its price is not known, and that is refused.
+        """
+        table, find = self._table, partial(self._find, now_s)
         model, tier, speed = named or wanted.model, wanted.tier, wanted.speed
         tariff, notice = find(model, tier, speed), ""
         if (tier or speed) and tariff is not None:
@@ -150,18 +177,37 @@ class LlmPricing:
                 tariff, tier = usual, ""  # a discount counts when the answer confirms it
             elif (tier not in _NO_DEARER and tariff == usual) or (speed and tariff == find(model, tier, "")):
                 what = f"the model '{name_of(model)}' at the service tier or speed that is asked for"
-                unknown(table, body, what, "leave it out")
+                unknown(table, None, what, "leave it out")
         if tariff is None:
             tariff, notice = self._unknown(model)
-        most = (wanted.limit or table.max_output) * wanted.choices if shape in LIMITS else 0
-        fixed, each = self._bounds(shape, wanted, body, tariff)
-        thinks, searches = _ways_of(model)
-        bounded, hidden = self._clamp or wanted.limit is not None, wanted.unseen or thinks
-        strips = wanted.streams and shape in _ASKED and not self._is_mistral and not asks_usage(wanted)
-        fees, paid = wanted.fees or searches, each if most else {}
-        asked = (shape, model, tier, speed, wanted.geo, find, tariff, fixed, paid, bounded, hidden, fees, strips)
-        terms: Terms = tuple.__new__(Terms, asked)  # in half the time that its constructor takes
-        return LlmQuote(terms, body, wanted, most=most, limit=self._limit_of(shape) if most else "", notice=notice)
+        most = least = (wanted.limit or table.max_output) * wanted.choices if shape in LIMITS else 0
+        limit = self._limit_of(shape) if most else ""
+        if limit:
+            # A budget for thinking must be below the limit.
+            least = max(LEAST_OUTPUT, wanted.thinking_tokens + 1 if wanted.thinking_tokens else 0)
+            least = min(most, least * wanted.choices)
+        brings = wanted.tools or wanted.open or wanted.pictures or wanted.predicts
+        counts = brings or shape.of_anthropic or tariff.tiers or tariff.base.request
+        rate, each = _dearest(tariff.base, 100, _USUAL_CACHES)
+        return Terms(
+            shape=shape,
+            model=model,
+            tier=tier,
+            speed=speed,
+            geo=wanted.geo,
+            find=find,
+            tariff=tariff,
+            bounded=self._clamp or wanted.limit is not None,
+            hidden=wanted.unseen or may_think_unseen(model),
+            fees=wanted.fees or bills_searches(model),
+            strips=strips,
+            each=each if most else {},
+            most=most,
+            least=least,
+            limit=limit,
+            notice=notice,
+            rate=None if counts else rate // 100,
+        )
 
     def _find(self, now_s: float, model: str, tier: str, speed: str) -> Tariff | None:
         own = self._own
@@ -193,11 +239,10 @@ class LlmPricing:
             return ""
         return self._limit if shape is Shape.CHAT else LIMITS[shape][0]
 
-    def _bounds(
-        self, shape: Shape, wanted: Wanted, body: bytes, tariff: Tariff
-    ) -> tuple[dict[str, int], Mapping[str, int]]:
+    def _bounds(self, terms: Terms, wanted: Wanted, body: bytes) -> tuple[dict[str, int], Mapping[str, int]]:
         """Return what is reserved for a request but for its output, and what for each token of that."""
-        tokens, reserve, unbounded = len(body), self._table.reserve, 0
+        tokens, reserve, unbounded, tariff = len(body), self._table.reserve, 0, terms.tariff
+        assert tariff is not None  # noqa: S101 - `_terms` finds one
         if wanted.tools:
             tokens += TOOLS_TOKENS
         more = wanted.open or wanted.pictures > 0
@@ -207,13 +252,13 @@ class LlmPricing:
             tokens += 0 if reserve else unbounded
         # What is reserved for may have any number of tokens.
         rates = tariff.rates(1 << 62 if more and reserve else tokens) if tariff.tiers else tariff.base
-        percent, written, written_1h = 100, True, False
-        if shape.of_anthropic:
+        percent, (written, written_1h, _) = 100, _USUAL_CACHES
+        if terms.shape.of_anthropic:
             percent, hides = percent_of(wanted.geo), b"\\u00" in body
             written, written_1h = hides or b"cache" in body, hides or b'1h"' in body
         per_input, each = _dearest(rates, percent, (written, written_1h, more))
         pico = tokens * per_input // 100 + rates.request
-        if "prediction" in wanted.members:  # what of it is not taken is billed as output, beyond the limit
+        if wanted.predicts:  # what of it is not taken is billed as output, beyond the limit
             pico += len(body) * rates.dearest_output
         fixed = {"USD": -(-pico // PICO_IN_NANO), "tokens": tokens}
         if more and reserve:
@@ -221,17 +266,17 @@ class LlmPricing:
                 fixed[unit] = fixed.get(unit, 0) + atoms
         return fixed, each
 
-    @staticmethod
-    def _unread(shape: Shape, model: str, body: bytes | None, find: FindTariff, held: FixedQuote) -> Quote:
+    def _unread(self, shape: Shape, model: str, body: bytes | None, now_s: float, held: FixedQuote) -> Quote:
         """Quote a request that is not read: its answer may say what it did cost, and must be counted if it does.
 
         Args:
             shape: Its own.
             model: As its path names it; "" if that does not.
             body: What is sent, if it is not too long.
-            find: As of `Terms`.
+            now_s: As of `quote`.
             held: What is reserved for it.
         """
+        find = partial(self._find, now_s)
         tariff = find(model, "", "") if model else None
         tokens = CONTEXT_TOKENS if tariff is None else tariff.context or CONTEXT_TOKENS
         # What nothing is held of is not counted.
@@ -244,14 +289,18 @@ class LlmPricing:
             geo="",
             find=find,
             tariff=tariff,
-            fixed=fixed,
-            each={},
             bounded=False,
             hidden=True,
             fees=False,
             strips=False,
+            each={},
+            most=0,
+            least=0,
+            limit="",
+            notice=held.notice,
+            rate=None,
         )
-        return LlmQuote(terms, body, None, most=0, limit="", notice=held.notice)
+        return LlmQuote(terms, fixed, body, None)
 
 
 @lru_cache(maxsize=1024)

@@ -106,6 +106,7 @@ class Wanted(NamedTuple):
         fees: Whether something may be billed that no usage tells of.
         pictures: How many there are in it.
         tools: Whether it brings functions to call.
+        predicts: Whether it brings what its answer will be like.
         unseen: Whether it asks for output that does not show in its stream, or goes on when that is left.
         thinking_tokens: How many tokens of its output are for that, at the least.
         tier, speed, geo: Its `service_tier`, `speed` and `inference_geo`; "" if it leaves them to the provider.
@@ -121,6 +122,7 @@ class Wanted(NamedTuple):
     fees: bool
     pictures: int
     tools: bool
+    predicts: bool
     unseen: bool
     thinking_tokens: int
     tier: str
@@ -178,7 +180,7 @@ def _wanted_usually(shape: Shape, members: dict[str, Any], body: bytes) -> Wante
         is_open, fees, pictures = _brought(shape, body, is_open=False)
     # fmt: off
     asked = (
-        members, model, limited, 1, streams, is_open, fees, pictures, False, False, 0, "", "", "", False,
+        members, model, limited, 1, streams, is_open, fees, pictures, False, False, False, 0, "", "", "", False,
     )
     # fmt: on
     return _new(Wanted, asked)
@@ -236,6 +238,7 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
         fees,
         pictures,
         "tools" in members or "functions" in members,
+        "prediction" in members,
         choices > 1 or bool(thinking or get("reasoning") or get("reasoning_effort") or get("background")),
         0 if thinking is None else _number(_object(thinking).get("budget_tokens")) or 0,
         usual_is_none(tier) if tier else "",

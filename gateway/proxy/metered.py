@@ -201,11 +201,12 @@ class MeteredExchange(GuardedExchange):
         """See `Exchange`."""
         quote, ask = self._quote, self._reservation
         assert quote is not None and ask is not None  # noqa: S101, PT018 - see above
-        self._meter = meter = quote.meter(self._granted, head.status, head.lines, head.form)
+        content = rest if rest and framing.answer_length(self.head.method, head) == len(rest) else b""
+        self._meter = meter = quote.meter(self._granted, head.status, head.lines, head.form, content)
         head.lines.append(b"X-Gateway-Request: " + ask.id.encode())
         if self._granted < quote.most:
             head.lines.append(b"X-Gateway-Max-Tokens: %d" % self._granted)
-        if rest and framing.answer_length(self.head.method, head) == len(rest):
+        if content:
             told = meter.feed(rest) + meter.finish()
             if len(told) != len(rest):
                 head.lines = [*writer.without_length(head.lines), b"Content-Length: %d" % len(told)]

@@ -51,9 +51,16 @@ def feed(meter: Meter, *pieces: bytes) -> bytes:
 
 
 def cost_of(quoted: Quote, answer: bytes, kind: bytes, *, whole: bool = True, lines: tuple[bytes, ...] = ()) -> Cost:
-    meter = quoted.meter(quoted.most, 200, (b"HTTP/1.1 200 OK", *lines, kind))
-    feed(meter, answer)
-    return meter.result(whole=whole, elapsed_ms=1000)
+    """Return what an answer did cost, that comes as one piece: whether its meter knows that it is all or not."""
+    head = (b"HTTP/1.1 200 OK", *lines, kind)
+    meter = quoted.meter(quoted.most, 200, head)
+    passed = feed(meter, answer)
+    cost = meter.result(whole=whole, elapsed_ms=1000)
+    if whole:
+        knowing = quoted.meter(quoted.most, 200, head, content=answer)
+        assert feed(knowing, answer) == passed
+        assert knowing.result(whole=True, elapsed_ms=1000) == cost
+    return cost
 
 
 def chunk(**delta: Any) -> dict[str, Any]:

@@ -126,6 +126,37 @@ def test_a_usage_in_a_string_is_none() -> None:
     assert cost_of(quote(CHAT_PATH, ASKS), json.dumps(answer).encode(), JSON).cost == CHAT_COST
 
 
+_SAID = st.sampled_from([json.dumps(CHAT_USAGE), '{"prompt_tokens":1,"completion_tokens":1}', '{"speed":"fast"}', "7"])
+_VALUE = st.recursive(
+    st.one_of(_SAID, st.sampled_from(['"usage"', '"\\\\\\",\\"usage\\":{"', '"}"', "[]", "null", "{"])),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=2).map(lambda values: f"[{','.join(values)}]"),
+        inner.map(lambda value: f'{{"usage": {value}}}'),
+    ),
+    max_leaves=4,
+)
+_NAME = st.sampled_from(['"usage"', '"us\\u0061ge"', '"choices"', '"model"', '"id"', '"service_tier"', '"\\"usage"'])
+
+
+@given(members=st.lists(st.tuples(_NAME, st.one_of(_SAID, _VALUE)), max_size=5), at=st.integers(0, 400))
+@settings(max_examples=60, deadline=None)
+def test_the_last_usage_of_all_counts_however_the_answer_comes(members: list[tuple[str, str]], at: int) -> None:
+    text = f"{{{' ,'.join(f'{name} :{value}' for name, value in members)}}}".encode()
+    quoted, head = quote(CHAT_PATH, ASKS), [b"HTTP/1.1 200 OK", JSON, b"x-request-id: r1"]
+    whole, pieces = quoted.meter(50, 200, head, content=text), quoted.meter(50, 200, head)
+    assert feed(whole, text) == feed(pieces, text[:at], text[at:]) == text
+    cost = whole.result(whole=True, elapsed_ms=1)
+    assert cost == pieces.result(whole=True, elapsed_ms=1)
+    try:
+        usage = json.loads(text).get("usage")
+    except ValueError:
+        usage = None
+    says = isinstance(usage, dict) and "prompt_tokens" in usage
+    assert cost.cost["tokens"] == (
+        usage["prompt_tokens"] + usage["completion_tokens"] if says else quoted.fixed["tokens"] + 50
+    )
+
+
 def test_reasoning_that_is_left_out_of_the_output_is_counted_by_the_sum() -> None:
     """As x.ai and Gemini's OpenAI API do."""
     usage = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 137}
