@@ -92,6 +92,7 @@ class Tally:
         own_s, upstream_s: Of each answer, how long the gateway and the upstream took, to its head. Two lists of the
             same length: to sort them when they are gathered costs less than to find a bucket for each on the way.
         statuses: The answers' statuses, but for those of 200: these are the rest.
+        settled: What requests did cost, and how sure that is.
         about: What is known of the token, as fields for people to read.
 
     All but the last are since it was last folded.
@@ -99,8 +100,8 @@ class Tally:
 
     # fmt: off
     __slots__ = (
-        "about", "begun", "bytes_in", "bytes_out", "failed", "own_s", "passed", "refused", "retries", "statuses",
-        "upstream_errors", "upstream_s", "_flying", "_folded",
+        "about", "begun", "bytes_in", "bytes_out", "failed", "own_s", "passed", "refused", "retries", "settled",
+        "statuses", "upstream_errors", "upstream_s", "_flying", "_folded",
     )
     # fmt: on
 
@@ -117,6 +118,7 @@ class Tally:
         self.own_s: list[float] = []
         self.upstream_s: list[float] = []
         self.statuses: list[int] = []
+        self.settled: list[tuple[Mapping[str, int], str]] = []
 
     @property
     def _over(self) -> int:
@@ -154,18 +156,6 @@ class Tally:
             self.failed += 1
         self.statuses.append(status or CLIENT_GONE)
 
-    def on_settled(self, cost: Mapping[str, int], mark: str) -> None:
-        """Count what a request did cost.
-
-        Args:
-            cost: Atoms by unit.
-            mark: How sure that is.
-        """
-        folded = self._folded
-        folded[SETTLED + mark] += 1
-        for unit, atoms in cost.items():
-            folded[COST + unit] += atoms
-
     def take(self, usage: TargetUsage) -> Counts:
         """Return what was counted, enter in `usage` what is counted by target alone, and begin again."""
         self.fold(usage)
@@ -177,6 +167,11 @@ class Tally:
         over = self._over
         self._flying = self.in_flight
         self.begun = 0
+        for cost, mark in self.settled:
+            self._folded[SETTLED + mark] += 1
+            for unit, atoms in cost.items():
+                self._folded[COST + unit] += atoms
+        self.settled.clear()
         if not over and not self.own_s:
             return
         self.bytes_out += sum(self.passed)

@@ -63,7 +63,7 @@ async def test_its_expressions_name_what_metrics_has_and_nothing_else(dashboard:
     api = metrics.target("api").strangers
     for refusal in (StoreUnavailable(), exceeded(Budget(unit="USD", amount=1, calendar="day"), 1, NEVER_US, 0)):
         api.on_refused(refusal)
-    api.on_settled({"USD": 1}, Mark.EXACT)
+    api.settled.append(({"USD": 1}, Mark.EXACT))
     _, text = await scraped(SharedCounts(metrics).all())
     labels: dict[str, set[str]] = {}
     values: dict[str, set[str]] = {}

@@ -7,8 +7,9 @@ than the tokens of its input: as far as all of that is in the body. What is not 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from gateway.budgets.spending import Mark
 from gateway.metering import Cost
@@ -48,7 +49,8 @@ _THINKING: Final = re.compile(
 )
 
 
-class Terms(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Terms:
     """What requests are quoted and metered by that ask for the same of the same model, whatever they say.
 
     Args:
@@ -109,16 +111,16 @@ class Terms(NamedTuple):
 
     def exact(self, said: Said, counts: Counts) -> dict[str, int] | None:
         """Return what so many tokens cost; None if their prices are not known."""
-        tariff = self.tariff
-        if tariff is None or said.tier or said.speed:
-            tier = usual_is_none(said.tier) if said.tier else self.tier
-            speed = usual_is_none(said.speed) if said.speed else self.speed
+        tariff, (_, _, _, _, _, said_tier, said_speed, _, geo) = self.tariff, said
+        if tariff is None or said_tier or said_speed:
+            tier = usual_is_none(said_tier) if said_tier else self.tier
+            speed = usual_is_none(said_speed) if said_speed else self.speed
             if tariff is None or tier != self.tier or speed != self.speed:
                 tariff = self.find(self.model or said.model, tier, speed) or tariff
             if tariff is None:
                 return None
-        percent = percent_of(said.geo or self.geo) if self.shape.of_anthropic else 100
-        return {"USD": tariff.nano(counts, percent), "tokens": counts.input + counts.output}
+        percent = percent_of(geo or self.geo) if self.shape.of_anthropic else 100
+        return {"USD": tariff.nano(counts, percent), "tokens": counts[0] + counts[1]}
 
     def passed(self, fixed: Mapping[str, int], granted: int, said: Said) -> dict[str, int]:
         """Return what has been spent by what passed of an answer that is not over, at the most."""
@@ -152,7 +154,11 @@ class LlmQuote:
         self._body = body
         self._wanted = wanted
         self.fixed = fixed
-        _, self.model, _, _, _, _, _, _, _, _, _, self.each, self.most, self.least, _, self.notice, _ = terms
+        self.model = terms.model
+        self.each = terms.each
+        self.most = terms.most
+        self.least = terms.least
+        self.notice = terms.notice
         # Nothing can be taken out of a stream that is compressed, nor can it be ended early.
         self.accepts = b"identity" if wanted is None or wanted.streams else b"gzip, identity"
 
@@ -279,13 +285,14 @@ class Blind:
 
 def units_of(counts: Counts) -> dict[str, int]:
     """Return counts by kind, as the ledger has them."""
-    units = {"input": counts.input, "output": counts.output}
-    if counts.cached:
-        units["cached"] = counts.cached
-    if counts.cache_write:
-        units["cache_write"] = counts.cache_write
-    if counts.searches:
-        units["searches"] = counts.searches
+    asked, said, cached, written, _, _, _, _, _, _, searches = counts
+    units = {"input": asked, "output": said}
+    if cached:
+        units["cached"] = cached
+    if written:
+        units["cache_write"] = written
+    if searches:
+        units["searches"] = searches
     return units
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -160,7 +161,9 @@ class LlmPricing:
         if rate is not None:
             return LlmQuote(terms, {"USD": -(-tokens * rate // PICO_IN_NANO), "tokens": tokens}, body, wanted)
         fixed, each = self._bounds(terms, wanted, body)
-        return LlmQuote(terms._replace(each=each) if terms.most else terms, fixed, body, wanted)
+        if terms.most and each != terms.each:
+            terms = replace(terms, each=each)
+        return LlmQuote(terms, fixed, body, wanted)
 
     def _terms(self, shape: Shape, named: str, strips: bool, wanted: Wanted, now_s: float) -> Terms:  # noqa: FBT001
         """Return what a request is quoted and metered by. Its members are not looked at.

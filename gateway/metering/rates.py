@@ -77,14 +77,16 @@ class Rates(NamedTuple):
         asked, said, cached, written, hour, heard, recalled, spoken, seen, drawn, searches = counts
         if hour or heard or recalled or spoken or seen or drawn or searches:  # as nearly none has
             return self._pico_of_many_kinds(counts)
-        plain, each = asked - cached - written, self.input
-        pico = self.request + said * self.output
+        # By name, each would take as long as all of them.
+        each, each_said, each_cached, each_written, _, _, _, _, _, _, request, _ = self
+        plain = asked - cached - written
+        pico = request + said * each_said
         if plain > 0:
             pico += plain * each
         if cached:
-            pico += cached * (each if self.cached is None else self.cached)
+            pico += cached * (each if each_cached is None else each_cached)
         if written:
-            pico += written * (each if self.cache_write is None else self.cache_write)
+            pico += written * (each if each_written is None else each_written)
         return pico
 
     def _pico_of_many_kinds(self, counts: Counts) -> int:

@@ -34,7 +34,7 @@ class GuardedExchange(Exchange):
         """See `Exchange`."""
         self._collecting = self._continued = False
         self._mark = ""
-        return super().start(head, data)
+        return Exchange.start(self, head, data)
 
     # --- read ----------------------------------------------------------------------------------------------------
 
@@ -53,7 +53,7 @@ class GuardedExchange(Exchange):
 
     def on_client_bytes(self, data: bytes) -> bytes:
         """See `Exchange`."""
-        rest = super().on_client_bytes(data)
+        rest = Exchange.on_client_bytes(self, data)
         upload, subject = self.upload, self.subject
         if self._collecting and not self._over and upload is not None and subject is not None:
             self._collecting = not self.request_done and upload.held_bytes <= MAX_READ_BYTES
@@ -71,7 +71,7 @@ class GuardedExchange(Exchange):
         except GatewayError as error:
             self._refuse(error)
             return
-        super()._ask(subject)
+        Exchange._ask(self, subject)
 
     def _read(self) -> bytes | None:
         """Return the request's whole content; None if it has not all been read.
@@ -102,7 +102,7 @@ class GuardedExchange(Exchange):
         """Leave out what the client has had its answer to, and go on as `Exchange` does."""
         if self._continued:
             self._drop(b"\r\nexpect:")
-        super()._acquire()
+        Exchange._acquire(self)
 
     def _drop(self, name: bytes) -> None:
         """Leave a field out of what is sent, given as CRLF, its name in lower case, and the colon.
@@ -117,4 +117,4 @@ class GuardedExchange(Exchange):
     def _refuse(self, error: GatewayError) -> None:
         if isinstance(error, LoopDetected) and not self._over:
             error = repeats.note(self, self._mark, self._read() or b"", error)
-        super()._refuse(error)
+        Exchange._refuse(self, error)

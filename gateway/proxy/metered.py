@@ -3,6 +3,8 @@
 What `exchange` has is done here as well, and in between: the request's body is read where its price depends on it, the
 most that it can cost is reserved together with its limits, the body is made to fit what was granted, the answer passes
 through a meter, and the cost is settled once, however the exchange ends.
+
+What a base class has is called by its name: `super()` would take longer than some of these methods.
 """
 
 from __future__ import annotations
@@ -88,7 +90,7 @@ class MeteredExchange(GuardedExchange):
         self._extension: Extension | None = None
         self.spent: Spent | None = None
         self.deadline_s = NEVER
-        return super().start(head, data)
+        return GuardedExchange.start(self, head, data)
 
     # --- what it may cost ----------------------------------------------------------------------------------------
 
@@ -99,7 +101,7 @@ class MeteredExchange(GuardedExchange):
         elif self.upload is None:  # nothing is to be waited for
             self._ask_read(subject)
         else:
-            super()._ask(subject)
+            GuardedExchange._ask(self, subject)
 
     def _ask_read(self, subject: Subject) -> None:
         pacing = self.context.shared.paces.now
@@ -152,7 +154,7 @@ class MeteredExchange(GuardedExchange):
 
     def _read(self) -> bytes | None:
         """See `GuardedExchange`; where the body may be changed, it is sent in one piece from then on."""
-        body, head = super()._read(), self.head
+        body, head = GuardedExchange._read(self), self.head
         if body is not None and self._pricing.needs_body:
             self.upload, self._content = None, body
             if head.length == CHUNKED:
@@ -166,7 +168,7 @@ class MeteredExchange(GuardedExchange):
             self._granted = verdict.granted
         elif self._quote is not None:
             self._granted = self._quote.most
-        super().on_verdict(verdict)
+        GuardedExchange.on_verdict(self, verdict)
 
     def _acquire(self) -> None:
         """Make the request fit what was granted, and go on as `Exchange` does."""
@@ -188,12 +190,12 @@ class MeteredExchange(GuardedExchange):
                 self._drop(b"\r\ncontent-length:")
                 head.lines.append(b"Content-Length: %d" % len(content))
                 head.length = len(content)
-        super()._acquire()
+        GuardedExchange._acquire(self)
 
     def on_connected(self, connection: UpstreamConnection) -> None:
         """See `Exchange`."""
         self._sent_s = perf_counter()
-        super().on_connected(connection)
+        GuardedExchange.on_connected(self, connection)
 
     # --- what it did cost ----------------------------------------------------------------------------------------
 
@@ -212,7 +214,7 @@ class MeteredExchange(GuardedExchange):
                 head.lines = [*writer.without_length(head.lines), b"Content-Length: %d" % len(told)]
                 head.length = len(told)
             rest = told
-        super().on_answer(head, rest)
+        GuardedExchange.on_answer(self, head, rest)
 
     def _answer_body(self, length: int) -> framing.Body:
         meter = self._meter
@@ -231,13 +233,13 @@ class MeteredExchange(GuardedExchange):
         """See `Exchange`."""
         if self.answer is not None and isinstance(self.answer.body, MeteredUntilClose):
             self.client.write(self.answer.body.end())
-        return super().on_answer_eof()
+        return GuardedExchange.on_answer_eof(self)
 
     # --- when it costs more than was reserved --------------------------------------------------------------------
 
     def on_answer_bytes(self, data: bytes) -> None:
         """See `Exchange`."""
-        super().on_answer_bytes(data)
+        GuardedExchange.on_answer_bytes(self, data)
         extension, meter = self._extension, self._meter
         if extension is not None and meter is not None and not self._over and not extension.is_asking:
             running = meter.running(self._elapsed_ms())
@@ -271,7 +273,7 @@ class MeteredExchange(GuardedExchange):
     def on_client_ready(self) -> None:
         """See `Exchange`."""
         if self._extension is None or not self._extension.is_asking:
-            super().on_client_ready()
+            GuardedExchange.on_client_ready(self)
 
     # --- settle --------------------------------------------------------------------------------------------------
 
@@ -291,7 +293,7 @@ class MeteredExchange(GuardedExchange):
                 self.answer.resume()
             return
         self._settle(whole=False)
-        super().on_client_lost()
+        GuardedExchange.on_client_lost(self)
 
     def on_deadline(self) -> None:
         """See `Exchange`; or go on with a request that has waited."""
@@ -307,21 +309,21 @@ class MeteredExchange(GuardedExchange):
             else:
                 self._keep_pace(pacing, subject, waits=False)
         else:
-            super().on_deadline()
+            GuardedExchange.on_deadline(self)
 
     def _refuse(self, error: GatewayError) -> None:
         self._settle(whole=False)
         if self._gone:
             self._end()
         else:
-            super()._refuse(error)
+            GuardedExchange._refuse(self, error)
 
     def _abort(self, *, by_upstream: bool) -> None:
         self._settle(whole=False)
         if self._gone:
             self._end()
         else:
-            super()._abort(by_upstream=by_upstream)
+            GuardedExchange._abort(self, by_upstream=by_upstream)
 
     def _finish(self) -> None:
         self._settle(whole=True)
@@ -337,13 +339,13 @@ class MeteredExchange(GuardedExchange):
             self._kept.clear()
             self.head.lines.clear()
             self.client.spare = self
-        super()._finish()
+        GuardedExchange._finish(self)
 
     def _end(self) -> None:
         self._settle(whole=False)
         self.context.clock.watched.discard(self)
         self.context.shared.spending.left.discard(self)
-        super()._end()
+        GuardedExchange._end(self)
 
     def _settle(self, *, whole: bool) -> None:
         """Settle what was reserved, once."""
@@ -373,7 +375,7 @@ class MeteredExchange(GuardedExchange):
             settlement = _new(Settlement, (spent, mark, _new(Entry, told)))
             usage = self.context.usage  # its tally may be another by now: it is over, where its client has left
             tally = usage.tallies.get(subject.id) or usage.open(subject.id, subject.about())
-            tally.on_settled(spent, mark)
+            tally.settled.append((spent, mark))
             pacing = self.context.shared.paces.now
             if pacing is not None:
                 pacing.spent(subject.id, spent.get(UNIT, 0))

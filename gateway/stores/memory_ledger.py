@@ -39,12 +39,14 @@ class Offer(NamedTuple):
 
     Args:
         accounts: Theirs, brought up to now.
+        amounts: What each of them has to hold, in atoms.
         granted: Output tokens, of those asked for; -1: it is refused.
         refusing: Then which budget refused, from 0.
         frees_us: Likewise, `Room.frees_us`.
     """
 
     accounts: Sequence[Account]
+    amounts: Sequence[int]
     granted: int
     refusing: int
     frees_us: int
@@ -111,8 +113,9 @@ class MemoryLedger:
         """
         if self._late:
             self._settle_late()
-        now_us, accounts = self._now_us(), []
-        _, fixed, each, granted, *_ = ask
+        now_us, accounts, amounts = self._now_us(), [], []
+        _, fixed, each, most, _, _ = ask
+        granted = most
         refusing, frees_us, longest_us = -1, 0, -1.0
         for index, (key, budget) in enumerate(budgets):
             account = self._accounts.get(key) or self._make(key, budget)
@@ -121,6 +124,7 @@ class MemoryLedger:
                 account.advance(now_us)
             unit = account.unit
             needed = fixed.get(unit, 0) + each.get(unit, 0) * granted
+            amounts.append(needed)
             if account.settled + account.reserved + needed <= budget.amount:
                 continue  # by far the most frequent case
             room = account.room(budget, ask, now_us)
@@ -130,7 +134,9 @@ class MemoryLedger:
                     refusing, frees_us, longest_us = index, room.frees_us, wait_us
             elif room.granted < granted:
                 granted = room.granted
-        return _new(Offer, (accounts, granted if refusing < 0 else -1, refusing, frees_us))
+        if granted < most:
+            amounts = [ask.amount(account.unit, granted) for account in accounts]
+        return _new(Offer, (accounts, amounts, granted if refusing < 0 else -1, refusing, frees_us))
 
     def reserve(self, token: str, ask: Ask, offer: Offer) -> tuple[int, ...]:
         """Hold what was offered; return `SpendVerdict.used`.
@@ -138,25 +144,20 @@ class MemoryLedger:
         Raises:
             StoreUnavailable: It could not be written down, and is not held.
         """
-        accounts, atoms, used = [], [], []
-        request, fixed, each, _, _, about = ask
-        granted = offer.granted
-        for account in offer.accounts:
-            unit = account.unit
-            amount = fixed.get(unit, 0) + each.get(unit, 0) * granted
-            used.append(account.settled + account.reserved + amount)
-            if amount:
-                accounts.append(account)
-                atoms.append(amount)
+        accounts, amounts, granted, _, _ = offer
+        if 0 in amounts:  # nothing is not held
+            accounts = [account for account, amount in zip(accounts, amounts, strict=True) if amount]
+            amounts = list(filter(None, amounts))
+        request, about = ask.id, ask.about
         reservation = _new(Reservation, (token, about, accounts, granted))
         if self._journal.keeps_sums:
-            self._journal.reserve(request, reservation, atoms)
-        for account, amount in zip(accounts, atoms, strict=True):
+            self._journal.reserve(request, reservation, amounts)
+        for account, amount in zip(accounts, amounts, strict=True):
             account.reserve(request, amount)
         self._open[request] = reservation
         if self._made:
             self._purge()
-        return (*used,)
+        return offer.used
 
     def settle(self, plan: SpendPlan, ask: Ask, granted: int, settlement: Settlement) -> None:
         """See `Ledger.settle`."""
