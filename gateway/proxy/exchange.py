@@ -386,9 +386,10 @@ class Exchange:
             self.context.pool.give_back(upstream)
             if self._leased:
                 self._release()
-            if not self.context.writes_late and self.upload is None:
-                # Nothing has more of the request, as a metered exchange has; and a line of the log is made by now. Many
-                # connections may wait with one like this, so it holds nothing.
+            if self.context.writes_late:
+                self._rest()
+            elif self.upload is None:
+                # A line of the log is made by now. Many connections may wait with one like this, so it holds nothing.
                 client = self.client
                 self.head.lines.clear()
                 del self.head
@@ -401,6 +402,9 @@ class Exchange:
         else:
             self._end()
         self.client.on_exchange_done(self.keep_alive)
+
+    def _rest(self) -> None:
+        """Where its head is written late: take the next request, if nothing has more of this one. See `metered`."""
 
     def _end(self) -> None:
         """Let go of everything that is not the client's; a place that nothing was sent for is given back."""

@@ -17,7 +17,8 @@ from gateway.proxy.clock import NEVER
 from gateway.proxy.exchange import Exchange
 
 if TYPE_CHECKING:
-    from gateway.http1.message import RequestHead
+    from gateway.proxy.client import ClientConnection
+    from gateway.proxy.context import Destination
     from gateway.subject import Subject
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -30,11 +31,10 @@ class GuardedExchange(Exchange):
 
     _needs_body: bool = True
 
-    def start(self, head: RequestHead, data: bytes) -> bytes:
-        """See `Exchange`."""
+    def __init__(self, context: Destination, client: ClientConnection) -> None:
+        super().__init__(context, client)
         self._collecting = self._continued = False
         self._mark = ""
-        return Exchange.start(self, head, data)
 
     # --- read ----------------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from gateway.stores.ledger import SpendVerdict
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.http1.message import AnswerHead, RequestHead
+    from gateway.http1.message import AnswerHead
     from gateway.metering import Meter, Pricing, Quote
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import Destination
@@ -66,7 +66,7 @@ class MeteredExchange(GuardedExchange):
 
     # fmt: off
     __slots__ = (
-        "_pricing", "_needs_body", "_quote", "_kept", "_entry", "_reservation", "_granted",  # what it may cost
+        "_pricing", "_needs_body", "_quote", "_entry", "_reservation", "_granted",  # what it may cost
         "_meter", "_sent_s", "_extension", "_settled", "spent",  # what it did
         "_waits", "_gone", "deadline_s",  # when its token is slowed, when the client has left
     )
@@ -77,11 +77,12 @@ class MeteredExchange(GuardedExchange):
         self._pricing = pricing
         self._needs_body = pricing.needs_body or context.settings.loop_guard is not None
 
-    def start(self, head: RequestHead, data: bytes) -> bytes:
-        """See `Exchange`."""
+        self._clear()
+
+    def _clear(self) -> None:
+        """Have nothing of a request."""
         self._settled = self._waits = self._gone = False
         self._quote: Quote | None = None
-        self._kept: list[bytes] = []  # the request's field lines, without what it says that it can read
         self._entry: Entry | None = None
         self._reservation: Ask | None = None
         self._granted = 0
@@ -90,7 +91,6 @@ class MeteredExchange(GuardedExchange):
         self._extension: Extension | None = None
         self.spent: Spent | None = None
         self.deadline_s = NEVER
-        return GuardedExchange.start(self, head, data)
 
     # --- what it may cost ----------------------------------------------------------------------------------------
 
@@ -129,13 +129,16 @@ class MeteredExchange(GuardedExchange):
             body = None
             if self._needs_body:
                 body = self._content if self.upload is None else self._read()
-            is_usual, self._kept = asked(head.lines, head.form)
+            is_usual, kept = asked(head.lines, head.form)
             quote = self._pricing.quote(head.method, path, () if is_usual else head.lines, body, context.clock.wall_s)
             if context.settings.loop_guard is not None:
                 subject = self._counted_apart(subject, body, spends=True)
         except GatewayError as error:
             self._refuse(error)
             return
+        if quote.accepts:  # what the meter can read
+            kept.append(b"Accept-Encoding: " + quote.accepts)
+            head.lines = kept
         if quote.notice:
             context.shared.spending.tell(quote.notice)
         id_ = context.shared.spending.next_id()
@@ -174,9 +177,6 @@ class MeteredExchange(GuardedExchange):
         """Make the request fit what was granted, and go on as `Exchange` does."""
         quote, head = self._quote, self.head
         assert quote is not None  # noqa: S101 - see above
-        if quote.accepts:  # what the meter can read
-            head.lines = self._kept
-            head.lines.append(b"Accept-Encoding: " + quote.accepts)
         if self.upload is None and self._pricing.needs_body:
             content = self._content
             try:
@@ -330,16 +330,15 @@ class MeteredExchange(GuardedExchange):
         if self._gone:
             self._end()
             return
-        upstream, context = self._upstream, self.context
-        is_well = upstream is not None and upstream.reusable and self.upload is None
-        if is_well and self._extension is None and context.log is None:
-            # As in `Exchange`; to be said before: the next request may begin within that.
-            self._quote = self._meter = self._entry = self._reservation = None
+        GuardedExchange._finish(self)
+
+    def _rest(self) -> None:
+        if self.upload is None and self._extension is None:
+            self._clear()
+            self._mark = ""
             self._content = self._request = b""
-            self._kept.clear()
             self.head.lines.clear()
             self.client.spare = self
-        GuardedExchange._finish(self)
 
     def _end(self) -> None:
         self._settle(whole=False)

@@ -53,7 +53,13 @@ def has_no_body(play: Playbook) -> None:
 
 @pytest.mark.parametrize("answered", [has_answer, has_chunks, has_no_body])
 @pytest.mark.parametrize(
-    "config", [{"access_log": "off"}, {"access_log": "json"}, {"cost": FIXED, "budget": "1 USD/hour"}]
+    "config",
+    [
+        {"access_log": "off"},
+        {"access_log": "json"},
+        {"cost": FIXED, "budget": "1 USD/hour"},
+        {"cost": FIXED, "budget": "1 USD/hour", "access_log": "json"},
+    ],
 )
 def test_nothing_of_a_request_is_left_for_the_next(
     make_play: Callable[..., Playbook],
