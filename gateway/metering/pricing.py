@@ -31,7 +31,7 @@ CONTEXT_TOKENS: Final = 1_000_000
 """How long a model's input can be at most, where nobody has said."""
 
 MAX_PATH_BYTES: Final = 1024
-"""No path of a language model's API is as long, with the method before it."""
+"""No path of a language model's API is as long."""
 
 # Whose APIs have a name of their own for the limit of chat completions: their newer models refuse the common one.
 _OPENAI: Final = re.compile(
@@ -52,10 +52,16 @@ _SEARCHES: Final = re.compile("-search-(?:preview|api)")
 """Models that search the web for each answer."""
 
 
-@lru_cache(maxsize=1024)  # of methods and paths up to `MAX_PATH_BYTES`
-def _shape_of(method: bytes, base: bytes, plain: bytes) -> tuple[Shape, str] | None:
-    """See `shape_of`; None as well if some server could read another path."""
-    return None if is_ambiguous(plain) else shape_of(method, base + plain)
+@lru_cache(maxsize=1024)  # of paths up to `MAX_PATH_BYTES`
+def _shape_of(base: bytes, path: bytes) -> tuple[Shape, str] | None:
+    """See `shape_of`; None as well if some server could read another path.
+
+    Args:
+        base: The target's path.
+        path: What follows that in a POST; a query may be behind it.
+    """
+    plain = path.partition(b"?")[0] or b"/"
+    return None if is_ambiguous(plain) else shape_of(b"POST", base + plain)
 
 
 @lru_cache(maxsize=1024)
@@ -127,12 +133,14 @@ class LlmPricing:
 
     def quote(self, method: bytes, path: bytes, lines: Sequence[bytes], body: bytes | None, now_s: float) -> Quote:
         """See `Pricing`."""
-        table, plain = self._table, path.partition(b"?")[0] or b"/"
-        price = fixed_price(table, method, plain, lines) if table.fixed else None
-        if price is not None:
+        table = self._table
+        if table.fixed and (price := fixed_price(table, method, path.partition(b"?")[0] or b"/", lines)) is not None:
             return FixedQuote(price, body)
-        shaped = _shape_of(method, self._base, plain) if len(method) + len(plain) <= MAX_PATH_BYTES else None
+        if len(path) > MAX_PATH_BYTES:
+            path = path.partition(b"?")[0]
+        shaped = _shape_of(self._base, path) if method == b"POST" and len(path) <= MAX_PATH_BYTES else None
         if shaped is None or (lines and names_another(lines)):
+            plain = path.partition(b"?")[0] or b"/"
             if is_free(method, plain, lines):
                 return FixedQuote({}, body)
             return unknown(table, body, "this method and path", "give it one in `fixed`")

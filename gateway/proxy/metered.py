@@ -66,8 +66,8 @@ class MeteredExchange(GuardedExchange):
 
     # fmt: off
     __slots__ = (
-        "_pricing", "_needs_body", "_quote", "_entry", "_reservation", "_granted",  # what it may cost
-        "_meter", "_sent_s", "_extension", "_settled", "spent",  # what it did
+        "_pricing", "_needs_body", "_asked", "_granted",  # what it may cost
+        "_meter", "_sent_s", "_extension", "spent",  # what it did
         "_waits", "_gone", "deadline_s",  # when its token is slowed, when the client has left
     )
     # fmt: on
@@ -81,10 +81,8 @@ class MeteredExchange(GuardedExchange):
 
     def _clear(self) -> None:
         """Have nothing of a request."""
-        self._settled = self._waits = self._gone = False
-        self._quote: Quote | None = None
-        self._entry: Entry | None = None
-        self._reservation: Ask | None = None
+        self._waits = self._gone = False
+        self._asked: tuple[Quote, Ask, Entry] | None = None  # until it is settled
         self._granted = 0
         self._meter: Meter | None = None
         self._sent_s = 0.0
@@ -150,9 +148,9 @@ class MeteredExchange(GuardedExchange):
             _NOTHING, 0, "", 0, each, 0,
         )
         # fmt: on
-        self._entry = entry = _new(Entry, told)
-        self._quote = quote
-        self._reservation = ask = _new(Ask, (id_, fixed, each, quote.most, quote.least, entry))
+        entry = _new(Entry, told)
+        ask = _new(Ask, (id_, fixed, each, quote.most, quote.least, entry))
+        self._asked = quote, ask, entry
         context.admission.reserve(subject, ask, self)
 
     def _read(self) -> bytes | None:
@@ -169,18 +167,18 @@ class MeteredExchange(GuardedExchange):
         """See `Exchange`."""
         if isinstance(verdict, SpendVerdict):
             self._granted = verdict.granted
-        elif self._quote is not None:
-            self._granted = self._quote.most
+        elif self._asked is not None:
+            self._granted = self._asked[0].most
         GuardedExchange.on_verdict(self, verdict)
 
     def _acquire(self) -> None:
         """Make the request fit what was granted, and go on as `Exchange` does."""
-        quote, head = self._quote, self.head
-        assert quote is not None  # noqa: S101 - see above
+        asked, head = self._asked, self.head
+        assert asked is not None  # noqa: S101 - it comes before a verdict
         if self.upload is None and self._pricing.needs_body:
             content = self._content
             try:
-                body = quote.body(self._granted)
+                body = asked[0].body(self._granted)
             except GatewayError as error:
                 self._refuse(error)
                 return
@@ -201,8 +199,8 @@ class MeteredExchange(GuardedExchange):
 
     def on_answer(self, head: AnswerHead, rest: bytes) -> None:
         """See `Exchange`."""
-        quote, ask = self._quote, self._reservation
-        assert quote is not None and ask is not None  # noqa: S101, PT018 - see above
+        assert self._asked is not None  # noqa: S101 - it is not over
+        quote, ask, _ = self._asked
         content = rest if rest and framing.answer_length(self.head.method, head) == len(rest) else b""
         self._meter = meter = quote.meter(self._granted, head.status, head.lines, head.form, content)
         head.lines.append(b"X-Gateway-Request: " + ask.id.encode())
@@ -219,9 +217,10 @@ class MeteredExchange(GuardedExchange):
     def _answer_body(self, length: int) -> framing.Body:
         meter = self._meter
         assert meter is not None  # noqa: S101 - the head came before
-        ask, entry, subject = self._reservation, self._entry, self.subject
-        assert ask is not None and entry is not None and subject is not None  # noqa: S101, PT018 - see above
+        asked, subject = self._asked, self.subject
+        assert asked is not None and subject is not None  # noqa: S101, PT018 - see above
         if self.context.settings.budget_cut and subject.budgets:
+            _, ask, entry = asked
             self._extension = Extension(self.context.admission, subject, entry, ask.amounts(self._granted), self)
         if length == UNTIL_CLOSE:
             return MeteredUntilClose(meter)
@@ -281,9 +280,8 @@ class MeteredExchange(GuardedExchange):
         """See `Exchange`; but its answer may be read on for a while, so that what it cost is known."""
         drain_s, shared = self.context.settings.disconnect_drain_s, self.context.shared
         if drain_s and self.sent and self.request_done and not self._over and not shared.closed:
-            ask = self._reservation
-            assert ask is not None  # noqa: S101 - it has been sent
-            self.spent = Spent(ask.id, None)
+            assert self._asked is not None  # noqa: S101 - it has been sent
+            self.spent = Spent(self._asked[1].id, None)
             account.left(self)
             self._gone = True
             self.deadline_s = self.context.clock.soon_s + drain_s
@@ -348,12 +346,12 @@ class MeteredExchange(GuardedExchange):
 
     def _settle(self, *, whole: bool) -> None:
         """Settle what was reserved, once."""
-        ask, quote, entry, subject, meter = self._reservation, self._quote, self._entry, self.subject, self._meter
-        if self._settled or self.verdict is None or not self.verdict.admitted:
+        asked, verdict, subject = self._asked, self.verdict, self.subject
+        if asked is None or subject is None or verdict is None or not verdict.admitted:
             return
-        assert ask is not None and quote is not None and entry is not None and subject is not None  # noqa: S101, PT018 - they come before a verdict
-        self._settled = True
-        elapsed_ms = self._elapsed_ms()
+        self._asked = None
+        quote, ask, entry = asked
+        meter, elapsed_ms = self._meter, self._elapsed_ms()
         if not self.sent:
             settlement = Settlement({}, Mark.EXACT, "")
         else:
@@ -372,8 +370,10 @@ class MeteredExchange(GuardedExchange):
             )
             # fmt: on
             settlement = _new(Settlement, (spent, mark, _new(Entry, told)))
-            usage = self.context.usage  # its tally may be another by now: it is over, where its client has left
-            tally = usage.tallies.get(subject.id) or usage.open(subject.id, subject.about())
+            tally = self.tally
+            if self._gone:  # for the tally it is over, so that there may be another one by now
+                usage = self.context.usage
+                tally = usage.tallies.get(subject.id) or usage.open(subject.id, subject.about())
             tally.settled.append((spent, mark))
             pacing = self.context.shared.paces.now
             if pacing is not None:

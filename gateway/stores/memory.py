@@ -168,19 +168,20 @@ class MemoryStore:
             return
         ledger = self._ledger or self.ledger
         offer = ledger.offer(own.budgets, ask)
-        if offer.granted < 0:
+        granted = offer[2]  # by its name, it would take longer
+        if granted < 0:
             verdict = SpendVerdict(False, len(own.limits) + offer.refusing, 0, offer.frees_us, self._now_us())
         else:
             self.check(plan, self._limited)
             verdict = _verdict(SpendVerdict, self._limited.verdict)
-        if verdict.admitted:
+        if verdict[0]:
             try:
                 verdict.used = ledger.reserve(own.subject, ask, offer)
             except StoreUnavailable as error:
                 self.refund(plan, verdict)
                 waiter.on_store_loss(error)
                 return
-            verdict.granted = offer.granted
+            verdict.granted = granted
         else:
             verdict.used = offer.used
         waiter.on_verdict(verdict)
