@@ -11,6 +11,7 @@ from gateway.metering.shapes import Shape, counts_of
 _new: Final = tuple.__new__
 """Makes a NamedTuple in half the time that its constructor takes."""
 _NAMES: Final = frozenset((b"usage", b"model", b"id", b"service_tier"))
+_BEFORE_A_NAME: Final = frozenset((b"{", b",", b" ", b"\n", b"\r", b"\t"))
 _GEMINI_NAMES: Final = frozenset((b"usageMetadata", b"modelVersion", b"responseId"))
 
 
@@ -89,10 +90,10 @@ def _end_of(text: bytes, shape: Shape) -> object:
     Inside of a string there is no quote without a backslash. Were it not the whole's own usage, more would be closed
     behind it than is opened here, and that is no JSON.
     """
-    at = text.rfind(b'"usageMetadata"' if shape.of_gemini else b'"usage"')
-    if at < 1 or text[at - 1] not in b"{, \n\r\t" or text.find(b'"service_tier"', 0, at) >= 0:
+    before, name, behind = text.rpartition(b'"usageMetadata"' if shape.of_gemini else b'"usage"')
+    if not name or before[-1:] not in _BEFORE_A_NAME or before.find(b'"service_tier"') >= 0:
         return None
-    return parsed(b"{" + text[at:])
+    return parsed(b"{%b%b" % (name, behind))
 
 
 def said_of(shape: Shape, answer: object) -> Said:

@@ -63,7 +63,7 @@ class Terms:
         hidden: Whether it can make output that does not show.
         fees: Whether something may be billed that no usage tells of.
         strips: Whether the client has not asked for the event that says the usage.
-        each, most, least, notice: As of `Quote`.
+        each, most, least, accepts, notice: As of `Quote`.
         limit: The name of the output's limit, where that may be set or lowered; "" where it may not.
         rate: What a byte of the request can cost, in picodollars, where nothing else of it counts; None: something may.
     """
@@ -82,6 +82,7 @@ class Terms:
     each: Mapping[str, int]
     most: int
     least: int
+    accepts: bytes
     limit: str
     notice: str
     rate: int | None
@@ -158,9 +159,8 @@ class LlmQuote:
         self.each = terms.each
         self.most = terms.most
         self.least = terms.least
+        self.accepts = terms.accepts
         self.notice = terms.notice
-        # Nothing can be taken out of a stream that is compressed, nor can it be ended early.
-        self.accepts = b"identity" if wanted is None or wanted.streams else b"gzip, identity"
 
     def body(self, granted: int) -> bytes | None:
         """See `Quote`."""

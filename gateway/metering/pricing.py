@@ -153,8 +153,10 @@ class LlmPricing:
         if wanted is None:
             what, mend = "a request whose JSON cannot be read", "send it as a JSON object in UTF-8"
             return self._unread(shape, named, body, now_s, unknown(table, body, what, mend))
-        strips = wanted.streams and shape in _ASKED and not self._is_mistral and not asks_usage(wanted)
-        if wanted.tier or wanted.speed or wanted.geo:  # of any length
+        # By name, each would take as long as all of them.
+        _, _, _, _, streams, _, _, _, _, _, _, _, tier, speed, geo, _ = wanted
+        strips = streams and shape in _ASKED and not self._is_mistral and not asks_usage(wanted)
+        if tier or speed or geo:  # of any length
             terms = self._terms(shape, named, strips, wanted, now_s)
         else:
             minute, known, asked = now_s // 60, self._known, (shape, named, strips, wanted[1:])
@@ -215,6 +217,8 @@ class LlmPricing:
             each=each if most else {},
             most=most,
             least=least,
+            # Nothing can be taken out of a stream that is compressed, nor can it be ended early.
+            accepts=b"identity" if wanted.streams else b"gzip, identity",
             limit=limit,
             notice=notice,
             rate=None if counts else rate // 100,
@@ -307,6 +311,7 @@ class LlmPricing:
             each={},
             most=0,
             least=0,
+            accepts=b"identity",
             limit="",
             notice=held.notice,
             rate=None,

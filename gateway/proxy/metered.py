@@ -200,10 +200,10 @@ class MeteredExchange(GuardedExchange):
     def on_answer(self, head: AnswerHead, rest: bytes) -> None:
         """See `Exchange`."""
         assert self._asked is not None  # noqa: S101 - it is not over
-        quote, ask, _ = self._asked
+        quote, (id_, _, _, _, _, _), _ = self._asked
         content = rest if rest and framing.answer_length(self.head.method, head) == len(rest) else b""
         self._meter = meter = quote.meter(self._granted, head.status, head.lines, head.form, content)
-        head.lines.append(b"X-Gateway-Request: " + ask.id.encode())
+        head.lines.append(b"X-Gateway-Request: " + id_.encode())
         if self._granted < quote.most:
             head.lines.append(b"X-Gateway-Max-Tokens: %d" % self._granted)
         if content:
@@ -360,9 +360,9 @@ class MeteredExchange(GuardedExchange):
             else:
                 cost = meter.result(whole=whole, elapsed_ms=elapsed_ms)
             spent, mark, units, model, upstream_id = cost
-            self.spent = _new(Spent, (ask.id, spent))
             status, granted = self.status, self._granted
             id_, began_us, token, target, quoted, method, path, held, _, _, _, _, _, _, each, _ = entry
+            self.spent = _new(Spent, (id_, spent))
             # fmt: off
             told = (
                 id_, began_us, token, target, model or quoted, method, path, held, spent, mark,

@@ -54,7 +54,7 @@ class Offer(NamedTuple):
     @property
     def used(self) -> tuple[int, ...]:
         """Of each budget what is spent and held now."""
-        return tuple([account.settled + account.reserved for account in self.accounts])
+        return tuple([account.settled + account.reserved for account in self[0]])
 
 
 class MemoryLedger:
@@ -148,7 +148,7 @@ class MemoryLedger:
         if 0 in amounts:  # nothing is not held
             accounts = [account for account, amount in zip(accounts, amounts, strict=True) if amount]
             amounts = list(filter(None, amounts))
-        request, about = ask.id, ask.about
+        request, _, _, _, _, about = ask
         reservation = _new(Reservation, (token, about, accounts, granted))
         if self._journal.keeps_sums:
             self._journal.reserve(request, reservation, amounts)
