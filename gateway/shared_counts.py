@@ -19,7 +19,8 @@ from gateway.counts import BUCKETS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gateway.metrics import Metrics, TargetUsage
+    from gateway.metrics import Metrics
+    from gateway.tally import TargetUsage
 
 Told = dict[str, Any]
 """What a target's counts are in a file: numbers, lists and objects of numbers, all of which can be added up."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gateway.access_lines import Record
 from gateway.http1 import fields, writer
-from gateway.metrics import CLIENT_GONE, MAX_LISTED
+from gateway.tally import CLIENT_GONE, MAX_LISTED
 
 if TYPE_CHECKING:
     from gateway.access_log import AccessLog

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gateway.config import Settings
     from gateway.http1.message import RequestHead
     from gateway.http1.parser import RequestParser
-    from gateway.metrics import Metrics, TargetUsage
+    from gateway.metrics import Metrics
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.clock import Clock
     from gateway.proxy.exchange import Exchange
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gateway.proxy.pool import UpstreamPool
     from gateway.proxy.routes import Routes
     from gateway.proxy.target import TargetRoute
+    from gateway.tally import TargetUsage
     from gateway.usage import Stream
 
     LocalAnswer = tuple[int, list[tuple[str, str]], bytes]

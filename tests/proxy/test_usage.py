@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway.metrics import MAX_LISTED
 from gateway.proxy import events
+from gateway.tally import MAX_LISTED
 from tests.kit.playbook import Incomplete
 from tests.kit.wire import read_chunks
 
