@@ -120,27 +120,23 @@ class TargetRoute:
         rest = rest[len(self._base) :]
         return rest if not rest or rest.startswith((b"/", b"?")) else None
 
-    def check_path(self, head: RequestHead) -> None:
-        """Find out whether `write_head` would refuse a request-target.
-
-        Raises:
-            BadRequest: The path's dot segments climb out of the prefix.
-        """
-        if (head.method, head.target) not in self._starts:
-            self._write_start(head.method, head.target)
-
-    def write_head(self, head: RequestHead, content: bytes = b"") -> bytes:
-        """Make the upstream's request head. Strips first, then adds, so that no client can name our fields.
-
-        Args:
-            head: The client's; its `lines` are used up.
-            content: What goes behind the head in the same piece.
+    def start_of(self, head: RequestHead) -> bytes:
+        """Return how the upstream's request head begins: the request line, and `Host`.
 
         Raises:
             BadRequest: The path's dot segments climb out of the prefix.
         """
         method, target = head.method, head.target
-        start = self._starts.get((method, target)) or self._write_start(method, target)
+        return self._starts.get((method, target)) or self._write_start(method, target)
+
+    def write_head(self, head: RequestHead, start: bytes, content: bytes = b"") -> bytes:
+        """Make the upstream's request head. Strips first, then adds, so that no client can name our fields.
+
+        Args:
+            head: The client's; its `lines` are used up.
+            start: What `start_of` says of it.
+            content: What goes behind the head in the same piece.
+        """
         lines = head.lines
         if self._replaced is not None:
             lines = fields.without(CRLF.join(lines).split(CRLF), self._replaced)
@@ -180,7 +176,7 @@ class TargetRoute:
         return [shows.sub(_what_is_left, line) if b"%" in line or key in line else line for line in lines]
 
     def _write_start(self, method: bytes, target: bytes) -> bytes:
-        """Write the request line, and `Host`."""
+        """Write what `start_of` returns."""
         path = self.path_of(target)
         if _climbs(path.partition(b"?")[0]):
             raise BadRequest("The path climbs out of its prefix with dot segments.")

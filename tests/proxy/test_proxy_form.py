@@ -160,7 +160,7 @@ def start(url: str, target: bytes) -> bytes | None:
     route = TargetRoute(with_key(parse_url(url), "sk", KeyStyle("bearer")))
     if not route.owns(target):
         return None
-    return route.write_head(_head(target)).split(b" ")[1]
+    return route.write_head(_head(target), route.start_of(_head(target))).split(b" ")[1]
 
 
 def _head(target: bytes) -> RequestHead:
