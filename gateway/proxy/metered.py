@@ -333,6 +333,7 @@ class MeteredExchange(GuardedExchange):
     def _rest(self) -> None:
         if self.upload is None and self._extension is None:
             self._clear()
+            self._continued = False
             self._mark = ""
             self._content = self._request = b""
             self.head.lines.clear()

@@ -209,7 +209,7 @@ class Connection(asyncio.Protocol):
             recipient, context, _ = waiting.popleft()
             self._late.append(recipient)
             recipient.on_loss(self, context, f"Redis did not answer within {self._timeout_s * 1000:.0f} ms.")
-        if waiting:
+        if waiting and self._watch is None:  # else it is what was sent within `on_loss`
             self._watch_until(waiting[0][2] + self._timeout_s)
 
     def _lose_all(self, reason: str) -> None:

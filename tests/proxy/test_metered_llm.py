@@ -118,6 +118,12 @@ def test_a_client_that_waits_to_be_asked_for_its_body_is_asked(play: Playbook) -
     play.client.sends(body)
     sent = play.upstream.request()
     assert (sent.body, sent.values(b"expect")) == (body, [])
+    play.upstream.answers()
+    assert play.client.answer().status == 200
+    # The next one is too long to be read first: it is the upstream that says whether it wants it.
+    long = play.request(b"POST", b"/api/chat/completions", b"Expect: 100-continue", b"Content-Length: 2000000")
+    play.client.sends(long)
+    assert play.upstream.head().values(b"expect") == [b"100-continue"]
 
 
 def test_a_body_that_does_not_come_is_not_waited_for_long(play: Playbook) -> None:

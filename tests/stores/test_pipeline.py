@@ -152,6 +152,30 @@ async def test_each_command_is_watched_from_its_own_tick() -> None:
     bench.connection.end("done")
 
 
+def test_who_asks_again_when_a_reply_is_lost_is_watched_by_one_timer(standing: Callable[[float], Standing]) -> None:
+    busy = standing(0.1)
+    bench, loop = busy.bench, busy.loop
+    note, told = bench.notes.on_loss, []
+
+    def ask_again(connection: Connection, context: Any, reason: str) -> None:
+        note(connection, context, reason)
+        told.append(len(bench.notes.notes))
+        if connection.end_reason is None:
+            connection.send(b"<a>", bench.notes, context)
+        assert len(bench.notes.notes) == told[-1]
+
+    bench.notes.on_loss = ask_again  # type: ignore[method-assign]
+    loop.act(bench.connection.send, b"<a>", bench.notes, "a")
+    for count in range(1, 6):
+        loop.take_long(0.1)
+        loop.settle()
+        assert told == list(range(1, count + 1))
+        timers = [timer for timer in loop._scheduled if not timer.cancelled()]  # type: ignore[attr-defined]
+        assert len(timers) == 1
+    bench.connection.data_received(b":0\r\n" * 6)
+    assert [said for _, said in bench.notes.notes[-6:]] == [0] * 6
+
+
 async def test_a_late_timer_reads_replies_before_it_judges() -> None:
     bench = Bench(timeout_s=0.01)
     await bench.send("a")
