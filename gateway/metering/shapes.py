@@ -143,12 +143,14 @@ def _of_openai(usage: Mapping[str, Any]) -> Counts:
         details, said_details = get("prompt_tokens_details"), get("completion_tokens_details")
     if type(asked) is not int:
         raise TypeError("without a count of its input, it says nothing")
-    # `_whole` is only for what is odd; what is too many, `counts_of` finds. Some leave reasoning out of what they call
-    # output (x.ai, Gemini by OpenAI's API), but not out of the sum.
+    # `_whole` is only for what is odd; what is too many, `counts_of` finds, but for a sum. Some leave reasoning out of
+    # what they call output (x.ai, Gemini by OpenAI's API), but not out of the sum.
     output = said if type(said) is int and said >= 0 else _whole(said)
     total, hits = get("total_tokens"), get("prompt_cache_hit_tokens")  # the latter is DeepSeek's
-    if total is not None and (rest := (total if type(total) is int and total >= 0 else _whole(total)) - asked) > output:
-        output = rest
+    if total is not None:
+        total = total if type(total) is int and 0 <= total <= MAX_TOKENS else _whole(total)
+        if (rest := total - asked) > output:
+            output = rest
     cached = 0 if hits is None else _whole(hits)
     written = heard = drawn = seen = spoken = 0
     if details and any(details.values()):

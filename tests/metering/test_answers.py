@@ -68,6 +68,7 @@ def test_every_split_of_the_usage_is_found() -> None:
         {**CHAT_USAGE, "completion_tokens": "7"},
         {**CHAT_USAGE, "prompt_tokens": True},
         {**CHAT_USAGE, "prompt_tokens": 10**30},
+        {**CHAT_USAGE, "total_tokens": 2**40 + 1},
         {**CHAT_USAGE, "prompt_tokens_details": {"cached_tokens": 101}},
         {**CHAT_USAGE, "prompt_tokens_details": [1]},
         {},
