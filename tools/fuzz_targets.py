@@ -217,7 +217,7 @@ class Requests:
         if head.target != b"/api" and not head.target.startswith((b"/api/", b"/api?")):
             head.target = b"/api" + head.target
         try:
-            written = route.write_head(head)
+            written = route.write_head(head, route.start_of(head))
         except BadRequest:
             require(b".." in head.target or b"%2" in head.target, f"a plain path is refused: {head.target!r}")
             return

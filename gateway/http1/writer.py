@@ -30,11 +30,8 @@ if TYPE_CHECKING:
     from gateway.http1.message import AnswerHead
 
 
-OWN_TIMING: Final = b"Server-Timing: gateway;dur=%.3f, upstream;dur="
-"""The line up to the upstream's share, with a place for the milliseconds of the gateway's."""
-UPSTREAM_TIMING: Final = b"%.3f"
-"""The rest of it, with a place for those of the upstream's."""
-TIMING: Final = OWN_TIMING + UPSTREAM_TIMING
+TIMING: Final = b"Server-Timing: gateway;dur=%.3f, upstream;dur=%.3f"
+"""The line with places for the milliseconds of each share."""
 STORM_AFTER_S: Final = 60
 """A wait longer than this tells the official SDKs not to retry. They obey a `Retry-After` of 60 s at most; told a
 longer one, they would come back within seconds, and again."""

@@ -47,9 +47,8 @@ class Exchange:
     __slots__ = (
         "context", "client", "head", "keep_alive", "_over",  # the exchange
         "subject", "verdict", "sent", "_leased", "_connecting", "_upstream",  # what it holds
-        "request_done", "_request", "_content", "upload",  # on the way up
-        "answer_started", "_answered_early", "answer", "answer_bytes", "status", "timing",  # on the way down
-        "limits", "own_timing",  # for its head
+        "request_done", "_start", "_request", "_content", "upload",  # on the way up
+        "answer_started", "_answered_early", "answer", "answer_bytes", "status", "limits", "timing",  # on the way down
         "lap_began_s", "own_s", "tally",  # time spent, and what counts it
     )
     # fmt: on
@@ -82,7 +81,7 @@ class Exchange:
         self.answer_started = self._answered_early = False
         self.answer: Relay | None = None
         self.answer_bytes = self.status = 0
-        self.limits = self.own_timing = self.timing = b""
+        self.limits = self.timing = b""
 
         length, limit = head.length, self.context.settings.max_body
         if 0 <= length <= len(data) and (limit is None or length <= limit):  # all of it is here: nothing to relay
@@ -112,7 +111,7 @@ class Exchange:
             if subject.scope is not None:
                 subject.scope.check(context.route.name, head.method, context.route.path_of(head.target))
                 subject.scope.check_fields(CRLF.join(head.lines))
-            start = context.route.start_of(head)
+            self._start = context.route.start_of(head)
             if context.pool.health.is_open:  # before anything is charged; and nobody hears of it who has no good token
                 context.pool.check()
         except GatewayError as error:
@@ -120,7 +119,7 @@ class Exchange:
             return
         self._ask(subject)
         if self.verdict is None and not context.writes_late and not self._over:  # while the store is at work
-            self._request = context.route.write_head(head, start, self._content)
+            self._request = context.route.write_head(head, self._start, self._content)
 
     def _ask(self, subject: Subject) -> None:
         self.context.admission.check(subject, self)
@@ -151,8 +150,8 @@ class Exchange:
         if not self._request:
             if context.keys is not None:  # not before now: who is refused must not turn the ring
                 self.context = context = context.keys.take()
-            head, route = self.head, context.route
-            self._request = route.write_head(head, route.start_of(head), self._content)
+                self._start = context.route.start_of(self.head)
+            self._request = context.route.write_head(self.head, self._start, self._content)
         connection = context.pool.take()
         if connection is None:
             self._connecting = context.pool.connect(self)
@@ -181,10 +180,7 @@ class Exchange:
         connection.begin(self, request)
         subject, verdict = self.subject, self.verdict
         assert subject is not None and verdict is not None  # noqa: S101, PT018 - who has none does not get this far
-        # What of the answer's head is known, while the upstream is at work. What the gateway still does with the answer
-        # is not worth another look at the clock.
-        self.limits = subject.limit_lines(verdict)
-        self.own_timing = writer.OWN_TIMING % (self.own_s * 1e3)
+        self.limits = subject.limit_lines(verdict)  # while the upstream is at work
         if upload is not None:
             upload.open(connection.transport)
             if not connection.writable:  # the first bytes have filled it already
@@ -397,7 +393,7 @@ class Exchange:
                 client = self.client
                 self.head.lines.clear()
                 del self.head
-                self._content = self._request = self.limits = self.own_timing = self.timing = b""
+                self._start = self._content = self._request = self.limits = self.timing = b""
                 self.verdict = None
                 self.lap_began_s = self.own_s = 0.0
                 if client.opening is not None:

@@ -30,9 +30,10 @@ def answer_head(exchange: Exchange, head: AnswerHead, length: int, answered_s: f
         exchange.keep_alive = False
     upstream_s = answered_s - exchange.lap_began_s
     exchange.status = head.status
-    tally.own_s.append(exchange.own_s)
+    own_s = exchange.own_s  # what is still done with the answer is not worth another look at the clock
+    tally.own_s.append(own_s)
     tally.upstream_s.append(upstream_s)
-    exchange.timing = timing = exchange.own_timing + writer.UPSTREAM_TIMING % (upstream_s * 1e3)
+    exchange.timing = timing = writer.TIMING % (own_s * 1e3, upstream_s * 1e3)
     if context.route.reads_answers:
         context.route.hide_key(head)
     if not head.dated:  # whoever passes an answer on and has a clock adds it (RFC 9110 §6.6.1)
@@ -47,6 +48,6 @@ def switch_head(exchange: Exchange, head: AnswerHead) -> bytes:
     exchange.status = head.status
     tally.own_s.append(exchange.own_s)
     tally.upstream_s.append(upstream_s)
-    exchange.timing = timing = exchange.own_timing + writer.UPSTREAM_TIMING % (upstream_s * 1e3)
+    exchange.timing = timing = writer.TIMING % (exchange.own_s * 1e3, upstream_s * 1e3)
     exchange.context.route.hide_key(head)
     return writer.switch_head(head, exchange.limits, timing)

@@ -335,7 +335,8 @@ class MeteredExchange(GuardedExchange):
             self._clear()
             self._continued = False
             self._mark = ""
-            self._content = self._request = b""
+            self._start = self._content = self._request = self.limits = self.timing = b""
+            self.verdict = None
             self.head.lines.clear()
             self.client.spare = self
 

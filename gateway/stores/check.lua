@@ -37,7 +37,7 @@ local known
 if alone then
   known = call('GET', KEYS[2])
   local size = known and #known or 0
-  if size >= HEAD and size % SLOT == HEAD % SLOT and byte(known) == 1 then
+  if size >= HEAD and size <= HEAD + SEGMENTS * SLOT and size % SLOT == HEAD % SLOT and byte(known) == 1 then
     local _, a, b, c, d, e, f, t, u, v, w, n, o, p, q, x, y, z, last_byte = byte(known, 1, HEAD + SLOT)
     local unit, total = tonumber(ARGV[4]), ((t * 256 + u) * 256 + v) * 256 + w + 1
     local newest = ((((a * 256 + b) * 256 + c) * 256 + d) * 256 + e) * 256 + f

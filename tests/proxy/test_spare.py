@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 POST = (b"POST", b"/api/x")
 # Of the connection, of this very request, or set before it is looked at in every exchange.
-OF_ITS_OWN = {"client", "head", "lap_began_s", "own_s", "tally", "opening"}
+OF_ITS_OWN = {"client", "head", "lap_began_s", "own_s", "tally", "opening", "_start"}
 
 
 @pytest.fixture
