@@ -78,6 +78,25 @@ async def test_what_one_tick_sends_leaves_in_one_write() -> None:
     bench.connection.end("done")
 
 
+async def test_what_comes_alone_leaves_at_once_as_long_as_nothing_comes_together() -> None:
+    bench = Bench()
+    connection, notes, written = bench.connection, bench.notes, bench.transport.written
+    await bench.send("a")
+    connection.data_received(b":1\r\n")
+    connection.send(b"<b>", notes, "b")
+    assert written == [b"<a>", b"<b>"]
+    await bench.send("c", "d")  # behind what is in flight
+    assert written[2:] == [b"<c><d>"]
+    connection.data_received(b":2\r\n:3\r\n:4\r\n")
+    connection.send(b"<e>", notes, "e")  # nothing is in flight, but the last ones came together
+    assert written[3:] == []
+    await bench.send("f")
+    assert written[3:] == [b"<e><f>"]
+    connection.data_received(b":5\r\n:6\r\n")
+    assert notes.notes == list(zip("abcdef", range(1, 7), strict=True))
+    connection.end("done")
+
+
 async def test_replies_go_to_those_who_asked_in_order_even_byte_by_byte() -> None:
     bench = Bench()
     await bench.send("a", "b", "c")
