@@ -110,9 +110,7 @@ def counts_of(shape: Shape, usage: Mapping[str, Any]) -> Counts | None:
     except (TypeError, ValueError, AttributeError):
         return None
     asked, _, cached, written, hour, _, _, _, _, _, _ = counts
-    if (
-        max(counts) > MAX_TOKENS or asked < 0 or cached + written > asked or hour > written
-    ):  # sums of what `_whole` took
+    if max(counts) > MAX_TOKENS or cached + written > asked or hour > written:  # sums of what `_whole` took
         return None
     return counts
 
@@ -143,14 +141,11 @@ def _of_openai(usage: Mapping[str, Any]) -> Counts:
         details, said_details = get("prompt_tokens_details"), get("completion_tokens_details")
     if type(asked) is not int:
         raise TypeError("without a count of its input, it says nothing")
-    # `_whole` is only for what is odd; what is too many, `counts_of` finds, but for a sum. Some leave reasoning out of
-    # what they call output (x.ai, Gemini by OpenAI's API), but not out of the sum.
-    output = said if type(said) is int and said >= 0 else _whole(said)
+    # Some leave reasoning out of what they call output (x.ai, Gemini by OpenAI's API), but not out of the sum.
+    asked, output = _whole(asked), _whole(said)
     total, hits = get("total_tokens"), get("prompt_cache_hit_tokens")  # the latter is DeepSeek's
-    if total is not None:
-        total = total if type(total) is int and 0 <= total <= MAX_TOKENS else _whole(total)
-        if (rest := total - asked) > output:
-            output = rest
+    if total is not None and (rest := _whole(total) - asked) > output:
+        output = rest
     cached = 0 if hits is None else _whole(hits)
     written = heard = drawn = seen = spoken = 0
     if details and any(details.values()):

@@ -386,9 +386,7 @@ class Exchange:
             self.context.pool.give_back(upstream)
             if self._leased:
                 self._release()
-            if self.context.writes_late:
-                self._rest()
-            elif self.upload is None:
+            if self.upload is None and (not self.context.writes_late or self._forgets()):
                 # A line of the log is made by now. Many connections may wait with one like this, so it holds nothing.
                 client = self.client
                 self.head.lines.clear()
@@ -403,8 +401,9 @@ class Exchange:
             self._end()
         self.client.on_exchange_done(self.keep_alive)
 
-    def _rest(self) -> None:
-        """Where its head is written late: take the next request, if nothing has more of this one. See `metered`."""
+    def _forgets(self) -> bool:
+        """Where its head is written late: have nothing of this request; say whether that can be. See `metered`."""
+        return False
 
     def _end(self) -> None:
         """Let go of everything that is not the client's; a place that nothing was sent for is given back."""

@@ -330,15 +330,13 @@ class MeteredExchange(GuardedExchange):
             return
         GuardedExchange._finish(self)
 
-    def _rest(self) -> None:
-        if self.upload is None and self._extension is None:
-            self._clear()
-            self._continued = False
-            self._mark = ""
-            self._start = self._content = self._request = self.limits = self.timing = b""
-            self.verdict = None
-            self.head.lines.clear()
-            self.client.spare = self
+    def _forgets(self) -> bool:
+        if self._extension is not None:
+            return False
+        self._clear()
+        self._continued = False
+        self._mark = ""
+        return True
 
     def _end(self) -> None:
         self._settle(whole=False)

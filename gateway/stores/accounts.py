@@ -32,7 +32,6 @@ class Account:
         row: Its number in a file; 0: it is in none.
         unit: The budget's.
         segment: The one that is spent in now.
-        from_us, until_us: While it is that time, `advance` has nothing to do.
         spent: What counts, oldest first.
         settled: The sum of that.
         held: What is reserved, by request.
@@ -41,10 +40,11 @@ class Account:
     """
 
     __slots__ = (
+        "_from_us",
         "_starts",
+        "_until_us",
         "assumed",
         "budget",
-        "from_us",
         "held",
         "key",
         "reserved",
@@ -53,7 +53,6 @@ class Account:
         "settled",
         "spent",
         "unit",
-        "until_us",
     )
 
     def __init__(self, key: str, budget: Budget) -> None:
@@ -62,7 +61,7 @@ class Account:
         self.unit = budget.unit
         self.row = 0
         self.segment = 0
-        self.from_us = self.until_us = 0
+        self._from_us = self._until_us = 0
         self._starts: Sequence[int] = ()
         self.spent: Segments = {}
         self.settled = 0
@@ -73,7 +72,7 @@ class Account:
     def advance(self, now_us: int) -> None:
         """Make it that time, and forget what has left the window."""
         # Nothing leaves within a segment.
-        if not self.from_us <= now_us < self.until_us:
+        if not self._from_us <= now_us < self._until_us:
             self._move(now_us)
 
     def room(self, budget: Budget, ask: Ask, now_us: int) -> Room:
@@ -122,7 +121,7 @@ class Account:
             else:
                 spent.pop(segment, None)
         if self.assumed and self.assumed.pop(id_, None) is not None:
-            self.until_us = 0  # what is the newest may be older now
+            self._until_us = 0  # what is the newest may be older now
 
     def abandon(self, id_: str) -> None:
         """Assume what is held for a request; see `Book.abandoned`."""
@@ -143,13 +142,13 @@ class Account:
         budget, spent = self.budget, self.spent
         if budget.calendar is None:
             segment, lasts_us = now_us // budget.segment_us, budget.segment_us
-            self.from_us = segment * lasts_us
-            self.until_us = self.from_us + lasts_us
+            self._from_us = segment * lasts_us
+            self._until_us = self._from_us + lasts_us
         else:
             if not self._starts or not self._starts[1] <= now_us // 1_000_000 < self._starts[2]:
                 self._starts = budget.starts(now_us // 1_000_000)
             segment = segment_of(budget, now_us, self._starts)
-            self.from_us, self.until_us = segment * 1_000_000, leaves_us(budget, segment, now_us, self._starts)
+            self._from_us, self._until_us = segment * 1_000_000, leaves_us(budget, segment, now_us, self._starts)
         self.segment = segment = max(segment, next(reversed(spent), segment))
         first = segment if budget.calendar is not None else segment - SEGMENTS
         while spent and (oldest := next(iter(spent))) < first:

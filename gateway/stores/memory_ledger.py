@@ -120,8 +120,7 @@ class MemoryLedger:
         for index, (key, budget) in enumerate(budgets):
             account = self._accounts.get(key) or self._make(key, budget)
             accounts.append(account)
-            if not account.from_us <= now_us < account.until_us:
-                account.advance(now_us)
+            account.advance(now_us)
             unit = account.unit
             needed = fixed.get(unit, 0) + each.get(unit, 0) * granted
             amounts.append(needed)
@@ -227,8 +226,7 @@ class MemoryLedger:
         cost, mark, entry = settlement
         is_told = self._journal.keeps_sums or request not in self._open
         for account in accounts:
-            if not account.from_us <= now_us < account.until_us:
-                account.advance(now_us)
+            account.advance(now_us)
             if not is_told:
                 account.settle_held(request, cost.get(account.unit, 0))
                 continue
