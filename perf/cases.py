@@ -99,6 +99,9 @@ CASES: Final = (
     Case("exchange-refused", "a request refused with 429, embedded store", _exchanges("refused"), EXCHANGES),
 )
 
+NAME_WIDTH: Final = max(len(case.name) for case in CASES)
+"""For tables."""
+
 
 def chosen(names: Sequence[str]) -> list[Case]:
     """Return the cases whose names are, or begin with, one of `names`, in the table's order; all if there are none.

@@ -13,8 +13,8 @@ by a generator of our own (perf/load.py): wrk has no pace, it always sends as mu
 a request was due.
 
 There is no report when an answer was not 2xx. A single value is refused, and the exit code is 1, when the gateway had
-idle time where its requests per second are claimed, when what is added is nothing, or when the odd rounds and the even
-rounds differ by more than 15 %; before that, up to half as many rounds again are made.
+idle time where its requests per second, or half of them, are claimed, when what is added is nothing, or when the odd
+rounds and the even rounds differ by more than 15 %; before that, up to half as many rounds again are made.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if __name__ == "__main__":
 
 from perf.figures import BIG_TIMES, Bulk, Events, Field, Figure, Measurement, Paced, Saturated, Single, Start
 from perf.lab import Lab, Refused, Server
-from perf.measure import in_turns
+from perf.measure import in_turns, wrk_for
 from perf.peers import HAPROXY, NGINX_LUA, missing, peers
 from perf.report import SHORT_NOTE, described_machine, elapsed, parser, progress, run, table, write_json
 
@@ -185,6 +185,7 @@ def report(figures: Sequence[Figure], systems: Sequence[str], chosen: argparse.N
         "",
         described_machine(),
         f"Medians of {rounds} x {chosen.seconds:g} s, in turns; one worker each; nginx's memory: two processes.",
+        f"Load: {'wrk; p99: perf/load.py' if wrk_for(chosen.seconds) else 'perf/load.py'}.",
     ]
     markdown = "\n".join(lines)
     print(markdown)

@@ -4,7 +4,7 @@ A count is that of a round less that of its no-op twin, per operation: the media
 Instructions do not depend on what else the machine does, so small regressions show where times would not: keep one
 run's JSON (`-o`), and compare the next with it (`--compare`). The kernel's work and waiting are not in them.
 
-Two runs of the same files differ by less than 0.1 % (most cases: by nothing). A change of other files, which puts
+Two runs of the same files differ by less than 0.2 % (most cases: by nothing). A change of other files, which puts
 objects elsewhere in memory, moved counts by up to 0.8 %; so `--compare` takes 2 % for a change.
 """
 
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 if not __package__:  # run as a file: `perf` and `gateway` are in the directory above
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from perf.cases import Case, chosen
+from perf.cases import NAME_WIDTH, Case, chosen
 from perf.one import COUNTED
 
 if TYPE_CHECKING:
@@ -187,11 +187,11 @@ def _reduce(case: Case, dumped: Sequence[int]) -> Count:
 
 def table(cases: Sequence[Case], counts: dict[str, Count]) -> list[str]:
     """Lay out counts; `±` is the spread between rounds."""
-    lines = [f"{'case':<18} {'instructions':>14} {'±':>7} {'(twin)':>9}  what"]
+    lines = [f"{'case':<{NAME_WIDTH}} {'instructions':>14} {'±':>7} {'(twin)':>9}  what"]
     for case in cases:
         if (count := counts.get(case.name)) is not None:
             numbers = f"{count.instructions:>14,.0f} {count.spread:>7.2%} {count.twin:>9,.0f}"
-            lines.append(f"{case.name:<18} {numbers}  {case.what}")
+            lines.append(f"{case.name:<{NAME_WIDTH}} {numbers}  {case.what}")
     return lines
 
 
@@ -206,17 +206,19 @@ def compare(before: dict[str, Any], counts: dict[str, Count], threshold: float) 
     Returns:
         A table's lines, and whether any case is worse.
     """
-    lines, worse = [f"{'case':<18} {'before':>14} {'now':>14} {'ratio':>7}"], False
+    lines, worse = [f"{'case':<{NAME_WIDTH}} {'before':>14} {'now':>14} {'ratio':>7}"], False
     for name, count in counts.items():
         old = before["cases"].get(name)
         if old is None:
-            lines.append(f"{name:<18} {'-':>14} {count.instructions:>14,.0f} {'new':>7}")
+            lines.append(f"{name:<{NAME_WIDTH}} {'-':>14} {count.instructions:>14,.0f} {'new':>7}")
             continue
         ratio = count.instructions / old["instructions"]
         is_worse = ratio > 1 + threshold
         worse = worse or is_worse
         remark = f"  worse by more than {threshold:.1%}" if is_worse else ""
-        lines.append(f"{name:<18} {old['instructions']:>14,.0f} {count.instructions:>14,.0f} {ratio:>7.3f}{remark}")
+        lines.append(
+            f"{name:<{NAME_WIDTH}} {old['instructions']:>14,.0f} {count.instructions:>14,.0f} {ratio:>7.3f}{remark}"
+        )
     return lines, worse
 
 

@@ -53,8 +53,8 @@ class Field:
         self._upstreams: dict[str, Server] = {}
         self._started: dict[tuple[str, str], Server] = {}
         self.systems = list(starters)
-        self.rates: dict[str, list[float]] = defaultdict(list)
-        """Requests per second that each system took at its most, as measured."""
+        self.saturated: dict[str, list[Sample]] = defaultdict(list)
+        """Each system with all the load that it takes."""
 
     def upstream(self, *, events: bool = False) -> Server:
         """The mock upstream, or the one that stamps events."""
@@ -84,6 +84,19 @@ class Field:
     def chain(self) -> list[Server]:
         """What the systems wait for."""
         return [self.upstream(), *([] if self._redis is None else [self._redis])]
+
+    def saturate(self, system: str, seconds: float) -> Sample:
+        """Measure a system with all the load that it takes, and keep that."""
+        one = sample(self.server(system), self.chain, connections=CONNECTIONS, seconds=seconds)
+        self.saturated[system].append(one)
+        return one
+
+    def idle(self, system: str) -> str | None:
+        """Say why a gateway was not saturated, or None if it was.
+
+        Only of the gateway is it claimed; a peer that had idle time did at least as well as is said.
+        """
+        return not_the_bottleneck(system, self.saturated[system]) if system.startswith("gateway") else None
 
 
 class Measurement(Protocol):
@@ -145,6 +158,8 @@ class _Values:
                 found[cell].append(doubt)
             direct = base[cell] if base is not None else self.seen[DIRECT] if self.is_added else [0.0] * len(values)
             rounds[cell] = [value - off for value, off in zip(values, direct, strict=True)]
+            if base is not None and (apart := disagreement(rounds[cell])) > AGREEMENT:
+                found[cell].append(f"what {cell} adds differs by {apart:.0%} from round to round")
             if statistics.median(rounds[cell]) <= 0:
                 found[cell].append(f"not slower than {DIRECT}, so it is noise")
         medians = {cell: statistics.median(values) for cell, values in rounds.items()}
@@ -159,28 +174,24 @@ class Saturated:
     def __init__(self, field_: Field, seconds: float) -> None:
         self._field, self._seconds = field_, seconds
         self.cells = list(field_.systems)
-        self._samples: dict[str, list[Sample]] = defaultdict(list)
         self._cpu = _Values("cpu", f"CPU per request, {CONNECTIONS} connections, µs", "CPU per request", 1)
         self._rate = _Values("rate", f"requests/s, {CONNECTIONS} connections", "requests/s")
         self._rss = _Values("rss", "memory (RSS) after that, MB", "memory", 1)
 
     def measure(self, cell: str, number: int) -> str:
         """See `Measurement`."""
-        one = sample(self._field.server(cell), self._field.chain, connections=CONNECTIONS, seconds=self._seconds)
-        self._samples[cell].append(one)
+        one = self._field.saturate(cell, self._seconds)
         self._cpu.seen[cell].append(one.cpu_us)
         self._rate.seen[cell].append(one.load.rate)
-        self._field.rates[cell].append(one.load.rate)
         self._rss.seen[cell].append(one.rss_bytes / 1e6)
-        return f"{one.cpu_us:.1f} us of CPU, {one.load.rate:,.0f} req/s, had work for {one.wanted:.0%} of the time"
+        return (
+            f"{one.cpu_us:.1f} us of CPU, {one.load.rate:,.0f} req/s, had work for {one.wanted:.0%} of the time; "
+            f"{one.load.generator} took {one.load.generator_share:.0%} of a core"
+        )
 
     def figures(self) -> list[Figure]:
         """See `Measurement`."""
-        # Only of the gateway is it claimed; a peer that had idle time did at least as well as is said.
-        idle = {
-            cell: not_the_bottleneck(cell, samples) if cell.startswith("gateway") else None
-            for cell, samples in self._samples.items()
-        }
+        idle = {cell: self._field.idle(cell) for cell in self._rate.seen}
         return [self._cpu.figure(), self._rate.figure(idle), self._rss.figure()]
 
 
@@ -223,10 +234,9 @@ class Paced:
         """See `Measurement`."""
         server, chain = self._field.server(cell), self._field.chain
         if cell not in self._rates:
-            if not self._field.rates[cell]:
-                full = sample(server, chain, connections=CONNECTIONS, seconds=self._seconds)
-                self._field.rates[cell].append(full.load.rate)
-            self._rates[cell] = statistics.median(self._field.rates[cell]) / 2
+            if not self._field.saturated[cell]:
+                self._field.saturate(cell, self._seconds)
+            self._rates[cell] = statistics.median(one.load.rate for one in self._field.saturated[cell]) / 2
         rate = self._rates[cell]
         # Upstream and generator have delays of their own at this rate: the two are measured next to each other.
         direct, one = (
@@ -247,7 +257,10 @@ class Paced:
         broken: dict[str, str | None] = {}
         for cell in self._p99.seen:
             kept, busy = statistics.median(self._kept[cell]), statistics.median(self._busy[cell])
-            broken[cell] = None
+            # Half of what was not all is not half of saturation.
+            broken[cell] = self._field.idle(cell)
+            if broken[cell] is not None:
+                continue
             if kept < PACE_KEPT:
                 broken[cell] = f"only {kept:.0%} of the requests that were due could be sent"
             elif busy > GENERATOR_MOST:

@@ -191,7 +191,8 @@ class Lab:
             server.stop()
             said = output.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["(nothing)"]
             if last_try or "in use" not in " ".join(said).lower():
-                raise Refused(f"{name} did not start: {said[-1]}")
+                hint = " (pip install '.[perf]')" if said[-1].startswith("ModuleNotFoundError") else ""
+                raise Refused(f"{name} did not start: {said[-1]}{hint}")
         raise AssertionError
 
     def gateway(

@@ -71,6 +71,11 @@ class Sample:
         return self.load.latencies_us[percentile]
 
 
+def wrk_for(seconds: float) -> str | None:
+    """Find wrk, if it is there and can run for so short a time; else our own generator is used."""
+    return which("wrk") if seconds >= WRK_LEAST_S else None
+
+
 def drive(server: Server, *, connections: int, seconds: float, rate: float = 0.0, path: str = PATH) -> Load:
     """Send requests, and nothing else meanwhile.
 
@@ -84,7 +89,7 @@ def drive(server: Server, *, connections: int, seconds: float, rate: float = 0.0
     Raises:
         Refused: Some answer was not 2xx, or did not come.
     """
-    wrk = which("wrk") if rate == 0 and seconds >= WRK_LEAST_S else None
+    wrk = wrk_for(seconds) if rate == 0 else None
     if wrk is not None:
         target = f"http://127.0.0.1:{server.port}{path}"
         command = [wrk, "-t1", f"-c{connections}", f"-d{round(seconds)}s", "--timeout", "5s"]
@@ -101,6 +106,7 @@ def drive(server: Server, *, connections: int, seconds: float, rate: float = 0.0
         said = (done.stderr or done.stdout).strip().splitlines() or ["(nothing)"]
         raise Refused(f"the load generator failed on {server.name}: {said[-1]}")
     seen: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    # wrk calls 400 and more an error; `warm_up`, which is never wrk's, would have seen a 3xx.
     failed = {name: count for name, count in seen["errors"].items() if count}
     if failed or not seen["requests"]:
         listed = ", ".join(f"{count} {name} errors" for name, count in failed.items()) or "none came"

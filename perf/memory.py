@@ -90,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     written = write_json(chosen.out, "memory.json", {**sizes, "notes": notes, "stores": [asdict(one) for one in found]})
     print(f"Written: {written} ({elapsed(began)})")
     for one in found:
-        if one.growth > GROWTH and not chosen.short:
-            raise Refused(f"gateway, {one.store}: memory grew by {one.growth:.1%} within {chosen.requests:,} requests")
+        if not chosen.short:
+            check_growth(one, chosen.requests)
 
 
 def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -221,6 +221,16 @@ def many_tokens(gateway: Server, count: int) -> float:
                 expect_success(using.read()[0])
             left -= batch
     return (settled(gateway) - before) / count
+
+
+def check_growth(found: Found, requests: int) -> None:
+    """Refuse memory that went on growing.
+
+    Raises:
+        Refused: It did.
+    """
+    if found.growth > GROWTH:
+        raise Refused(f"gateway, {found.store}: memory grew by {found.growth:.1%} within {requests:,} requests")
 
 
 def expect_success(status: int) -> None:

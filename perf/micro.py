@@ -21,7 +21,7 @@ if not __package__:  # run as a file: `perf` and `gateway` are in the directory 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from perf.bench import CheckError
-from perf.cases import CASES, Case, chosen
+from perf.cases import CASES, NAME_WIDTH, Case, chosen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, others = parser.parse_known_args(arguments)
     if options.list:
         for case in CASES:
-            print(f"{case.name:<18} {case.what}")
+            print(f"{case.name:<{NAME_WIDTH}} {case.what}")
         return 0
     if options.short:
         if others:
@@ -71,7 +71,7 @@ def _short(names: Sequence[str]) -> int:
         except CheckError as error:
             print(f"micro: {case.name}: {error}", file=sys.stderr)
             return 1
-        print(f"{case.name:<18} ok: {case.operations} operations")
+        print(f"{case.name:<{NAME_WIDTH}} ok: {case.operations} operations")
     return 0
 
 
@@ -149,10 +149,10 @@ def table(rows: Sequence[tuple[Case, float, float]]) -> list[str]:
     Args:
         rows: Case, median and median absolute deviation, in seconds per operation.
     """
-    lines = [f"{'case':<18} {'median µs':>10} {'±':>8}  what"]
+    lines = [f"{'case':<{NAME_WIDTH}} {'median µs':>10} {'±':>8}  what"]
     for case, value_s, spread_s in rows:
         shown = f"{value_s * 1e6:.2f}" if is_steady(value_s, spread_s) else "unsteady"
-        lines.append(f"{case.name:<18} {shown:>10} {spread_s * 1e6:>8.2f}  {case.what}")
+        lines.append(f"{case.name:<{NAME_WIDTH}} {shown:>10} {spread_s * 1e6:>8.2f}  {case.what}")
     if any(not is_steady(value_s, spread_s) for _, value_s, spread_s in rows):
         lines.append(f"unsteady: ± is over {STEADY:.0%} of the value; measure again while nothing else runs")
     return lines

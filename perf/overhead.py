@@ -6,8 +6,9 @@ each figure is the median of the rounds. It needs only the package and its `perf
 picture); nginx as the upstream and wrk as the load generator are used where they are there.
 
 There is no report when an answer was not 2xx, when the gateway had idle time on 32 or 128 connections (its requests per
-second would be somebody else's), or when the odd rounds and the even rounds differ by more than 15 %; before that, up
-to half as many rounds again are made.
+second would be somebody else's), or when requests per second or CPU of the odd rounds and the even rounds differ by
+more than 15 %. Where only an added percentile differs so much, it alone is left out, as unsteady. Before either, up to
+half as many rounds again are made.
 """
 
 from __future__ import annotations
@@ -24,16 +25,20 @@ from typing import TYPE_CHECKING, Any, Final
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # `python perf/overhead.py` would put perf/ there
 
-from perf.lab import Lab, Refused, Server
+from perf.lab import Lab, Refused, Server, which
 from perf.load import PERCENTILES
 from perf.measure import AGREEMENT, Sample, disagreement, in_turns, not_the_bottleneck, sample, warm_up
 from perf.peers import start_upstream
-from perf.report import SHORT_NOTE, described_machine, parser, progress, run, table, write_json
+from perf.report import SHORT_NOTE, described_machine, elapsed, parser, progress, run, table, write_json
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 CONNECTIONS: Final = (1, 32, 128)
+POINTS: Final = (50, 90, 99)
+"""The percentiles of the table."""
+UNSTEADY: Final = "unsteady"
 DIRECT, PROXIED = "direct", "proxied"
 
 Samples = dict[str, list[Sample]]
@@ -77,15 +82,36 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
 
         cells = [f"{way} {connections}" for connections in CONNECTIONS for way in (DIRECT, PROXIED)]
-        doubts = in_turns(
-            cells, measure, lambda: find_doubts(samples, gateway), rounds=chosen.rounds, short=chosen.short
+        in_turns(
+            cells,
+            measure,
+            lambda: [*find_doubts(samples, gateway), *find_unsteady(samples)],
+            rounds=chosen.rounds,
+            short=chosen.short,
         )
+    doubts = find_doubts(samples, gateway)
     if doubts and not chosen.short:
         more = f" ({len(doubts) - 1} more like it)" if len(doubts) > 1 else ""
         raise Refused(f"after {len(samples[cells[0]])} rounds, {doubts[0]}{more}")
+    store = "embedded" if redis is None else "Redis"
+    report(samples, chosen, f"Store: {store}. Upstream: {upstream.name}.", rest_bytes, doubts)
+    print(f"({elapsed(began)})")
+
+
+def report(samples: Samples, chosen: argparse.Namespace, setting: str, rest_bytes: int, doubts: Sequence[str]) -> None:
+    """Print the table and write the files.
+
+    Args:
+        samples: What was measured.
+        chosen: The options.
+        setting: Where limits were counted, and what answered: a sentence each.
+        rest_bytes: The gateway's memory before the first measurement.
+        doubts: Why the figures cannot be believed: only a short run is reported with any.
+    """
+    cells = list(samples)
+    generator = samples[cells[0]][0].load.generator
     print(described_machine())
-    print(f"Store: {'embedded' if redis is None else 'Redis'}. Upstream: {upstream.name}. ", end="")
-    print(f"Load: {samples[cells[0]][0].load.generator}, {len(samples[cells[0]])} x {chosen.seconds:g} s per cell.\n")
+    print(f"{setting} Load: {generator}, {len(samples[cells[0]])} x {chosen.seconds:g} s per cell.\n")
     rows = [summarize(samples, connections) for connections in CONNECTIONS]
     print(table([column for column, _ in rows[0]], [[text for _, text in row] for row in rows]))
     last_bytes = samples[cells[-1]][-1].rss_bytes
@@ -93,16 +119,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         "\nOn more than one connection the load is all that the gateway takes: what is added there is mostly the queue."
     )
     print(f"Memory (RSS): {rest_bytes / 1e6:.1f} MB before, {last_bytes / 1e6:.1f} MB after.")
-    if samples[cells[0]][0].load.generator != "wrk":
+    if generator != "wrk":
         print(
             "The generator's own share is that of one core; at 90 % and more, requests per second are the generator's."
         )
-    for line in (*doubts, *([SHORT_NOTE] if chosen.short else [])):
+    notes = [*doubts, *find_unsteady(samples), *([SHORT_NOTE] if chosen.short else [])]
+    if lacking := missing(chosen.store):
+        notes.append(f"Not installed, so done without: {', '.join(lacking)}.")
+    for line in notes:
         print(f"Note: {line}")
     figures = {
-        "store": "embedded" if redis is None else "redis",
+        "setting": setting,
         "short": chosen.short,
-        "doubts": doubts,
+        "notes": notes,
         "rss_bytes": {"before": rest_bytes, "after": last_bytes},
         "cells": {cell: describe(samples[cell]) for cell in cells},
     }
@@ -112,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("No picture: matplotlib is not installed (pip install '.[perf]').")
     else:
         written.append(picture)
-    print(f"Written: {', '.join(map(str, written))} ({time.monotonic() - began:.0f} s)")
+    print(f"Written: {', '.join(map(str, written))}", end=" ")
 
 
 def find_doubts(samples: Samples, gateway: Server) -> list[str]:
@@ -133,17 +162,50 @@ def find_doubts(samples: Samples, gateway: Server) -> list[str]:
     return found
 
 
-def added(samples: Samples, connections: int, percentile: float) -> float:
-    """Median over the rounds of what the gateway adds to a percentile, in microseconds."""
+def find_unsteady(samples: Samples) -> list[str]:
+    """Name the added percentiles that differ too much from round to round to be shown, a line each."""
+    return [
+        f"added p{point} on {connections} connections: differs by {apart:.0%} from round to round"
+        for connections in CONNECTIONS
+        for point in POINTS
+        if (apart := disagreement(added(samples, connections, point))) > AGREEMENT
+    ]
+
+
+def missing(store: str | None) -> list[str]:
+    """Name the programs that would have been used if they were there.
+
+    Args:
+        store: The one that was asked for; None: Redis if there is one.
+    """
+    wanted = ("nginx", "wrk") if store == "embedded" else ("nginx", "wrk", "redis-server")
+    return [program for program in wanted if which(program) is None]
+
+
+def added(samples: Samples, connections: int, percentile: float) -> list[float]:
+    """Round by round, what the gateway adds to a percentile, in microseconds."""
     pairs = zip(samples[f"{PROXIED} {connections}"], samples[f"{DIRECT} {connections}"], strict=True)
-    return statistics.median(proxied.p(percentile) - direct.p(percentile) for proxied, direct in pairs)
+    return [proxied.p(percentile) - direct.p(percentile) for proxied, direct in pairs]
+
+
+def shown(samples: Samples, connections: int, percentile: float, form: str = "{:,.0f}") -> str:
+    """Write what the gateway adds to a percentile, the median over the rounds, or that it is unsteady.
+
+    Args:
+        samples: What was measured.
+        connections: On how many.
+        percentile: Which.
+        form: How a number is written.
+    """
+    values = added(samples, connections, percentile)
+    return UNSTEADY if disagreement(values) > AGREEMENT else form.format(statistics.median(values))
 
 
 def summarize(samples: Samples, connections: int) -> list[tuple[str, str]]:
     """One row of the table, as column and text."""
     proxied, direct = samples[f"{PROXIED} {connections}"], samples[f"{DIRECT} {connections}"]
     row = [("connections", str(connections))]
-    row += [(f"added p{point}, us", f"{added(samples, connections, point):,.0f}") for point in (50, 90, 99)]
+    row += [(f"added p{point}, us", shown(samples, connections, point)) for point in POINTS]
     row += [
         ("req/s", f"{statistics.median(one.load.rate for one in proxied):,.0f}"),
         ("direct req/s", f"{statistics.median(one.load.rate for one in direct):,.0f}"),
@@ -204,11 +266,8 @@ def draw(samples: Samples, path: Path) -> Path | None:
             values = [latency(samples[f"{way} {connections}"], point) for point in PERCENTILES]
             label = "through the gateway" if way == PROXIED else way
             axis.plot(places, values, mark, color=colour, linewidth=2, label=label)
-        axis.set_title(
-            f"{connections} connection{'s' if connections > 1 else ''}: "
-            f"p50 +{added(samples, connections, 50):,.0f} µs, p99 +{added(samples, connections, 99):,.0f} µs",
-            fontsize=11,
-        )
+        adds = [f"p{point} {shown(samples, connections, point, '{:+,.0f} µs')}" for point in (50, 99)]
+        axis.set_title(f"{connections} connection{'s' if connections > 1 else ''}: {', '.join(adds)}", fontsize=11)
         axis.set_yscale("log")
         axis.set_xticks([-math.log10(1 - point / 100) for point in ticks], [f"{point:g}" for point in ticks])
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

@@ -19,8 +19,6 @@ import time
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import parse_qs, urlsplit
 
-import uvloop
-
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
@@ -142,4 +140,7 @@ async def _serve(port: int) -> None:
 
 
 if __name__ == "__main__":
+    # Its constants are for scripts that have to say what is not installed.
+    import uvloop
+
     uvloop.run(_serve(int(sys.argv[1])))

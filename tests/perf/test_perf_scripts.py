@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from perf import compare, figures, measure, overhead, peers, report
+from perf import compare, figures, measure, memory, overhead, peers, report
 from perf.client import request
 from perf.lab import Lab, Refused, Server, which
 from perf.load import PERCENTILES
@@ -138,8 +138,11 @@ def test_compare_measures_what_is_installed_and_names_what_is_not(runs: Runs, ou
     assert all(set(figure["values"]) == set(content["systems"]) for figure in found.values())
     for key in ("cpu", "rate", "rss", "bulk", "start"):
         assert all(value > 0 for value in found[key]["values"].values()), key
-    table = rows((out / "compare.md").read_text(encoding="utf-8"), "|  ")
-    assert [row[""] for row in table] == [figure["label"] for figure in content["figures"]]
+    markdown = (out / "compare.md").read_text(encoding="utf-8")
+    assert [row[""] for row in rows(markdown, "|  ")] == [figure["label"] for figure in content["figures"]]
+    # wrk cannot run for less than a second.
+    assert markdown.endswith("\nLoad: perf/load.py.\n")
+    assert re.search(r"req/s, .*; perf/load.py took \d+% of a core", runs["compare"].stderr)
 
 
 def test_memory_reports_each_store(runs: Runs, out: Path) -> None:
@@ -203,6 +206,15 @@ def test_our_own_upstream_sends_a_long_answer_whole_and_then_another(lab: Lab) -
 def test_a_server_that_ends_at_once_is_told_with_its_last_words(lab: Lab) -> None:
     with pytest.raises(Refused, match="it did not start: goodbye"):
         lab.start("it", ["sh", "-c", "echo goodbye; exit 3"])
+    with pytest.raises(Refused, match=r"No module named 'no_such_module' \(pip install '\.\[perf\]'\)"):
+        lab.start("it", [sys.executable, "-c", "import no_such_module"])
+
+
+def test_scripts_load_without_any_package_so_that_they_can_say_what_is_missing() -> None:
+    # -S: as if nothing was installed.
+    command = [sys.executable, "-S", "-c", "import perf.overhead, perf.compare, perf.memory, perf.scaling"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_an_answer_of_somebody_else_is_refused(lab: Lab) -> None:
@@ -237,6 +249,24 @@ def test_overhead_doubts_what_it_could_not_vouch_for() -> None:
     assert doubt == "direct on 32 connections: requests per second differ by 33% from round to round"
     (doubt,) = overhead.find_doubts({"proxied 1": [seen(), seen(cpu_us=50.0)]}, gateway)
     assert "CPU per request differs by 25%" in doubt
+
+
+def test_overhead_leaves_out_what_is_unsteady_and_only_that() -> None:
+    slower = {float(point): 200.0 + point for point in PERCENTILES}
+    slow_tail = {**slower, 99.0: 350.0}
+    cells = {f"{way} {count}": [seen(), seen()] for count in overhead.CONNECTIONS for way in ("direct", "proxied")}
+    for count, tail in ((1, slower), (32, slow_tail), (128, slower)):
+        rounds = [replace(seen(), load=replace(seen().load, latencies_us=values)) for values in (slower, tail)]
+        cells[f"proxied {count}"] = rounds
+    assert overhead.find_unsteady(cells) == ["added p99 on 32 connections: differs by 51% from round to round"]
+    assert [overhead.shown(cells, 32, point) for point in overhead.POINTS] == ["100", "100", "unsteady"]
+    assert (overhead.shown(cells, 1, 99), overhead.shown(cells, 1, 99, "{:+,.0f} µs")) == ("100", "+100 µs")
+
+
+def test_overhead_names_what_it_did_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "which", lambda program: None if program != "nginx" else "/usr/sbin/nginx")
+    assert overhead.missing(None) == ["wrk", "redis-server"]
+    assert overhead.missing("embedded") == ["wrk"]
 
 
 def test_what_is_doubted_is_measured_again_but_not_for_ever() -> None:
@@ -292,6 +322,46 @@ def test_what_is_added_has_to_be_more_than_nothing() -> None:
     made = values.figure()
     assert made.values == {"nginx": -1.0, "HAProxy": 30.0}
     assert dict(made.doubts) == {"nginx": ["not slower than direct, so it is noise"]}
+
+
+def test_a_steady_tail_is_refused_where_what_is_taken_off_it_is_not() -> None:
+    values = figures._Values("p99", "added p99", "p99")
+    values.seen |= {"nginx": [500.0, 510.0], "HAProxy": [500.0, 510.0]}
+    made = values.figure(base={"nginx": [100.0, 105.0], "HAProxy": [100.0, 400.0]})
+    assert dict(made.doubts) == {"HAProxy": ["what HAProxy adds differs by 264% from round to round"]}
+
+
+@pytest.mark.parametrize("wanted", [0.95, 0.5])
+def test_half_of_what_did_not_saturate_the_gateway_is_not_half_of_saturation(lab: Lab, wanted: float) -> None:
+    name = compare.WITH_REDIS
+    field = figures.Field(lab, None, {name: lambda upstream: upstream})
+    field.saturated[name].append(seen(wanted=wanted, shares={name: 0.8, "wrk": 0.3}))
+    paced = figures.Paced(field, 1.0)
+    paced._p99.seen[name], paced._direct[name], paced._kept[name], paced._busy[name] = [200.0], [90.0], [1.0], [0.3]
+    (made,) = paced.figures()
+    idle = f"{name} was not the bottleneck: it had work for 50% of the time, not 80%"
+    assert dict(made.doubts) == ({} if wanted > measure.SATURATED else {name: [idle]})
+
+
+@pytest.mark.parametrize(
+    ("each_time", "refusal"),
+    [(1_000_000, "gateway, embedded: memory grew by 57.4% within 2,000 requests"), (10_000, None)],
+)
+def test_memory_that_goes_on_growing_is_refused(
+    each_time: int, refusal: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = iter(range(30_000_000, 90_000_000, each_time))
+    gateway: Any = type("Grown", (), {"rss_bytes": lambda _: next(sizes)})()
+    monkeypatch.setattr(memory, "drive", lambda *_, **__: replace(seen().load, requests=100))
+    told: list[str] = []
+    last, growth = memory.many_requests(gateway, 2000, 0.0, lambda what, value: told.append(f"{what}: {value}"))
+    assert last == 30_000_000 + 19 * each_time
+    assert told == [f"after 2,000 requests: {last / 1e6:.1f} MB"]
+    if refusal is None:
+        memory.check_growth(memory.Found("embedded", growth=growth), 2000)
+    else:
+        with pytest.raises(Refused, match=re.escape(refusal)):
+            memory.check_growth(memory.Found("embedded", growth=growth), 2000)
 
 
 def test_peers_that_are_not_installed_are_named_with_their_packages(monkeypatch: pytest.MonkeyPatch) -> None:
