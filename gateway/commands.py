@@ -182,8 +182,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check_config(options: argparse.Namespace) -> int:
-    for name, resolved in describe(_load(options)):
-        print(f"{name:<26}{resolved}")
+    described = describe(_load(options))
+    width = max(len(name) for name, _ in described) + 1
+    for name, resolved in described:
+        print(f"{name:<{width}}{resolved}")
     return FINE
 
 

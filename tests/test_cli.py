@@ -171,6 +171,13 @@ def test_check_config_prints_what_it_resolves_to() -> None:
     assert list(lines) == [setting.environment for setting in SETTINGS.values()]
 
 
+def test_check_config_prints_long_names_apart_from_what_they_resolve_to(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text(f'[targets.geocoding]\nurl = "{URL}"\n', encoding="utf-8")
+    told = run("check-config", "--config", str(file), TARGET_API_URL=URL).stdout
+    assert re.search(r"(?m)^targets\.geocoding\.concurrency_limit +none of its own$", told)
+
+
 def test_check_config_reads_the_file_of_the_option_before_that_of_the_environment(tmp_path: Path) -> None:
     files = {quota: tmp_path / f"{quota}.toml" for quota in (7, 8)}
     for quota, file in files.items():

@@ -75,10 +75,11 @@ class Meter(Protocol):
         """
         ...
 
-    def cut_event(self) -> bytes:
+    def cut_event(self) -> bytes | None:
         """Return what ends this stream early, as the provider would say it; b"" where nothing could be read as that.
 
-        What was held back is dropped; neither `feed` nor `finish` is called after it.
+        None: not here; it is to be asked for again behind the next piece. What was held back is dropped else, and
+        neither `feed` nor `finish` is called after it.
         """
         ...
 
@@ -94,6 +95,7 @@ class Quote(Protocol):
         least: Output tokens; `most` where the request must not be changed.
         accepts: What to send as `Accept-Encoding`, in place of the client's.
         notice: What to log, once for each model: its price is not known; "" else.
+        limited: To how many output tokens `body` has limited each answer; 0: to none but the request's own.
     """
 
     model: str
@@ -103,6 +105,7 @@ class Quote(Protocol):
     least: int
     accepts: bytes
     notice: str
+    limited: int
 
     def body(self, granted: int) -> bytes | None:
         """Return the body to send; the very object that was quoted where nothing is to be changed.

@@ -6,11 +6,11 @@ line; lines end in CRLF, LF or CR).
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any, Final
 
 from gateway.metering.answers import said_of
+from gateway.metering.endings import event_ending
 from gateway.metering.readers import KEPT_BYTES, Said, parsed
 from gateway.metering.scan import Scanner
 from gateway.metering.shapes import Shape
@@ -145,7 +145,7 @@ class EventReader:
         if self._scanner is not None:  # some of an event has been passed on
             return b""
         last = next(iter(_SEQUENCE.findall(self._latest)[-1:]), b"-1")
-        return ending(self._shape, int(last) + 1)
+        return event_ending(self._shape, int(last) + 1)
 
     # --- events in pieces ----------------------------------------------------------------------------------------
 
@@ -273,27 +273,6 @@ def data_of(event: bytes) -> dict[str, Any] | None:
     lines = [line[5:] for line in event.splitlines() if line.startswith(b"data:")]
     data = parsed(b"\n".join(lines))
     return data if isinstance(data, dict) else None
-
-
-def ending(shape: Shape, number: int) -> bytes:
-    """Return an event that ends a stream as an error does.
-
-    Args:
-        shape: Of the stream.
-        number: Of the event, where events are numbered.
-    """
-    text = "The budget of this token is spent, so the answer ends here."
-    if shape is Shape.MESSAGES:
-        error = {"type": "error", "error": {"type": "rate_limit_error", "message": text}}
-        return b"event: error\ndata: %b\n\n" % json.dumps(error).encode()
-    if shape is Shape.RESPONSES:
-        told = {"type": "error", "code": "budget_exceeded", "message": text, "param": None, "sequence_number": number}
-        return b"event: error\ndata: %b\n\n" % json.dumps(told).encode()
-    if shape is Shape.GEMINI:
-        status = {"error": {"code": 429, "message": text, "status": "RESOURCE_EXHAUSTED"}}
-        return b"data: %b\n\n" % json.dumps(status).encode()
-    quota = {"message": text, "type": "insufficient_quota", "param": None, "code": "budget_exceeded"}
-    return b"data: %b\n\ndata: [DONE]\n\n" % json.dumps({"error": quota}).encode()
 
 
 def _ends_of(text: bytes, start: int = 0) -> re.Pattern[bytes]:

@@ -76,7 +76,7 @@ class FeeReader:
         """See `Reader`."""
         return self._reader.said()
 
-    def cut_event(self) -> bytes:
+    def cut_event(self) -> bytes | None:
         """See `Meter`."""
         return self._reader.cut_event()
 

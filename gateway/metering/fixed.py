@@ -17,6 +17,8 @@ class FixedQuote:
 
     __slots__ = ("_body", "accepts", "each", "fixed", "least", "model", "most", "notice")
 
+    limited = 0
+
     def __init__(self, price: Mapping[str, int], body: bytes | None, model: str = "", notice: str = "") -> None:
         self.model = model
         self.fixed = price

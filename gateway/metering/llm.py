@@ -148,7 +148,11 @@ class LlmQuote:
         wanted: What that asks for; None if it was not read.
     """
 
-    __slots__ = ("_body", "_terms", "_wanted", "accepts", "each", "fixed", "least", "model", "most", "notice")
+    # fmt: off
+    __slots__ = (
+        "_body", "_terms", "_wanted", "accepts", "each", "fixed", "least", "limited", "model", "most", "notice",
+    )
+    # fmt: on
 
     def __init__(self, terms: Terms, fixed: Mapping[str, int], body: bytes | None, wanted: Wanted | None) -> None:
         self._terms = terms
@@ -161,6 +165,7 @@ class LlmQuote:
         self.least = terms.least
         self.accepts = terms.accepts
         self.notice = terms.notice
+        self.limited = 0
 
     def body(self, granted: int) -> bytes | None:
         """See `Quote`."""
@@ -171,8 +176,8 @@ class LlmQuote:
         lowers = terms.limit and (granted < self.most or wanted.limit is None)
         if not lowers and not terms.strips and not wanted.ambiguous:
             return body
-        output = max(granted // wanted.choices, 1) if lowers else 0
-        return rewritten(terms.shape, body, wanted, Changes(terms.limit, output, terms.strips))
+        self.limited = max(granted // wanted.choices, 1) if lowers else 0
+        return rewritten(terms.shape, body, wanted, Changes(terms.limit, self.limited, terms.strips))
 
     def meter(
         self, granted: int, status: int, lines: Sequence[bytes], form: bytes = b"", content: bytes = b""
@@ -185,7 +190,7 @@ class LlmQuote:
         if not content or coding or is_stream or terms.fees or len(content) > KEPT_BYTES:
             return LlmMeter(terms, self.fixed, granted, coding, id_, is_stream=is_stream)
         said = said_of_text(terms.shape, content, named=bool(terms.model and id_))
-        return FixedMeter(terms.cost(self.fixed, granted, said, id_, whole=True))
+        return FixedMeter(terms.cost(self.fixed, granted, said, id_, whole=not said.failed))
 
     def unanswered(self, granted: int, elapsed_ms: int) -> Cost:
         """See `Quote`."""
@@ -256,7 +261,7 @@ class LlmMeter:
         usd = cost.cost.get("USD", 0) + self._fees.nano(whole=whole)
         return cost._replace(cost={**cost.cost, "USD": usd}, mark=Mark.ESTIMATED)
 
-    def cut_event(self) -> bytes:
+    def cut_event(self) -> bytes | None:
         """See `Meter`."""
         return b"" if self._gzip is not None else self._reader.cut_event()
 

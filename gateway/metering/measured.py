@@ -35,6 +35,8 @@ class MeasuredQuote:
 
     __slots__ = ("_body", "_measured", "accepts", "each", "fixed", "least", "model", "most", "notice")
 
+    limited = 0
+
     def __init__(self, measured: Measured, reserve: Mapping[str, int], body: bytes | None) -> None:
         self._measured = measured
         self._body = body

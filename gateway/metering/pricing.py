@@ -153,6 +153,8 @@ class LlmPricing:
         if wanted is None:
             what, mend = "a request whose JSON cannot be read", "send it as a JSON object in UTF-8"
             return self._unread(shape, named, body, now_s, unknown(table, body, what, mend))
+        if shape is Shape.GEMINI and b":stream" in path:
+            wanted = wanted._replace(streams=True)
         # By name, each would take as long as all of them.
         _, _, _, _, streams, _, _, _, _, _, _, _, tier, speed, geo, _ = wanted
         strips = streams and shape in _ASKED and not self._is_mistral and not asks_usage(wanted)

@@ -59,7 +59,7 @@ class Reader(Protocol):
         """Return what is known so far."""
         ...
 
-    def cut_event(self) -> bytes:
+    def cut_event(self) -> bytes | None:
         """See `Meter.cut_event`."""
         ...
 

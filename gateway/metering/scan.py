@@ -50,6 +50,11 @@ class Scanner:
         self._end = 0  # where the last string of this depth ended, in the piece
         self._from = 0  # where the part of the captured object that is in the piece begins
 
+    @property
+    def is_between(self) -> bool:
+        """Whether nothing is open but the text's own list or object."""
+        return self._depth == 1 and not self._in_string
+
     def feed(self, piece: bytes) -> None:
         """Take the next piece."""
         if self._carried:

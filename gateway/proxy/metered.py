@@ -204,8 +204,8 @@ class MeteredExchange(GuardedExchange):
         content = rest if rest and framing.answer_length(self.head.method, head) == len(rest) else b""
         self._meter = meter = quote.meter(self._granted, head.status, head.lines, head.form, content)
         head.lines.append(b"X-Gateway-Request: " + id_.encode())
-        if self._granted < quote.most:
-            head.lines.append(b"X-Gateway-Max-Tokens: %d" % self._granted)
+        if quote.limited:
+            head.lines.append(b"X-Gateway-Max-Tokens: %d" % quote.limited)
         if content:
             told = meter.feed(rest) + meter.finish()
             if len(told) != len(rest):
@@ -258,6 +258,9 @@ class MeteredExchange(GuardedExchange):
         """See `overspent.Held`: end the answer as its provider would, where that can be told from a whole one."""
         answer, meter, upstream = self.answer, self._meter, self._upstream
         event = b"" if meter is None else meter.cut_event()
+        if event is None:
+            self.on_more()  # of the answer, until it can end
+            return
         if answer is None or upstream is None or not isinstance(answer.body, MeteredBody | MeteredUntilClose):
             return
         end = answer.body.cut(event)

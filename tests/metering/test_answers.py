@@ -52,6 +52,64 @@ def test_a_long_answer_is_scanned_wherever_it_is_split(name: str, sizes: list[in
     assert meter.result(whole=True, elapsed_ms=1).cost == expected
 
 
+LIST_PATH = "/v1beta/models/m:streamGenerateContent"
+PADS = pytest.mark.parametrize("pad", [0, KEPT_BYTES], ids=["short", "long"])
+
+
+def list_of(pad: int, *more: bytes) -> bytes:
+    elements = [{**gemini("x" * pad, 1)}, gemini("lo", 4, 3)]
+    return b"[" + b",\r\n".join((*(json.dumps(one).encode() for one in elements), *more))
+
+
+@PADS
+def test_a_list_that_is_left_has_cost_more_than_it_says_so_far(pad: int) -> None:
+    quoted = quote(LIST_PATH, {"contents": [], "generationConfig": {"maxOutputTokens": 1000}})
+    left = cost_of(quoted, list_of(pad), JSON, whole=False)
+    failed = cost_of(quoted, list_of(pad, b'{"error": {"code": 503}}]'), JSON)
+    for early in (left, failed):
+        assert (early.mark, early.cost["tokens"] >= 1000) == (Mark.ESTIMATED, True)
+    whole = cost_of(quoted, list_of(pad, b"%b]" % json.dumps(gemini("", 4, 3)).encode()), JSON)
+    assert (whole.cost, whole.mark) == (CHAT_COST, Mark.EXACT)
+
+
+@PADS
+@pytest.mark.parametrize("behind", [b"", b",", b",\r\n", b"\n"])
+def test_a_list_is_ended_early_by_an_element_of_its_kind(pad: int, behind: bytes) -> None:
+    meter = quote(LIST_PATH, {"contents": []}).meter(50, 200, [JSON])
+    said = list_of(pad) + behind
+    feed(meter, said[:90], said[90:])
+    *elements, last = json.loads(said + (meter.cut_event() or b""))
+    assert (len(elements), last["error"]["code"], last["error"]["status"]) == (2, 429, "RESOURCE_EXHAUSTED")
+
+
+@PADS
+@pytest.mark.parametrize(
+    "rest", [b',{"candidates": [', b',{"a": "', b',{"a": "}"', b"]", b",[", b" " * 40], ids=lambda rest: rest.decode()
+)
+def test_it_is_not_ended_inside_of_an_element_or_behind_its_end(pad: int, rest: bytes) -> None:
+    meter = quote(LIST_PATH, {"contents": []}).meter(50, 200, [JSON])
+    feed(meter, list_of(pad), rest)
+    assert not meter.cut_event()
+
+
+@PADS
+def test_the_end_of_an_element_is_waited_for_but_not_for_long(pad: int) -> None:
+    meter = quote(LIST_PATH, {"contents": []}).meter(50, 200, [JSON])
+    feed(meter, list_of(pad), b',{"a": "')
+    assert meter.cut_event() is None
+    meter.feed(b"x" * (KEPT_BYTES - 1))
+    assert meter.cut_event() is None
+    meter.feed(b"x")
+    assert meter.cut_event() == b""
+
+
+@PADS
+def test_no_other_json_is_ended_early(pad: int) -> None:
+    meter = quote(CHAT_PATH, ASKS).meter(50, 200, [JSON])
+    feed(meter, b'{"pad": "%b", "choices": [{"index": 0}' % (b"x" * pad))
+    assert meter.cut_event() == b""
+
+
 def test_every_split_of_the_usage_is_found() -> None:
     text = json.dumps({"pad": "x" * KEPT_BYTES, **CHAT}, indent=1).encode()
     for at in range(text.rindex(b'"choices"'), len(text)):

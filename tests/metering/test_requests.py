@@ -10,7 +10,7 @@ import pytest
 from gateway.budgets.spending import Mark
 from gateway.errors import PriceUnknown
 from gateway.metering.costs import FixedPrice
-from tests.metering.recorded import ALL_ANSWERS, ASKS, CHAT, JSON, NOW_S, STREAMS, cost_of, pricing, quote
+from tests.metering.recorded import ALL_ANSWERS, ASKS, CHAT, GEMINI_PATH, JSON, NOW_S, STREAMS, cost_of, pricing, quote
 
 CHAT_PATH = "/v1/chat/completions"
 
@@ -201,6 +201,8 @@ def test_what_could_be_read_in_two_ways_is_sent_in_one() -> None:
 def test_streams_are_not_compressed() -> None:
     assert quote(CHAT_PATH, STREAMS).accepts == b"identity"
     assert quote(CHAT_PATH, ASKS).accepts == b"gzip, identity"
+    assert quote(GEMINI_PATH, {"contents": []}).accepts == b"identity"
+    assert quote("/v1beta/models/m:generateContent", {"contents": []}).accepts == b"gzip, identity"
 
 
 # --- without a price ----------------------------------------------------------------------------------------------

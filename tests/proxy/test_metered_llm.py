@@ -223,10 +223,23 @@ def test_output_is_limited_to_what_there_is_money_for(make: Callable[..., Playbo
     assert costs(play) == [(9 * INPUT + limit * OUTPUT, Mark.EXACT)]
 
 
-def test_output_that_nobody_limits_is_limited(make: Callable[..., Playbook]) -> None:
+@pytest.mark.parametrize(("members", "limit"), [({}, 100), ({"n": 2}, 100), ({"n": 40, "max_tokens": 9000}, 4999)])
+def test_the_client_is_told_what_each_answer_is_limited_to(
+    make: Callable[..., Playbook], members: dict[str, int], limit: int
+) -> None:
+    play = make("2 USD/hour", budget_clamp="on")
+    request = ask(play, chat(**members))
+    assert json.loads(request.body)["max_tokens"] == limit
+    play.upstream.answers(json.dumps({"model": "m", "usage": usage(9, 1)}).encode())
+    assert play.client.answer().value(b"x-gateway-max-tokens") == b"%d" % limit
+
+
+def test_who_is_not_limited_is_told_of_no_limit(make: Callable[..., Playbook]) -> None:
     play = make(budget_clamp="on")
-    request = ask(play, chat())
-    assert json.loads(request.body)["max_tokens"] == 100
+    body = chat(max_tokens=50)
+    assert ask(play, body).body == body
+    play.upstream.answers(json.dumps({"model": "m", "usage": usage(9, 1)}).encode())
+    assert play.client.answer().value(b"x-gateway-max-tokens") is None
 
 
 def test_a_stream_that_costs_more_than_it_may_is_ended_as_its_provider_would(make: Callable[..., Playbook]) -> None:
@@ -244,6 +257,29 @@ def test_a_stream_that_costs_more_than_it_may_is_ended_as_its_provider_would(mak
     ((cost, mark),) = costs(play)
     assert mark is Mark.ESTIMATED
     assert cost > 0
+
+
+def test_a_list_that_costs_more_than_it_may_is_ended_behind_the_element_that_it_is_in(
+    make: Callable[..., Playbook],
+) -> None:
+    play = make(budget="0.005 USD/hour", budget_cut="on")
+    play.client.sends(play.request(b"POST", b"/api/models/m:streamGenerateContent", body=b'{"contents": []}'))
+    play.upstream.request()
+    play.upstream.sends(HEAD.replace(b"text/event-stream", b"application/json"), chunk(b"["))
+    said = [
+        {"usageMetadata": {"promptTokenCount": 9, "candidatesTokenCount": count}, "candidates": ["x" * 1000]}
+        for count in (*[1] * 80, 900)
+    ]
+    for one in said:
+        element = json.dumps(one).encode()
+        play.upstream.sends(chunk(element[:100]))
+        play.upstream.sends(chunk(element[100:] + b",\r\n"))
+    assert play.upstream.state == "aborted"
+    *elements, error = json.loads(play.client.answer().body)
+    assert elements == said
+    assert error["error"]["status"] == "RESOURCE_EXHAUSTED"
+    ((_, mark),) = costs(play)
+    assert mark is Mark.ESTIMATED
 
 
 def test_a_stream_that_can_have_more_money_goes_on(make: Callable[..., Playbook]) -> None:
