@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from gateway.access_lines import Record
+from gateway.errors import Draining
 from gateway.http1 import fields, writer
 from gateway.tally import CLIENT_GONE, MAX_LISTED
 
@@ -72,9 +73,9 @@ def cut(exchange: Exchange, *, by_upstream: bool) -> None:
 
 
 def left(exchange: Exchange) -> None:
-    """Count a request whose client left."""
+    """Count a request whose connection to its client ended under it: the client left, or the gateway is closed."""
     exchange.tally.on_left(exchange.status)
-    settle(exchange, "client_gone")
+    settle(exchange, Draining.code if exchange.context.shared.closed else "client_gone")
 
 
 def switched(exchange: Exchange, received: int, sent: int) -> None:

@@ -299,6 +299,16 @@ def test_a_client_that_left(logging: Playbook) -> None:
     assert (amid["status"], amid["error"], amid["bytes_out"]) == (200, "client_gone", 2)
 
 
+def test_who_is_cut_off_by_a_stop_has_not_left(logging: Playbook) -> None:
+    logging.client.sends(logging.request(b"GET", b"/api/x"))
+    logging.upstream.sends(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi")
+    logging.context.closed = True
+    for connection in tuple(logging.context.connections):
+        connection.abort()
+    logging.pass_time(0.25)
+    assert (line(logging) | {"time": "", "id": ""})["error"] == "draining"
+
+
 def test_an_answer_that_was_cut(logging: Playbook) -> None:
     logging.client.sends(logging.request(b"GET", b"/api/x"))
     logging.upstream.sends(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi")
