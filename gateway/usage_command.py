@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -20,6 +21,7 @@ from gateway.usage_table import as_line, as_table, as_text
 
 if TYPE_CHECKING:
     import argparse
+    from typing import NoReturn
 
     from gateway.config import Settings
 
@@ -85,7 +87,7 @@ def _source(url: str | None, settings: Settings, local_url: str) -> Source:
 
 
 def _watch(source: Source, *, as_json: bool) -> None:
-    if as_json or not sys.stdout.isatty():
+    if as_json or not _is_drawn_on():
         before = None
         while True:
             now = source.read()
@@ -94,12 +96,26 @@ def _watch(source: Source, *, as_json: bool) -> None:
             time.sleep(EVERY_S)
     from rich.live import Live  # only here: a table takes ten megabytes more
 
+    signal.signal(signal.SIGTERM, _leave)  # else the terminal would be left with this screen, and without a cursor
     before, now = None, source.read()
-    with Live(as_table(None, now), auto_refresh=False, screen=True) as live:
+    live = Live(as_table(None, now), auto_refresh=False, screen=True)
+    try:  # `with` would not hear of an interruption of the first drawing
+        live.start(refresh=True)
         while True:
             time.sleep(EVERY_S)
             before, now = now, source.read()
             live.update(as_table(before, now), refresh=True)
+    finally:
+        live.stop()
+
+
+def _is_drawn_on() -> bool:
+    """Whether stdout is a terminal that can move its cursor: on any other, rich shows nothing before the end."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in {"dumb", "unknown"}
+
+
+def _leave(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 class _Gateway:

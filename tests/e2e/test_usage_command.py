@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tests.kit.upstream import Upstream
 
 ADMIN_KEY = "an-admin-key-of-32-characters-ok"
+CURSOR, SCREEN = b"\x1b[?25h", b"\x1b[?1049l"
+"""Show the cursor; leave the screen of one's own."""
 
 
 @pytest.fixture
@@ -174,24 +176,45 @@ async def test_who_has_read_enough_hears_no_complaint(used: Program, arguments: 
     assert (process.returncode, err) == (0, b"")
 
 
-async def test_on_a_terminal_it_is_a_table(used: Program) -> None:
+async def test_on_a_terminal_it_is_a_table_and_leaves_the_terminal_as_it_was(used: Program) -> None:
+    seen = "░".encode()
+    (code, shown), (killed, other), (_, dumb) = await asyncio.gather(
+        watched(used, "xterm", seen, signal.SIGINT),
+        watched(used, "xterm", seen, signal.SIGTERM),
+        watched(used, "dumb", b"worker", signal.SIGINT),
+    )
+    assert (code, killed) == (0, 128 + signal.SIGTERM)
+    assert b"3/60 minute" in shown
+    assert b"requests/s" in shown
+    for one in (shown, other):
+        assert one.rindex(CURSOR) > one.rindex(seen)
+        assert one.rindex(SCREEN) > one.rindex(seen)
+    # One that cannot be drawn on gets lines.
+    assert b"busiest: worker" in dumb
+    assert b"\x1b" not in dumb
+
+
+async def watched(program: Program, kind: str, seen: bytes, number: signal.Signals) -> tuple[int, bytes]:
+    """Watch on a terminal of that kind until what is to be seen is there; return the exit code and all that was shown."""
     terminal, theirs = pty.openpty()
-    process = await usage(("--watch", "--url", used.url), {"ADMIN_KEY": ADMIN_KEY}, theirs)
+    arguments, settings = ("--watch", "--url", program.url), {"ADMIN_KEY": ADMIN_KEY, "TERM": kind}
+    process = await usage(arguments, settings, theirs)
     os.close(theirs)
     shown = b""
     with contextlib.suppress(OSError):  # the other end closes it
-        while "░".encode() not in shown or b"worker" not in shown:
+        while seen not in shown or b"worker" not in shown:
             shown += await soon(asyncio.to_thread(os.read, terminal, 1 << 16))
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     reading = asyncio.ensure_future(asyncio.to_thread(read_to_the_end, terminal))
-    assert await soon(process.wait()) == 0
-    await soon(reading)
+    code = await soon(process.wait())
+    shown += await soon(reading)
     os.close(terminal)
-    assert b"3/60 minute" in shown
-    assert b"requests/s" in shown
+    return code, shown
 
 
-def read_to_the_end(descriptor: int) -> None:
+def read_to_the_end(descriptor: int) -> bytes:
+    read = b""
     with contextlib.suppress(OSError):
-        while os.read(descriptor, 1 << 16):
-            pass
+        while piece := os.read(descriptor, 1 << 16):
+            read += piece
+    return read
