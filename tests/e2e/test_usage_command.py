@@ -195,7 +195,7 @@ async def test_on_a_terminal_it_is_a_table_and_leaves_the_terminal_as_it_was(use
 
 
 async def watched(program: Program, kind: str, seen: bytes, number: signal.Signals) -> tuple[int, bytes]:
-    """Watch on a terminal of that kind until what is to be seen is there; return the exit code and all that was shown."""
+    """Watch on such a terminal until what is to be seen is there; return the exit code and all that was shown."""
     terminal, theirs = pty.openpty()
     arguments, settings = ("--watch", "--url", program.url), {"ADMIN_KEY": ADMIN_KEY, "TERM": kind}
     process = await usage(arguments, settings, theirs)
