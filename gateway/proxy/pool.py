@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     Dial = Callable[[UpstreamConnection], Awaitable[None]]
 
 QUIET_S: Final = 1.0
+MOST_AGE_S: Final = 300.0
+"""One that is never idle would follow no change of DNS. So each ends behind an answer when it is that old. Some
+names live for a minute; but TLS is set up again then, and a request waits for that."""
 _NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 _log = logging.getLogger("gateway.upstream")
@@ -100,13 +103,14 @@ class UpstreamPool:
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """Keep a connection whose last answer was whole and that the upstream would use again."""
+        now_s, idle = self._clock.now_s, self._idle
         # One that has not sent all of its last request would hold up the next.
-        if len(self._idle) >= self._most_idle or connection.transport.get_write_buffer_size():
+        if now_s >= connection.old_at_s or len(idle) >= self._most_idle or connection.transport.get_write_buffer_size():
             connection.close()
             return
         connection.reader = None
-        connection.idle_until_s = self._clock.now_s + self._idle_s
-        self._idle.append(connection)
+        connection.idle_until_s = now_s + self._idle_s
+        idle.append(connection)
 
     def on_deadline(self) -> None:
         """End the connections that have idled for `UPSTREAM_IDLE`; the oldest stand first."""
@@ -160,6 +164,7 @@ class UpstreamPool:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._dial(connection)
+            connection.old_at_s = self._clock.now_s + MOST_AGE_S
             self._open.add(connection)
             if health.on_success():
                 _log.info("target %s can be connected to again: its requests pass", self._name)

@@ -90,6 +90,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_sent_bytes",
         "_unsent",
         "idle_until_s",
+        "old_at_s",
         "reader",
         "reusable",
         "reused",
@@ -106,7 +107,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", None)
         self.reused = False
         self.writable = True
-        self.idle_until_s = 0.0
+        self.idle_until_s = self.old_at_s = 0.0
         self._opening: Opening[AnswerHead] | None = None
         # For the exchange.
         # Without a reader, whatever arrives ends the connection.

@@ -82,6 +82,19 @@ def test_one_that_idles_too_long_is_closed(make_play: Callable[..., Playbook]) -
     assert third.state == "aborted"
 
 
+def test_one_that_is_never_idle_ends_behind_an_answer_when_it_is_old(make_play: Callable[..., Playbook]) -> None:
+    play = make_play(upstream_idle="600s", keepalive_timeout="600s")
+    exchange(play)
+    play.pass_time(299)
+    exchange(play)
+    assert (play.dials, play.upstream.state) == (1, "open")
+    play.pass_time(1)
+    exchange(play)
+    assert (play.dials, play.upstream.state, play.client.state) == (1, "aborted", "open")
+    exchange(play)
+    assert (play.dials, play.upstream.state) == (2, "open")
+
+
 def test_one_in_use_is_not_idle(make_play: Callable[..., Playbook]) -> None:
     play = make_play(upstream_idle="1s")
     play.client.sends(play.request(b"GET", b"/api/x"))
