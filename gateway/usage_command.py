@@ -16,11 +16,12 @@ from gateway.errors import GatewayError, StoreUnavailable
 from gateway.metrics import Metrics
 from gateway.stores.choice import make_store
 from gateway.tokens import SECRET_MIN_BYTES, TokenSigner
-from gateway.usage import UsageView
+from gateway.usage import UsageView, now
 from gateway.usage_table import as_line, as_table, as_text
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
     from typing import NoReturn
 
     from gateway.config import Settings
@@ -87,26 +88,45 @@ def _source(url: str | None, settings: Settings, local_url: str) -> Source:
 
 
 def _watch(source: Source, *, as_json: bool) -> None:
+    before = None
     if as_json or not _is_drawn_on():
-        before = None
-        while True:
-            now = source.read()
-            print(json.dumps(now) if as_json else as_line(before, now), flush=True)
-            before = now
-            time.sleep(EVERY_S)
+        for told, trouble in _looks(source):
+            if not trouble:
+                print(json.dumps(told) if as_json else as_line(before, told), flush=True)
+                before = told
+            else:
+                print(f"{now()[11:19]} {trouble}", file=sys.stderr if as_json else sys.stdout, flush=True)
+        return
     from rich.live import Live  # only here: a table takes ten megabytes more
 
     signal.signal(signal.SIGTERM, _leave)  # else the terminal would be left with this screen, and without a cursor
-    before, now = None, source.read()
-    live = Live(as_table(None, now), auto_refresh=False, screen=True)
-    try:  # `with` would not hear of an interruption of the first drawing
-        live.start(refresh=True)
-        while True:
-            time.sleep(EVERY_S)
-            before, now = now, source.read()
-            live.update(as_table(before, now), refresh=True)
+    live = Live(auto_refresh=False, screen=True)
+    try:
+        for told, trouble in _looks(source):
+            live.update(as_table(before, told, trouble))
+            live.start()  # `with` would not hear of an interruption of the first drawing
+            live.refresh()
+            before = told
     finally:
         live.stop()
+
+
+def _looks(source: Source) -> Iterator[tuple[dict[str, Any], str]]:
+    """Look every second, and yield what there is to see; after a look in vain once more what was there, and why.
+
+    Raises:
+        GatewayError, OSError: The first look was in vain. Later on, who watches wants to see what becomes of it.
+    """
+    told = source.read()
+    yield told, ""
+    while True:
+        time.sleep(EVERY_S)
+        trouble = ""
+        try:
+            told = source.read()
+        except (GatewayError, OSError) as error:
+            trouble = str(error)
+        yield told, trouble
 
 
 def _is_drawn_on() -> bool:

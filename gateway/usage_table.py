@@ -135,19 +135,30 @@ def as_line(before: Told | None, now: Told) -> str:
 class _Fitting:
     """A table that is drawn for the terminal's width, whatever that is then: rich's `ConsoleRenderable`."""
 
-    __slots__ = ("_before", "_now")
+    __slots__ = ("_before", "_now", "_trouble")
 
-    def __init__(self, before: Told | None, now: Told) -> None:
+    def __init__(self, before: Told | None, now: Told, trouble: str) -> None:
         self._before = before
         self._now = now
+        self._trouble = trouble
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.text import Text  # see `_table`
+
+        if self._trouble:
+            yield Text(self._trouble, "bold red")
         yield _table(self._before, self._now, options.max_width)
 
 
-def as_table(before: Told | None, now: Told) -> RenderableType:
-    """Return a table for a terminal: limits and budgets as bars, money, requests a second, refusals, storms marked."""
-    return _Fitting(before, now)
+def as_table(before: Told | None, now: Told, trouble: str = "") -> RenderableType:
+    """Return a table for a terminal: limits and budgets as bars, money, requests a second, refusals, storms marked.
+
+    Args:
+        before: The look before; None: there was none.
+        now: What to show.
+        trouble: Why that is not news; it stands above the table.
+    """
+    return _Fitting(before, now, trouble)
 
 
 def _table(before: Told | None, now: Told, columns: int) -> RenderableType:

@@ -45,9 +45,9 @@ def look(second: int, *tokens: dict[str, Any]) -> dict[str, Any]:
     return {"at": at, "instances": 1, "totals": totals, "targets": targets, "tokens": list(tokens)}
 
 
-def drawn(before: dict[str, Any] | None, now: dict[str, Any], width: int = 100) -> str:
+def drawn(before: dict[str, Any] | None, now: dict[str, Any], width: int = 100, trouble: str = "") -> str:
     console = Console(width=width, file=io.StringIO(), color_system=None)
-    console.print(as_table(before, now))
+    console.print(as_table(before, now, trouble))
     file = console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()
@@ -128,6 +128,12 @@ def test_a_name_cannot_write_on_the_terminal() -> None:
     for shown in (as_text(now), as_line(None, now), drawn(None, now)):
         assert "\x1b" not in shown
         assert "evil?name" in shown
+
+
+def test_why_there_is_no_news_stands_above_what_there_was() -> None:
+    text = drawn(None, look(0, token("abc", 10)), trouble="no gateway answers at 127.0.0.1:3000: Connection refused")
+    assert text.startswith("no gateway answers at 127.0.0.1:3000: Connection refused")
+    assert "abc" in text
 
 
 def test_nobody_asked_anything_yet() -> None:

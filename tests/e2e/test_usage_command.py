@@ -146,7 +146,7 @@ async def test_watching_without_a_terminal_is_a_line_a_second_until_it_is_interr
     assert (process.returncode, err) == (0, b"")
 
 
-async def test_watching_outlives_the_worker_that_it_had_asked(upstream: Upstream) -> None:
+async def test_watching_outlives_the_worker_that_it_had_asked_and_the_program(upstream: Upstream) -> None:
     settings = {"TARGET_API_URL": upstream.url, "ADMIN_KEY": ADMIN_KEY, "GATEWAY_WORKERS": "2"}
     with running_redis() as redis:
         async with gateway_process(REDIS_URL=redis.url, STORE_TIMEOUT="10s", **settings) as program:
@@ -161,6 +161,13 @@ async def test_watching_outlives_the_worker_that_it_had_asked(upstream: Upstream
                 os.kill(pid, signal.SIGKILL)
             for _ in range(2):
                 assert b"requests/s" in await soon(process.stdout.readline())
+            workers = children(program.process.pid)
+            await program.kill()  # who watches wants to see whether it comes back
+            for pid in workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            lines = [await soon(process.stdout.readline()) for _ in range(2)]
+            assert b" no gateway answers at 127.0.0.1:" in lines[-1]
             process.send_signal(signal.SIGINT)
             _, err = await soon(process.communicate())
             assert (process.returncode, err) == (0, b"")
