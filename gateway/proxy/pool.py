@@ -105,10 +105,13 @@ class UpstreamPool:
         """Keep a connection whose last answer was whole and that the upstream would use again."""
         now_s, idle = self._clock.now_s, self._idle
         # One that has not sent all of its last request would hold up the next.
-        if now_s >= connection.old_at_s or len(idle) >= self._most_idle or connection.transport.get_write_buffer_size():
+        if connection.transport.get_write_buffer_size():
             connection.close()
             return
         connection.reader = None
+        if now_s >= connection.old_at_s or len(idle) >= self._most_idle:
+            connection.close()  # without a reader: in good order
+            return
         connection.idle_until_s = now_s + self._idle_s
         idle.append(connection)
 

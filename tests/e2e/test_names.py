@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway import Config, Gateway
+from gateway.proxy import pool
 from tests.e2e import connected, fetch, request
 from tests.kit.upstream import Upstream, answering, hang, soon
 
@@ -108,6 +109,19 @@ async def test_a_change_is_followed_by_new_connections_and_old_ones_live_out_the
     assert (len(old.requests), len(new.requests)) == (3, 1)
     assert [len(old.connections), len(new.connections)] == [2, 1]
     assert names.asked == ["api.test"] * 3
+
+
+async def test_a_change_is_followed_though_the_old_server_goes_on_and_nothing_idles(
+    names: Names, old: Upstream, new: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "MOST_AGE_S", 0.0)
+    names.lead("api.test", old)
+    async with Gateway(Config(target_api_url="http://api.test")) as gateway, connected(gateway.url) as client:
+        post = request("/api/x", gateway.issue_token(), method="POST", body=b"{}")
+        assert (await client.ask(post)).content == b"old"
+        names.lead("api.test", new)
+        assert (await client.ask(post)).content == b"new"
+        await soon(old.connections[0].ended.wait())
 
 
 async def test_an_address_that_does_not_answer_is_passed_over(names: Names, new: Upstream) -> None:
