@@ -39,7 +39,7 @@ def stuck_upload(play: Playbook) -> None:
 @pytest.mark.parametrize("every_s", [1, 10, 29])
 def test_a_client_that_reads_a_little_at_a_time_is_not_cut(play: Playbook, every_s: int) -> None:
     small_piece_answer(play)
-    for _ in range(300 // every_s):
+    for _ in range(290 // every_s):
         play.pass_time(every_s)
         play.client.reads(SIP)
         assert play.client.state == play.upstream.state == "open"
