@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote_to_bytes
 
 from gateway.scope import names_another
 
@@ -34,6 +35,7 @@ MAX_FORM_BYTES: Final = 4096
 _PLAIN_ID: Final = re.compile(rb"[A-Za-z0-9_.:+/=-]{1,128}")
 _CODING: Final = re.compile(rb"\r\ncontent-encoding:[ \t]*([^\r]*?)[ \t]*(?=\r)")
 _CHARSET: Final = re.compile(rb"\r\ncontent-type:[^\r]*;[ \t]*charset[ \t]*=[ \t]*([^\r]*?)[ \t]*(?=\r)")
+_MASK: Final = re.compile(rb"(?i)[&;]\$?fields(?:[=&;]|\Z)")
 _UTF_8: Final = frozenset((b"utf-8", b"utf8", b'"utf-8"', b'"utf8"', b"us-ascii"))
 _ACCEPTS: Final = re.compile(rb"(?i)\r\naccept-encoding:")
 _ACCEPTED: Final = re.compile(_ACCEPTS.pattern + rb"[^\r]*")
@@ -75,7 +77,21 @@ def _asked(form: bytes) -> tuple[bool, bytes]:
 
 def _is_usual(lines: bytes) -> bool:
     some = (lines,)
-    return not names_another(some) and is_plain(some) and b"\r\nupgrade:" not in (CRLF + lines).lower()
+    is_plain_one = not names_another(some) and not names_mask(some) and is_plain(some)
+    return is_plain_one and b"\r\nupgrade:" not in (CRLF + lines).lower()
+
+
+def masks(query: bytes) -> bool:
+    """Whether a query says which members of the answer are to be left out: its usage may be among them.
+
+    Source: https://cloud.google.com/apis/docs/system-parameters
+    """
+    return bool(query) and _MASK.search(b"&" + unquote_to_bytes(query)) is not None
+
+
+def names_mask(lines: Sequence[bytes]) -> bool:
+    """Whether a field of a request says so; see `masks`."""
+    return b"\r\nx-goog-fieldmask:" in (CRLF + CRLF.join(lines)).lower()
 
 
 def answered(lines: Sequence[bytes], form: bytes) -> tuple[bytes, bool, str]:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from gateway.errors import PriceUnknown
 from gateway.metering.catalogue import Catalogue
 from gateway.metering.costs import plain_path
-from gateway.metering.fields import is_plain
+from gateway.metering.fields import is_plain, masks, names_mask
 from gateway.metering.fixed import FixedQuote
 from gateway.metering.llm import LlmQuote, Terms, may_think_unseen, percent_of
 from gateway.metering.measured import MeasuredQuote
@@ -54,14 +54,15 @@ _SEARCHES: Final = re.compile("-search-(?:preview|api)")
 
 @lru_cache(maxsize=1024)  # of paths up to `MAX_PATH_BYTES`
 def _shape_of(base: bytes, path: bytes) -> tuple[Shape, str] | None:
-    """See `shape_of`; None as well if some server could read another path.
+    """See `shape_of`; None as well if some server could read another path, or the answer may leave its usage out.
 
     Args:
         base: The target's path.
         path: What follows that in a POST; a query may be behind it.
     """
-    plain = path.partition(b"?")[0] or b"/"
-    return None if is_ambiguous(plain) else shape_of(b"POST", base + plain)
+    plain, _, query = path.partition(b"?")
+    plain = plain or b"/"
+    return None if is_ambiguous(plain) or masks(query) else shape_of(b"POST", base + plain)
 
 
 @lru_cache(maxsize=1024)
@@ -137,13 +138,14 @@ class LlmPricing:
         if table.fixed and (price := fixed_price(table, method, path.partition(b"?")[0] or b"/", lines)) is not None:
             return FixedQuote(price, body)
         if len(path) > MAX_PATH_BYTES:
-            path = path.partition(b"?")[0]
+            plain, _, query = path.partition(b"?")
+            path = plain + b"?fields" if masks(query) else plain  # all of a query that has a say
         shaped = _shape_of(self._base, path) if method == b"POST" and len(path) <= MAX_PATH_BYTES else None
-        if shaped is None or (lines and names_another(lines)):
+        if shaped is None or (lines and (names_another(lines) or names_mask(lines))):
             plain = path.partition(b"?")[0] or b"/"
             if is_free(method, plain, lines):
                 return FixedQuote({}, body)
-            return unknown(table, body, "this method and path", "give it one in `fixed`")
+            return unknown(table, body, "this method, path and query", "give it one in `fixed`")
         shape, named = shaped
         if body is None or (lines and not is_plain(lines)):
             what, mend = "a request that is compressed or longer than 1 MiB, or not in UTF-8", "set `reserve`"

@@ -10,6 +10,7 @@ import pytest
 from gateway.budgets.spending import Mark
 from gateway.errors import PriceUnknown
 from gateway.metering.costs import CostTable, FixedPrice
+from gateway.metering.fields import asked
 from gateway.metering.pricing import pricing_of
 from gateway.metering.rates import Rates
 from tests.metering.recorded import (
@@ -120,6 +121,25 @@ def test_a_path_that_some_read_otherwise_has_no_price(path: str) -> None:
 def test_what_a_field_may_turn_into_another_request_is_not_priced(line: bytes, method: bytes, path: bytes) -> None:
     with pytest.raises(PriceUnknown):
         pricing().quote(method, path, (b"", line), json.dumps(ASKS).encode(), NOW_S)
+
+
+@pytest.mark.parametrize(
+    ("query", "line"),
+    [
+        ("fields=candidates,usageMetadata.promptTokenCount", b"A: b"),
+        ("alt=sse&%24f%69elds=*", b"A: b"),
+        (f"a={'b' * 2000}&fields=*", b"A: b"),
+        ("alt=sse", b"x-goog-fieldMask: candidates"),
+    ],
+)
+def test_what_an_answer_did_cost_cannot_be_left_out_of_it(query: str, line: bytes) -> None:
+    """Google's APIs let the client choose members of the answer: those that count output would be missing."""
+    path, usual = f"{GEMINI_PATH}?{query}".encode(), f"{GEMINI_PATH}?alt=sse&x=fields".encode()
+    _, kept = asked([b"", b"A: b"], b"A: b")
+    assert pricing().quote(b"POST", usual, kept, b"{}", NOW_S).model == "m"
+    is_usual, _ = asked([b"", line], line)
+    with pytest.raises(PriceUnknown, match="query"):
+        pricing().quote(b"POST", path, () if is_usual else (b"", line), b"{}", NOW_S)
 
 
 MAPS = CostTable(
