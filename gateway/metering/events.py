@@ -82,7 +82,7 @@ class EventReader:
         "_head",  # what events begin with that there is nothing in
         "_busy", "_tail", "_scanner", "_line_ends",  # of the event that is not over
         "_first", "_latest", "_begun", "_tells", "_telling",  # what has been read
-        "_said", "_text_bytes", "_told_bytes", "_failed",  # and what it says
+        "_said", "_text_bytes", "_told_bytes", "_told_all_bytes", "_failed",  # and what it says
     )
     # fmt: on
 
@@ -97,6 +97,7 @@ class EventReader:
         self._said: Said | None = None
         self._text_bytes = 0
         self._told_bytes = 0  # those of them that the last usage counts
+        self._told_all_bytes = 0  # those that it may count: of its own event, too
 
     def feed(self, content: bytes) -> bytes:
         """See `Meter`."""
@@ -137,8 +138,12 @@ class EventReader:
         if self._said is None:
             self._said = self._read_out()
         counts, final, _, _, *names = self._said
-        text_bytes = self._text_bytes - (0 if counts is None else self._told_bytes)
-        return _new(Said, (counts, final, text_bytes, self._failed, *names))
+        text_bytes, failed = self._text_bytes, self._failed
+        if counts is not None:
+            # A usage with text behind it is not that of all, be the stream whole or not.
+            failed = failed or (not final and text_bytes > self._told_all_bytes)
+            text_bytes -= self._told_bytes
+        return _new(Said, (counts, final, text_bytes, failed, *names))
 
     def cut_event(self) -> bytes:
         """See `Meter`."""
@@ -238,7 +243,7 @@ class EventReader:
             message = (data_of(event) or {}).get("message")
             self._begun = message if isinstance(message, dict) else {}
             return False
-        self._telling, self._told_bytes = event, before_bytes
+        self._telling, self._told_bytes, self._told_all_bytes = event, before_bytes, self._text_bytes
         if not self._strips or _NO_CHOICE.search(event) is None:
             return False
         data = data_of(event)

@@ -126,14 +126,15 @@ class Terms:
     def passed(self, fixed: Mapping[str, int], granted: int, said: Said) -> dict[str, int]:
         """Return what has been spent by what passed of an answer that is not over, at the most."""
         output = said.text_bytes + SLACK_TOKENS + (0 if said.counts is None else said.counts.output)
-        if self.hidden or not said.text_bytes:
+        if self.hidden or not said.text_bytes or may_think_unseen(said.model):  # a deployment has a name of its own
             output = max(output, granted)
         if self.bounded:
             output = min(output, granted)
         each, counts = self.each, said.counts
         if not each:
             return dict(fixed)
-        begun = None if counts is None else self.exact(said, counts._replace(output=0))
+        # Some say of the input that it is none until they say it all.
+        begun = None if counts is None or not counts.input else self.exact(said, counts._replace(output=0))
         spent = fixed if begun is None else begun
         return {unit: atoms + each.get(unit, 0) * output for unit, atoms in spent.items()}
 

@@ -25,7 +25,7 @@ class Said(NamedTuple):
         final: Whether that is all: a stream may say it as it goes.
         text_bytes: In events: of the text that has passed, since it last said what has been used if that is not final;
             no fewer than there are tokens in it.
-        failed: In events: whether one of them is an error.
+        failed: In events: whether one of them is an error, or none behind the last text says what has been used.
         model: As the answer names it; "" if it does not.
         tier: Its `service_tier`; "" if it has none.
         speed: Its usage's `speed`; likewise.

@@ -18,9 +18,11 @@ from tests.metering.recorded import (
     CHAT,
     EVENTS,
     JSON,
+    MESSAGE,
     NOW_S,
     RESPONSE,
     STREAMS,
+    chunk,
     cost_of,
     feed,
     pricing,
@@ -269,6 +271,25 @@ def test_a_discount_has_to_be_confirmed() -> None:
     assert quoted.each == plain.each
     assert cost_of(quoted, json.dumps(answer).encode(), JSON).cost["USD"] == whole
     assert cost_of(quoted, json.dumps(answer | {"service_tier": "flex"}).encode(), JSON).cost["USD"] == whole / 2
+
+
+def test_what_a_message_says_at_its_begin_is_not_what_it_did_cost() -> None:
+    """Some servers that speak as Anthropic's tell no usage at the end, or none of the input at the begin."""
+    quoted = quote("/v1/messages", {**STREAMS, "max_tokens": 5000})
+    said = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x" * 1000}}
+    end = ({"type": "message_delta", "delta": {"stop_reason": "end_turn"}}, {"type": "message_stop"})
+    for asks, whole in ((10, True), (10, False), (0, False)):
+        begin = {"type": "message_start", "message": {**MESSAGE, "usage": {"input_tokens": asks, "output_tokens": 1}}}
+        told = cost_of(quoted, sse(begin, said, *end), EVENTS, whole=whole)
+        assert told.mark is Mark.ESTIMATED
+        assert told.cost["tokens"] >= (asks or quoted.fixed["tokens"]) + 1000
+
+
+def test_a_deployment_that_is_left_costs_what_its_model_may_have_thought() -> None:
+    """Its own name says nothing of that; what answers says which model it is."""
+    quoted = quote("/openai/deployments/m/chat/completions", {**STREAMS, "max_tokens": 5000})
+    left = cost_of(quoted, sse({**chunk(content="Hi"), "model": "o3-2025-04-16"}), EVENTS, whole=False)
+    assert left.cost["tokens"] == quoted.fixed["tokens"] + 5000
 
 
 # --- and what must not cost too much ---------------------------------------------------------------------------------
