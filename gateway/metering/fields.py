@@ -166,6 +166,11 @@ class Fields:
         lines, start = self._lines, at + len(start_of_line)
         return lines[start : lines.index(b"\r\n", start)].strip(b" \t")
 
+    def only(self, start_of_line: bytes) -> bytes:
+        """Return what `get` does, but b"" for several fields of the name: nobody knows which of them counts."""
+        several = self._lowered.find(start_of_line) != self._lowered.rfind(start_of_line)
+        return b"" if several else self.get(start_of_line)
+
     @property
     def upstream_id(self) -> str:
         """The upstream's id of a request, from its answer's fields; "" if none names one."""

@@ -6,6 +6,7 @@ import json
 from decimal import ROUND_UP, Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Final
 
+from gateway.budgets.budget import MAX_ATOMS
 from gateway.budgets.spending import Mark
 from gateway.metering import Cost
 from gateway.metering.decoding import Gzip
@@ -58,9 +59,12 @@ class MeasuredQuote:
         """See `Quote`."""
         del granted, form, content
         fields = Fields(lines)
-        if status >= 400:
-            return FixedMeter(Cost({}, Mark.EXACT, upstream_id=fields.upstream_id))
-        return MeasuredMeter(self._measured, self.fixed, fields)
+        if status < 400:
+            return MeasuredMeter(self._measured, self.fixed, fields)
+        cost: Mapping[str, int] = {}
+        if self._measured.kind == "header" and (said := _of_field(self._measured, fields)) is not None:
+            cost = priced(self._measured.price, said)  # an error is free unless it says otherwise
+        return FixedMeter(Cost(cost, Mark.EXACT, upstream_id=fields.upstream_id))
 
     def unanswered(self, granted: int, elapsed_ms: int) -> Cost:
         """See `Quote`."""
@@ -130,7 +134,7 @@ class MeasuredMeter:
             case "seconds":
                 return Decimal(max(elapsed_ms, 0)) / 1000
             case "header":
-                return number(self._fields.get(b"\r\n%b:" % self._measured.place.encode()).decode("latin-1"))
+                return _of_field(self._measured, self._fields)
         return None
 
     def _said(self) -> Decimal | None:
@@ -141,10 +145,14 @@ class MeasuredMeter:
             return None
 
 
+def _of_field(measured: Measured, fields: Fields) -> Decimal | None:
+    return number(fields.only(b"\r\n%b:" % measured.place.encode()).decode("latin-1"))
+
+
 def priced(price: UnitPrice, count: Decimal) -> dict[str, int]:
-    """Return what so many cost, in atoms rounded up."""
+    """Return what so many cost, in atoms rounded up; no more than stores can count, which no budget is."""
     parts = int((count * _PARTS).to_integral_value(ROUND_UP))
-    return {price.unit: -(-parts * price.atoms // (price.per * _PARTS))}
+    return {price.unit: min(-(-parts * price.atoms // (price.per * _PARTS)), MAX_ATOMS - 1)}
 
 
 def number(value: object) -> Decimal | None:

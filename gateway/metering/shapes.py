@@ -14,8 +14,8 @@ from gateway.scope import is_ambiguous, names_another
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-MAX_TOKENS: Final = 1 << 40
-"""No answer has as many: what says so is wrong."""
+MAX_TOKENS: Final = 1 << 30
+"""No answer has as many: what says so is wrong. At any price, what they cost fits in 64 bits, as stores need it."""
 _new: Final = tuple.__new__
 """Makes a NamedTuple in half the time that its constructor takes."""
 

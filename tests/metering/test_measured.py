@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.budgets.budget import MAX_ATOMS
 from gateway.budgets.spending import Mark
 from gateway.errors import PriceUnknown
 from gateway.metering.costs import CostTable, FixedPrice, Measured, UnitPrice
@@ -118,6 +119,20 @@ def test_a_field_names_the_cost() -> None:
     assert (told.cost, told.mark) == ({"credits": 2_500_000_000}, Mark.EXACT)
     assert measured("header", price, b"abc", b"X-Credits-Used: many", place="x-credits-used").cost == RESERVE
     assert measured("header", price, b"abc", place="x-credits-used").mark is Mark.ESTIMATED
+    two = measured("header", price, b"abc", b"X-Credits-Used: 0", b"x-credits-used: 7", place="x-credits-used")
+    assert (two.cost, two.mark) == (RESERVE, Mark.ESTIMATED)
+
+
+def test_an_error_that_says_what_it_did_cost_is_not_free() -> None:
+    quoted = quote(measured=Measured(kind="header", price=UnitPrice("USD", 10**9), place="x-cost"), reserve=RESERVE)
+    for line, cost in ((b"X-Cost: 0.25", {"USD": 250_000_000}), (b"X-Cost: much", {}), (b"A: b", {})):
+        told = quoted.meter(0, 502, (b"", line)).result(whole=True, elapsed_ms=1)
+        assert (told.cost, told.mark) == (cost, Mark.EXACT)
+
+
+def test_what_no_store_can_count_is_as_much_as_one_can() -> None:
+    told = measured("header", UnitPrice("USD", 10**9), b"abc", b"X-Cost: 999999999999999", place="x-cost")
+    assert (told.cost, told.mark) == ({"USD": MAX_ATOMS - 1}, Mark.EXACT)
 
 
 def test_bytes_and_seconds_are_rounded_up() -> None:
