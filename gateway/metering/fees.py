@@ -27,8 +27,11 @@ CALLS_NANO: Final = {
 """Nano-USD of each call. A container is paid once, but who knows whose it is; one of Anthropic's for five minutes."""
 PREVIEW_NANO: Final = 25_000_000
 """Of a search in the web by the older tool."""
+_PREVIEW: Final = b"web_search_preview"
 ANSWER_NANO: Final = {Shape.CHAT: 30_000_000, Shape.GEMINI: 35_000_000}
 """Of an answer: chat completions that may search do so, and Gemini's say that they have."""
+CALLS: Final = 10
+"""How many calls of a tool are reserved for; of one that is not paid by the search, a single one."""
 TOLD: Final = 3
 """In a stream, a call is told of when it begins, when it has ended, and in the whole response."""
 
@@ -37,8 +40,27 @@ _CALL: Final = re.compile(
     rb'(?:web_search|file_search|code_interpreter|image_generation)_call|web_search_preview|(?:bash_)?code_execution)"'
     rb'|"(groundingMetadata)"'
 )
+_TOOL: Final = re.compile(rb'"(web_search_preview|web_search|file_search|code_interpreter|image_generation)')
+_TOOLS: Final = frozenset((_PREVIEW, b"file_search", b"code_interpreter", b"image_generation"))
 _LONGEST: Final = 64
 """Bytes of what is looked for, with some space in it."""
+
+
+def most_nano(shape: Shape, body: bytes) -> int:
+    """Return what is reserved for the calls that an answer may take, in nano-USD.
+
+    Args:
+        shape: Of a request that may be billed for them.
+        body: The request's.
+    """
+    if shape in ANSWER_NANO:
+        return ANSWER_NANO[shape]
+    if shape.of_anthropic:
+        return CALLS * CALLS_NANO[b"code_execution"]
+    hides = b"\\u00" in body  # a name may be spelled so that it is not found
+    tools = _TOOLS if hides else frozenset(_TOOL.findall(body))
+    nano = sum(CALLS_NANO[b"%b_call" % one] * (CALLS if one.endswith(b"search") else 1) for one in tools - {_PREVIEW})
+    return nano + (CALLS * PREVIEW_NANO if _PREVIEW in tools else 0)
 
 
 class FeeReader:

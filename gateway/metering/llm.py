@@ -39,6 +39,9 @@ SLACK_TOKENS: Final = 256
 An upstream goes on until it notices that nobody reads: some make a thousand tokens a second, and are far away.
 """
 
+UNANSWERED: Final = frozenset((504, 524))
+"""Who stands before the model has not waited for it (RFC 9110 §15.6.5): it may have answered, and billed."""
+
 _new: Final = tuple.__new__
 """Makes a NamedTuple in half the time that its constructor takes."""
 
@@ -185,7 +188,8 @@ class LlmQuote:
     ) -> LlmMeter | FixedMeter:
         """See `Quote`."""
         if not 200 <= status <= 299:
-            return FixedMeter(Cost({}, Mark.EXACT, model=self.model, upstream_id=upstream_id(lines)))
+            cost = self.unanswered(granted, 0) if status in UNANSWERED else Cost({}, Mark.EXACT, model=self.model)
+            return FixedMeter(cost._replace(upstream_id=upstream_id(lines)))
         terms = self._terms
         coding, is_stream, id_ = answered(lines, form)
         if not content or coding or is_stream or terms.fees or len(content) > KEPT_BYTES:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from gateway.errors import PriceUnknown
 from gateway.metering.catalogue import Catalogue
 from gateway.metering.costs import plain_path
+from gateway.metering.fees import most_nano
 from gateway.metering.fields import is_plain, masks, names_mask
 from gateway.metering.fixed import FixedQuote
 from gateway.metering.llm import LlmQuote, Terms, may_think_unseen, percent_of
@@ -116,7 +117,8 @@ class LlmPricing:
 
     # fmt: off
     __slots__ = (
-        "_base", "_catalogue", "_clamp", "_is_mistral", "_known", "_limit", "_minute", "_own", "_table", "needs_body",
+        "_base", "_catalogue", "_clamp", "_folded", "_is_mistral", "_known", "_limit", "_minute", "_own", "_table",
+        "needs_body",
     )
     # fmt: on
 
@@ -129,6 +131,7 @@ class LlmPricing:
         self._known: dict[tuple[object, ...], Terms] = {}  # by all that they depend on
         self._minute = 0.0
         self._own = {name: Tariff(rates) for name, rates in (table.prices or {}).items()}
+        self._folded = {name.casefold(): tariff for name, tariff in self._own.items()}
         self._is_mistral = _MISTRAL.match(f"{url}/") is not None
         self._limit = "max_completion_tokens" if _OPENAI.match(f"{url}/") else "max_tokens"
 
@@ -204,7 +207,8 @@ class LlmPricing:
             least = max(LEAST_OUTPUT, wanted.thinking_tokens + 1 if wanted.thinking_tokens else 0)
             least = min(most, least * wanted.choices)
         brings = wanted.tools or wanted.open or wanted.pictures or wanted.predicts
-        counts = brings or shape.of_anthropic or tariff.tiers or tariff.base.request
+        fees = wanted.fees or bills_searches(model)
+        counts = brings or fees or shape.of_anthropic or tariff.tiers or tariff.base.request
         rate, each = _dearest(tariff.base, 100, _USUAL_CACHES)
         return Terms(
             shape=shape,
@@ -216,7 +220,7 @@ class LlmPricing:
             tariff=tariff,
             bounded=self._clamp or wanted.limit is not None,
             hidden=wanted.unseen or may_think_unseen(model),
-            fees=wanted.fees or bills_searches(model),
+            fees=fees,
             strips=strips,
             each=each if most else {},
             most=most,
@@ -231,8 +235,15 @@ class LlmPricing:
     def _find(self, now_s: float, model: str, tier: str, speed: str) -> Tariff | None:
         own = self._own
         if own:
-            tariff = own.get(model) or next(
-                (tariff for name, tariff in own.items() if name.endswith("*") and model.startswith(name[:-1])), None
+            # Who serves a model by any case of its name would else serve it at the price of a pattern.
+            folded, known = model.casefold(), self._folded
+            tariff = (
+                own.get(model)
+                or known.get(folded)
+                or next(
+                    (tariff for name, tariff in known.items() if name.endswith("*") and folded.startswith(name[:-1])),
+                    None,
+                )
             )
             if tariff is not None:
                 return tariff
@@ -267,6 +278,8 @@ class LlmPricing:
         more = wanted.open or wanted.pictures > 0
         if more:
             context = tariff.context or CONTEXT_TOKENS
+            if tariff.tiers and context <= tariff.tiers[-1][0]:  # who has a price for more takes more
+                context = max(context, CONTEXT_TOKENS)
             unbounded = context if wanted.open else min(wanted.pictures * PICTURE_TOKENS, context)
             tokens += 0 if reserve else unbounded
         # What is reserved for may have any number of tokens.
@@ -280,6 +293,8 @@ class LlmPricing:
         if wanted.predicts:  # what of it is not taken is billed as output, beyond the limit
             pico += len(body) * rates.dearest_output
         fixed = {"USD": -(-pico // PICO_IN_NANO), "tokens": tokens}
+        if terms.fees and not reserve:
+            fixed["USD"] += most_nano(terms.shape, body)
         if more and reserve:
             for unit, atoms in {"tokens": unbounded, **reserve}.items():
                 fixed[unit] = fixed.get(unit, 0) + atoms

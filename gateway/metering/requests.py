@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 MAX_OUTPUTS: Final = 10_000_000
 """Output tokens that are reserved at most for one choice: no model writes as many."""
-MAX_CHOICES: Final = 1000
+MAX_CHOICES: Final = 100_000
+"""Answers to one prompt: no server gives as many."""
 PICTURE_TOKENS: Final = 50_000
 """What one picture can cost at most: gpt-4o-mini counts 2833 and 5667 for each of up to 8 tiles."""
 LEAST_OUTPUT: Final = 16
@@ -50,13 +51,18 @@ _PICTURE: Final = re.compile(rf'"type"\s*:\s*"(?:{_PICTURES})"'.encode())
 # What a provider takes money for beside its tokens, and does not say in its usage.
 _FEES: Final = re.compile(
     rb'"(?:web_search|file_search|code_interpreter|image_generation|computer|code_execution|mcp|google_?search|'
-    rb"google_?maps|search_context)",
+    rb"google_?maps|search_context|search_parameters)",
     re.IGNORECASE,
 )
 _SAID_FEES: Final = re.compile(rb'"(?:web_search_20[0-9]*|web_search)"')
 """Those of Anthropic's that its usage does say."""
+_STORED_SOUND: Final = re.compile(rb'"audio"\s*:\s*\{[^{}]*"id"')
+"""An answer of before, which has no type: the seconds of it are tokens."""
 _OPEN_KEYS: Final = {
-    Shape.CHAT: frozenset(("web_search_options", "plugins", "mcp_servers")),
+    # The last ones are Azure's, x.ai's and Alibaba's: what is found goes into the prompt.
+    Shape.CHAT: frozenset(
+        ("web_search_options", "plugins", "mcp_servers", "data_sources", "search_parameters", "enable_search")
+    ),
     Shape.COMPLETIONS: frozenset[str](),
     Shape.RESPONSES: frozenset(("previous_response_id", "conversation", "prompt")),
     Shape.MESSAGES: frozenset(("mcp_servers", "container")),
@@ -145,11 +151,13 @@ def read(shape: Shape, body: bytes) -> Wanted | None:
         ambiguous = len(members) != len(pairs)
         # A byte is found at once, by its number; and of text it is known at once whether it has a word.
         if ambiguous or (_BACKSLASH in body and b"\\u00" in body and _HIDDEN_LETTER.search(body) is not None):
+            ambiguous = True  # further down, names may be there twice as well
             members = json.loads(body)
             text = json.dumps(members)
             body = text.encode()
         if members.keys() <= _USUAL and not ambiguous and shape is not Shape.GEMINI:
-            return _wanted_usually(shape, members, body, has_types='"type"' in text)
+            brings = '"type"' in text or '"audio"' in text or shape is Shape.RESPONSES
+            return _wanted_usually(shape, members, body, brings=brings)
         names = "".join(members)
         if not (names.isascii() and names.islower()) and any(map(_is_misspelled, members)):
             return None
@@ -167,7 +175,7 @@ _SPACE: Final = " \t\n\r"
 _BACKSLASH: Final = 0x5C
 
 
-def _wanted_usually(shape: Shape, members: dict[str, Any], body: bytes, *, has_types: bool) -> Wanted:
+def _wanted_usually(shape: Shape, members: dict[str, Any], body: bytes, *, brings: bool) -> Wanted:
     """See `_wanted`, in a third of the time: of what is looked at there, no more than this can be in it."""
     model, limit = members.get("model"), 0
     for name in LIMITS.get(shape, ()):
@@ -178,8 +186,8 @@ def _wanted_usually(shape: Shape, members: dict[str, Any], body: bytes, *, has_t
     limited, streams = min(limit, MAX_OUTPUTS) if limit else None, members.get("stream") is True
     is_open = fees = False
     pictures = 0
-    if has_types:
-        is_open, fees, pictures = _brought(shape, body, is_open=False)
+    if brings:
+        is_open, fees, pictures = _brought(shape, members, body, is_open=False)
     # fmt: off
     asked = (
         members, model, limited, 1, streams, is_open, fees, pictures, False, False, False, 0, "", "", "", False,
@@ -188,19 +196,31 @@ def _wanted_usually(shape: Shape, members: dict[str, Any], body: bytes, *, has_t
     return _new(Wanted, asked)
 
 
-def _brought(shape: Shape, body: bytes, *, is_open: bool) -> tuple[bool, bool, int]:
+def _brought(shape: Shape, members: Mapping[str, Any], body: bytes, *, is_open: bool) -> tuple[bool, bool, int]:
     """Return what `Wanted` has as `open`, `fees` and `pictures`.
 
     Args:
         shape: Not Gemini's.
-        body: The request's.
+        members: Of the request's body.
+        body: That.
         is_open: Whether a member of it says so already.
     """
     pictures = 0
+    if shape is Shape.RESPONSES:
+        is_open = is_open or _refers(members.get("input"))
+    elif b'"audio"' in body:
+        is_open = is_open or _STORED_SOUND.search(body) is not None
     if b'"type"' in body:
         is_open = is_open or _OPEN_TYPE.search(body) is not None
         pictures = len(_PICTURE.findall(body))
     return is_open, is_open and _has_fees(shape, body), pictures
+
+
+def _refers(items: object) -> bool:
+    """Whether an item of a conversation is none itself, but names one that is stored: a reference needs no type."""
+    return isinstance(items, list) and any(
+        not isinstance((of := _object(one)).get("type"), str) and "role" not in of for one in items
+    )
 
 
 def _has_fees(shape: Shape, body: bytes) -> bool:
@@ -219,11 +239,11 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
             if name in members:
                 limit = max(limit, _number(members[name]) or 0)
         if "n" in members or "best_of" in members:
-            choices = max(_number(get("n")) or 1, _number(get("best_of")) or 1)
+            choices = min(max(_number(get("n")) or 1, _number(get("best_of")) or 1), MAX_CHOICES)
         if shape is Shape.COMPLETIONS and isinstance(prompts := get("prompt"), list):
             choices *= sum(not isinstance(prompt, int) for prompt in prompts) or 1
         is_open = not _OPEN_KEYS.get(shape, _NO_KEYS).isdisjoint(members)
-        is_open, fees, pictures = _brought(shape, body, is_open=is_open)
+        is_open, fees, pictures = _brought(shape, members, body, is_open=is_open)
     thinking, streams = get("thinking"), get("stream") is True
     if streams:
         _object(get("stream_options"))
@@ -234,7 +254,7 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
         members,
         model,
         min(limit, MAX_OUTPUTS) or None,
-        min(choices, MAX_CHOICES),
+        choices,
         streams,
         is_open,
         fees,
@@ -260,7 +280,7 @@ def _of_gemini(members: dict[str, Any], body: bytes) -> tuple[int, int, bool, in
         raise ValueError("two members are one")
     config = _object(members.get("generationConfig", members.get("generation_config"))).get
     limit = max(_number(config("maxOutputTokens")) or 0, _number(config("max_output_tokens")) or 0)
-    choices = max(_number(config("candidateCount")) or 1, _number(config("candidate_count")) or 1)
+    choices = min(max(_number(config("candidateCount")) or 1, _number(config("candidate_count")) or 1), MAX_CHOICES)
     return limit, choices, _OPEN_OF_GEMINI.search(body) is not None, 0
 
 

@@ -235,6 +235,51 @@ def test_of_several_models_none_is_the_one() -> None:
         quote(CHAT_PATH, {**ASKS, "models": ["m", "o3"]})
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": [{"role": "user", "content": "hi"}, {"id": "msg_1"}]}),
+        ("/v1/responses", {"input": [{"id": "msg_1", "type": None}], "max_output_tokens": 9}),
+        (CHAT_PATH, {"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}),
+        (CHAT_PATH, {"messages": [], "data_sources": [{"type": "text"}]}),
+        (CHAT_PATH, {"messages": [], "search_parameters": {"mode": "on"}}),
+    ],
+)
+def test_what_is_stored_or_found_may_be_more_than_its_name(path: str, body: dict[str, Any]) -> None:
+    assert quote(path, {"model": "m", **body}).fixed["tokens"] > 1_000_000
+    plain = {"model": "m", "input": [{"role": "user", "content": "hi"}, {"type": "reasoning", "id": "r"}]}
+    assert quote("/v1/responses", plain).fixed["tokens"] == len(json.dumps(plain))
+
+
+def test_each_of_many_prompts_has_an_answer() -> None:
+    """Lowered by too few, the limit would let all of them together write more than was granted."""
+    quoted = quote("/v1/completions", {"model": "m", "prompt": ["hi"] * 4000, "max_tokens": 50}, clamp=True)
+    assert quoted.most == 4000 * 50
+    assert json.loads(quoted.body(4000 * 20) or b"")["max_tokens"] == 20
+
+
+def test_what_hides_a_name_is_sent_as_it_was_read() -> None:
+    """Of two members of one name, below the top, some read the first."""
+    text = '{"model": "m", "m\\u0061x_tokens": 5, "messages": [{"content": "a", "content": "b"}]}'
+    assert quote(CHAT_PATH, text.encode()).body(5) == b'{"model":"m","max_tokens":5,"messages":[{"content":"b"}]}'
+
+
+def test_who_may_take_more_than_its_context_has_a_price_for_it() -> None:
+    """Of Claude Sonnet 4.5, the context is 200,000 tokens, and a million with a field of the request."""
+    body = {**ASKS, "model": "claude-sonnet-4-5", "messages": [{"role": "user", "content": [{"type": "document"}]}]}
+    claude = pricing_of(CostTable(llm=True), "https://api.anthropic.com", clamp=False)
+    quoted = claude.quote(b"POST", b"/v1/messages", (), json.dumps(body).encode(), NOW_S)
+    assert quoted.fixed["tokens"] > 1_000_000
+
+
+def test_a_model_has_its_own_price_in_any_case() -> None:
+    """Azure's deployments are found by any case of their names."""
+    table = CostTable(llm=True, prices={"dear-*": Rates(8, 8), "*": Rates(1, 1), "Dear": Rates(9, 9)})
+    for name, rate in (("Dear", 9), ("DEAR", 9), ("Dear-x", 8), ("other", 1)):
+        found = pricing_of(table, "", clamp=False)._find(0.0, name, "", "")  # type: ignore[attr-defined]
+        assert found.base.input == rate
+
+
 # --- what goes on behind the answer's back ---------------------------------------------------------------------------
 
 
@@ -290,6 +335,14 @@ def test_a_deployment_that_is_left_costs_what_its_model_may_have_thought() -> No
     quoted = quote("/openai/deployments/m/chat/completions", {**STREAMS, "max_tokens": 5000})
     left = cost_of(quoted, sse({**chunk(content="Hi"), "model": "o3-2025-04-16"}), EVENTS, whole=False)
     assert left.cost["tokens"] == quoted.fixed["tokens"] + 5000
+
+
+@pytest.mark.parametrize(("status", "tokens"), [(504, 50), (524, 50), (500, None), (429, None)])
+def test_who_has_not_waited_for_an_answer_may_have_to_pay_for_it(status: int, tokens: int | None) -> None:
+    quoted = quote(CHAT_PATH, ASKS)
+    told = quoted.meter(50, status, (b"", b"X-Request-Id: r")).result(whole=True, elapsed_ms=1)
+    assert told.cost.get("tokens") == (None if tokens is None else quoted.fixed["tokens"] + tokens)
+    assert (told.mark, told.upstream_id) == (Mark.EXACT if tokens is None else Mark.ESTIMATED, "r")
 
 
 # --- and what must not cost too much ---------------------------------------------------------------------------------
@@ -388,6 +441,23 @@ def test_in_a_stream_each_of_them_once() -> None:
         feed(meter, *(answer[at : at + size] for at in range(0, len(answer), size)))
         told = meter.result(whole=True, elapsed_ms=1)
         assert told.cost["USD"] - plain.cost["USD"] == 40_000_000
+
+
+def test_what_tools_take_is_reserved_for() -> None:
+    """A picture costs ten times what the whole context of a small model does."""
+    for tools, usd in (
+        (["image_generation"], 250_000_000),
+        (["web_search"], 100_000_000),
+        (["web_search_preview", "code_interpreter"], 280_000_000),
+        (["mcp"], 0),
+    ):
+        body = {"model": "m", "input": "hi", "tools": [{"type": one} for one in tools]}
+        fixed = quote("/v1/responses", body).fixed
+        assert fixed["USD"] - fixed["tokens"] * 2_000_000 == usd
+    fixed = quote("/v1/responses", body, reserve={"USD": 5}).fixed
+    assert fixed["USD"] == 5 + (fixed["tokens"] - 1_000_000) * 2_000_000
+    fixed = quote(CHAT_PATH, {**ASKS, "web_search_options": {}}).fixed
+    assert fixed["USD"] - fixed["tokens"] * 2_000_000 == 30_000_000
 
 
 def test_a_chat_that_may_search_is_paid_for_it_and_geminis_if_it_has() -> None:
