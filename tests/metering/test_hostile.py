@@ -246,7 +246,9 @@ def test_of_several_models_none_is_the_one() -> None:
     ],
 )
 def test_what_is_stored_or_found_may_be_more_than_its_name(path: str, body: dict[str, Any]) -> None:
-    assert quote(path, {"model": "m", **body}).fixed["tokens"] > 1_000_000
+    priced = pricing_of(CostTable(llm=True, prices={"*": Rates(1, 1)}), "", clamp=False)
+    sent = json.dumps({"model": "gpt-audio", **body}).encode()
+    assert priced.quote(b"POST", path.encode(), (), sent, NOW_S).fixed["tokens"] > 1_000_000
     plain = {"model": "m", "input": [{"role": "user", "content": "hi"}, {"type": "reasoning", "id": "r"}]}
     assert quote("/v1/responses", plain).fixed["tokens"] == len(json.dumps(plain))
 
