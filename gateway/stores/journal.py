@@ -104,6 +104,10 @@ class Journal(Protocol):
         """Return what reads lines in any thread, oldest first; see `Ledger.entries`. That raises StoreUnavailable."""
         ...
 
+    def check(self) -> None:
+        """Raise StoreUnavailable if nothing can be written down: where that has failed, it is tried."""
+        ...
+
     def end(self) -> None:
         """Write nothing down any more."""
         ...
@@ -149,6 +153,9 @@ class MemoryJournal:
         """See `Journal`."""
         lines = [line for line in self._lines.values() if line.at_us >= since_us and line.is_of(token)]
         return lambda: page_of(sorted(lines, key=attrgetter("at_us")), limit)
+
+    def check(self) -> None:
+        """See `Journal`."""
 
     def end(self) -> None:
         """See `Journal`."""

@@ -264,7 +264,9 @@ class MemoryStore:
             self._ledger.start()
 
     async def ping(self) -> None:
-        """Do nothing: this store always answers."""
+        """Raise StoreUnavailable if the ledger's file cannot be written; else this store always answers."""
+        if self._ledger is not None:
+            self._ledger.ping()
 
     async def agree_secret(self, candidate: bytes) -> bytes:
         """Return `candidate`: nobody else shares this store."""

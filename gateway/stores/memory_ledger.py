@@ -99,6 +99,11 @@ class MemoryLedger:
         self._to_purge.extend(accounts)
         self._assumed = dict(known.assumed)
 
+    def ping(self) -> None:
+        """Raise StoreUnavailable if nothing can be written down; what was held up by that is settled when it can."""
+        self._journal.check()
+        self._settle_late()
+
     def close(self) -> None:
         """Write nothing down any more."""
         self._settle_late()

@@ -196,6 +196,11 @@ class StateFile:
         quoted = self._path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
         return read
 
+    def check(self) -> None:
+        """See `Journal`."""
+        if self._is_lost:
+            self._write([(f"PRAGMA user_version = {_VERSION}", ())])
+
     def end(self) -> None:
         """Close the file, then give the lock back."""
         db, self._db = self._db, None

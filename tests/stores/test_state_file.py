@@ -167,6 +167,10 @@ async def test_without_room_on_the_disk_nothing_passes_and_nothing_is_lost(
             assert [one.id for one in await store.ledger.open()] == ["r-1"]
             with pytest.raises(StoreUnavailable):
                 await store.ledger.release("r-1")
+            with pytest.raises(StoreUnavailable):
+                await store.ping()
+        await store.ping()
+        assert not await store.ledger.open()
         assert (await reserve(store, plan, ask_for("r-2", 5))).used == (12,)
         assert await spent(store) == (7, 5)
         assert [(one.id, one.cost, one.mark) for one in await store.ledger.entries(0)] == [
