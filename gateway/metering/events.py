@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from gateway.metering.answers import said_of
 from gateway.metering.endings import event_ending
+from gateway.metering.rates import Counts
 from gateway.metering.readers import KEPT_BYTES, Said, parsed
 from gateway.metering.scan import Scanner
 from gateway.metering.shapes import Shape
@@ -74,23 +75,25 @@ class EventReader:
     Args:
         shape: Of the events.
         strips: Whether the event that only says the usage is to be taken out: the client has not asked for it.
+        several: Whether there are several answers in it: where one ends, the others may go on.
     """
 
     # fmt: off
     __slots__ = (
-        "_shape", "_strips", "_members_of",
+        "_shape", "_strips", "_several", "_members_of",
         "_head",  # what events begin with that there is nothing in
         "_busy", "_tail", "_scanner", "_line_ends",  # of the event that is not over
         "_first", "_latest", "_begun", "_tells", "_telling",  # what has been read
-        "_said", "_text_bytes", "_told_bytes", "_told_all_bytes", "_failed",  # and what it says
+        "_said", "_text_bytes", "_told_bytes", "_told_all_bytes", "_failed", "_refused",  # and what it says
     )
     # fmt: on
 
-    def __init__(self, shape: Shape, *, strips: bool) -> None:
+    def __init__(self, shape: Shape, *, strips: bool, several: bool = False) -> None:
         self._shape = shape
         self._strips = strips
+        self._several = several
         self._members_of = _MEMBERS[shape].findall
-        self._busy = self._failed = self._tells = False
+        self._busy = self._failed = self._refused = self._tells = False
         self._tail = self._line_ends = self._head = self._first = self._latest = self._telling = b""
         self._scanner: Scanner | None = None
         self._begun: dict[str, Any] = {}
@@ -135,6 +138,8 @@ class EventReader:
 
     def said(self) -> Said:
         """See `Reader`."""
+        if self._refused and not self._text_bytes and not self._telling:
+            return Said(Counts(0, 0), final=True)
         if self._said is None:
             self._said = self._read_out()
         counts, final, _, _, *names = self._said
@@ -227,6 +232,7 @@ class EventReader:
                 continue
             elif name == b"error":
                 self._failed = True
+                self._refused = self._first is event  # as by the status of an answer that is none
             elif name == b"message":
                 is_repeated = True
             else:
@@ -259,9 +265,9 @@ class EventReader:
         if self._shape is Shape.RESPONSES:
             return said_of(self._shape, data.get("response"))
         if self._shape is Shape.GEMINI:
-            ended = _any_has(data.get("candidates"), "finishReason")
+            ended = not self._several and _any_has(data.get("candidates"), "finishReason")
         else:
-            ended = data.get("choices") == [] or _any_has(data.get("choices"), "finish_reason")
+            ended = data.get("choices") == [] or (not self._several and _any_has(data.get("choices"), "finish_reason"))
         return said_of(self._shape, data)._replace(final=ended)
 
     def _read_messages(self, delta: dict[str, Any]) -> Said:

@@ -66,6 +66,7 @@ class Terms:
         hidden: Whether it can make output that does not show.
         fees: Whether something may be billed that no usage tells of.
         strips: Whether the client has not asked for the event that says the usage.
+        several: Whether it asks for several answers in one.
         each, most, least, accepts, notice: As of `Quote`.
         limit: The name of the output's limit, where that may be set or lowered; "" where it may not.
         rate: What a byte of the request can cost, in picodollars, where nothing else of it counts; None: something may.
@@ -82,6 +83,7 @@ class Terms:
     hidden: bool
     fees: bool
     strips: bool
+    several: bool
     each: Mapping[str, int]
     most: int
     least: int
@@ -230,7 +232,8 @@ class LlmMeter:
         if coding and coding != b"identity" and self._gzip is None:
             self._reader = Blind()
         elif is_stream:
-            self._reader = EventReader(terms.shape, strips=terms.strips and self._gzip is None)
+            strips = terms.strips and self._gzip is None
+            self._reader = EventReader(terms.shape, strips=strips, several=terms.several)
         else:
             self._reader = JsonReader(terms.shape, named=bool(terms.model and id_))
         self._fees: FeeReader | None = None

@@ -19,6 +19,7 @@ from tests.metering.recorded import (
     EVENTS,
     JSON,
     MESSAGE,
+    MESSAGES_STREAM,
     NOW_S,
     RESPONSE,
     STREAMS,
@@ -298,6 +299,19 @@ def test_a_stream_that_is_left_costs_all_where_more_than_what_passed_may_be_made
     assert left.cost["tokens"] == quoted.fixed["tokens"] + quoted.most
 
 
+def test_where_one_of_several_answers_ends_the_others_go_on() -> None:
+    """VLLM tells usage with each piece, if asked to: whoever leaves at the first end would pay for that one only."""
+    last = {**chunk(content="Hi"), "usage": {"prompt_tokens": 9, "completion_tokens": 1}}
+    last["choices"][0]["finish_reason"] = "stop"
+    for choices, mark, most in ((5, Mark.ESTIMATED, 9 + 5 * 50), (1, Mark.EXACT, 10)):
+        left = cost_of(quote(CHAT_PATH, {**STREAMS, "n": choices}), sse(last), EVENTS, whole=False)
+        assert (left.mark, left.cost["tokens"]) == (mark, most)
+    candidate = {"content": {"parts": [{"text": "Hi"}]}, "finishReason": "STOP"}
+    said = {"candidates": [candidate], "usageMetadata": {"promptTokenCount": 9, "totalTokenCount": 10}}
+    quoted = quote(GEMINI_PATH, {"generationConfig": {"candidateCount": 2, "maxOutputTokens": 50}})
+    assert cost_of(quoted, sse(said), EVENTS, whole=False).mark is Mark.ESTIMATED
+
+
 def test_a_response_in_the_background_is_held_to_cost_what_was_reserved() -> None:
     quoted = quote("/v1/responses", {"model": "m", "background": True, "max_output_tokens": 5000})
     queued = cost_of(quoted, json.dumps(RESPONSE | {"status": "queued", "usage": None}).encode(), JSON)
@@ -356,6 +370,14 @@ def test_text_before_a_usage_that_says_nothing_is_not_forgotten() -> None:
     quoted = quote(CHAT_PATH, {**STREAMS, "max_tokens": 9000})
     left = cost_of(quoted, sse(said, nothing), EVENTS, whole=False)
     assert left.cost["tokens"] >= quoted.fixed["tokens"] + 3000
+
+
+def test_a_stream_that_is_nothing_but_an_error_costs_what_an_error_does() -> None:
+    """Anthropic says that it is overloaded as the only event of an answer whose status is 200."""
+    error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+    for events, mark in (((error,), Mark.EXACT), ((*MESSAGES_STREAM[:2], error), Mark.ESTIMATED)):
+        told = cost_of(quote("/v1/messages", STREAMS), sse(*events), EVENTS)
+        assert (told.mark, told.cost["USD"] == 0) == (mark, mark is Mark.EXACT)
 
 
 def test_a_picture_of_a_message_is_a_picture() -> None:
