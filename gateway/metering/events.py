@@ -232,7 +232,8 @@ class EventReader:
                 continue
             elif name == b"error":
                 self._failed = True
-                self._refused = self._first is event  # as by the status of an answer that is none
+                # As by the status of an answer that is none: others may have thought before their first event.
+                self._refused = self._first is event and self._shape.of_anthropic
             elif name == b"message":
                 is_repeated = True
             else:

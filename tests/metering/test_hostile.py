@@ -378,6 +378,9 @@ def test_a_stream_that_is_nothing_but_an_error_costs_what_an_error_does() -> Non
     for events, mark in (((error,), Mark.EXACT), ((*MESSAGES_STREAM[:2], error), Mark.ESTIMATED)):
         told = cost_of(quote("/v1/messages", STREAMS), sse(*events), EVENTS)
         assert (told.mark, told.cost["USD"] == 0) == (mark, mark is Mark.EXACT)
+    for path in (CHAT_PATH, GEMINI_PATH):
+        told = cost_of(quote(path, STREAMS), sse({"error": {"message": "Overloaded"}}), EVENTS)
+        assert told.cost["tokens"] >= quote(path, STREAMS).fixed["tokens"]
 
 
 def test_a_picture_of_a_message_is_a_picture() -> None:
