@@ -1,7 +1,7 @@
 -- What every script knows that settles: the family's keys, the last five, and its ledger.
 
 local OPEN, ENDS, SETTLED, ASSUMED, LEDGER = unpack(KEYS, #KEYS - 4)
-local MOST, LASTS_MS, SETTLED_MS, AT_ONCE = '100000', '3024000000', '86400000', 1000
+local MOST, LASTS_MS, SETTLED_MS, AT_ONCE, RELEASED = '100000', '3024000000', '86400000', 1000, ' released'
 
 -- An entry's id is its time in microseconds, one behind the last one's, should that be as late: no two have the same.
 local function log(mark, entry)
@@ -26,15 +26,20 @@ local function close(request)
   return true
 end
 
--- Take a request from among those that were assumed, and from the ledger; what it was and when, if it was.
-local function unassumed(name)
-  local time = call('ZSCORE', ASSUMED, name)
+-- Take a name out of a set, and from the ledger what was logged at its time; that and when, if it was there.
+local function unlog(key, name)
+  local time = call('ZSCORE', key, name)
   if not time then return nil end
-  call('ZREM', ASSUMED, name)
+  call('ZREM', key, name)
   local found = call('XRANGE', LEDGER, time, time)[1]
   if not found then return '', time end
   call('XDEL', LEDGER, found[1])
   return found[2][4], time
+end
+
+-- Take a request from among those that were assumed; what it was and when, if it was.
+local function unassumed(name)
+  return unlog(ASSUMED, name)
 end
 
 -- How a request is named among those that are open, or were assumed: for whoever does not know how much it holds.

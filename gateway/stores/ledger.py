@@ -99,6 +99,8 @@ class Ledger(Protocol):
     async def release(self, request: str) -> Entry | None:
         """Settle a reservation that is open, or was assumed, for nothing; return what it was, None if it is neither.
 
+        Of one that was open, `settle` counts all the same, once: it was under way, and did cost something.
+
         Raises:
             StoreUnavailable: The store does not answer.
         """

@@ -67,7 +67,7 @@ class MemoryLedger:
         journal: Keeps what has happened; None: as long as this process lives.
     """
 
-    __slots__ = ("_accounts", "_assumed", "_journal", "_late", "_made", "_now_us", "_open", "_to_purge")
+    __slots__ = ("_accounts", "_assumed", "_journal", "_late", "_made", "_now_us", "_open", "_released", "_to_purge")
 
     def __init__(self, now_us: Callable[[], int] = wall_us, journal: Journal | None = None) -> None:
         self._now_us = now_us
@@ -77,6 +77,7 @@ class MemoryLedger:
         self._made = 0
         self._open: dict[str, Reservation] = {}
         self._assumed: dict[str, Reservation] = {}
+        self._released: dict[str, Reservation] = {}  # by hand, while they were under way
         self._late: deque[tuple[str, Settlement]] = deque()
 
     def start(self) -> None:
@@ -209,8 +210,12 @@ class MemoryLedger:
         reservation = self._open.get(request) or self._assumed.get(request)
         if reservation is None:
             return None
-        was = self._journal.line(request) or _as_open(request, reservation)
+        was, is_open = self._journal.line(request) or _as_open(request, reservation), request in self._open
         self._settle(request, Settlement({}, Mark.RELEASED, reservation.text))
+        if is_open:  # nothing is held, but who has it under way will say what it did cost
+            self._released[request] = reservation
+            for account in reservation.accounts:
+                account.reserve(request, 0)
         return was.entry()
 
     def _settle_late(self) -> None:
@@ -223,7 +228,7 @@ class MemoryLedger:
             self._late.popleft()
 
     def _settle(self, request: str, settlement: Settlement) -> None:
-        reservation = self._open.get(request) or self._assumed.get(request)
+        reservation = self._open.get(request) or self._assumed.get(request) or self._released.get(request)
         if reservation is None:
             return
         now_us, changed = self._now_us(), []
@@ -244,7 +249,7 @@ class MemoryLedger:
         self._journal.settle(request, changed, line)
         for account, segments in changed:
             account.settle(request, segments)
-        if self._open.pop(request, None) is None:
+        if self._open.pop(request, None) is None and self._released.pop(request, None) is None:
             del self._assumed[request]
 
     def _make(self, key: str, budget: Budget) -> Account:

@@ -1,4 +1,5 @@
--- Settles a request by hand, for nothing, if it is open, or was assumed.
+-- Settles a request by hand, for nothing, if it is open, or was assumed. Who still has it under way may yet say, once,
+-- what it did cost.
 --
 -- KEYS     as expire.lua's; in the names of what is open and assumed are the budgets that it is held in, in the same slot
 -- ARGV     the request
@@ -12,6 +13,7 @@ local request = ARGV[1]
 -- @ledger
 
 local name, time, entry = named(ENDS, request), '0', ''
+local is_open = name ~= nil
 if name then
   entry = string.match(call('HGET', OPEN, request) or '', '^{.*') or ''
   call('HDEL', OPEN, request)
@@ -34,5 +36,6 @@ for key, atoms in string.gmatch(name, ' (%S+) (%d+)') do
   end
 end
 close(request)
-if entry ~= '' then log('released', entry) end
+local logged = entry ~= '' and log('released', entry) or format('%d', now)
+if is_open then call('ZADD', SETTLED, logged, request .. RELEASED) end
 return {entry, time}

@@ -15,7 +15,8 @@ local budgets, request, lease_us = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 -- @budgets
 -- @ledger
 
-if not close(request) then return 0 end
+-- One that was released by hand while it was under way has no cost yet.
+if not close(request) and not unlog(SETTLED, request .. RELEASED) then return 0 end
 
 local granted, atoms = tonumber(ARGV[6]), {}
 local unheard = granted < 0

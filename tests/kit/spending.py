@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
-from gateway.budgets.book import NEVER_US, Book, BudgetStanding
+from gateway.budgets.book import NEVER_US, Book, BudgetStanding, Held
 from gateway.budgets.spending import Ask, Entry, Mark, Settlement
 from gateway.stores.memory import MemoryStore
 from gateway.stores.memory_ledger import MemoryLedger
@@ -208,6 +208,8 @@ class Books:
     books: dict[tuple[str, str], tuple[Budget, Book]] = field(default_factory=dict)
     open: dict[str, Reserved] = field(default_factory=dict)
     assumed: dict[str, Reserved] = field(default_factory=dict)
+    released: dict[str, Reserved] = field(default_factory=dict)
+    """By hand, while they were under way: whoever has them may settle them yet. Not where a test has that forgotten."""
     entries: dict[str, Entry] = field(default_factory=dict)
     """Without the times they were settled at."""
     ends: dict[str, int] = field(default_factory=dict)
@@ -261,7 +263,7 @@ class Books:
                 self.books[key] = budget, book.renewed(request, atoms, now_us + (self.lease_us or 1 << 60))
 
     def settle(self, request: str, settlement: Settlement, now_us: int) -> None:
-        one = self.open.pop(request, None) or self.assumed.pop(request, None)
+        one = self.open.pop(request, None) or self.assumed.pop(request, None) or self.released.pop(request, None)
         if one is None:
             return
         self.ends.pop(request, None)
@@ -273,8 +275,24 @@ class Books:
         if settlement.cost or settlement.entry:
             self.entries[request] = Entry.read(settlement.entry, settlement.mark, 0)
 
+    def release(self, request: str, settlement: Settlement, now_us: int) -> None:
+        """Settle a request for nothing that is open, or was assumed."""
+        one = self.open.get(request)
+        self.settle(request, settlement, now_us)
+        if one is not None and self.lease_us is None:
+            self.released[request] = one
+            for key in one.keys:
+                budget, book = self.books[key]
+                if one.ask.amount(budget.unit, one.granted):
+                    self.books[key] = budget, book._replace(held={**book.held, request: Held(0, 1 << 60)})
+
     def abandon(self, now_us: int) -> None:
         """Have nobody be left who could settle what is open."""
+        for request in tuple(self.released):
+            for key in self.released.pop(request).keys:
+                budget, book = self.books[key]
+                held = {one: atoms for one, atoms in book.held.items() if one != request}
+                self.books[key] = budget, book._replace(held=held)
         for key, (budget, book) in self.books.items():
             self.books[key] = budget, book.abandoned(budget, now_us, budget.starts(now_us // 1_000_000))
         for request in tuple(self.open):

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
+from unittest.mock import ANY
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -201,7 +202,9 @@ class Model:
         if number < len(self.gone):
             who, ask, granted = self.gone[-1 - number]
             entry = entry_of(ask.id, WHO[who][0], {}, 0)._replace(cost={"USD": 77})
-            self.store.ledger.settle(self.plans[who], ask, granted, Settlement(entry.cost, Mark.EXACT, entry.text()))
+            settlement = Settlement(entry.cost, Mark.EXACT, entry.text())
+            self.store.ledger.settle(self.plans[who], ask, granted, settlement)
+            self.books.settle(ask.id, settlement, self.now_us)
 
     async def release(self, number: int) -> None:
         known = [*self.books.open, *(one for one in self.books.assumed if self.is_known(one))]
@@ -213,7 +216,7 @@ class Model:
         was = await self.store.ledger.release(request)
         assert was is not None
         assert (was.id, was.token, was.reserved) == (request, one.entry.token, one.entry.reserved)
-        self.books.settle(request, Settlement({}, Mark.RELEASED, one.entry.text()), self.now_us)
+        self.books.release(request, Settlement({}, Mark.RELEASED, one.entry.text()), self.now_us)
         self.gone.append((one.who, one.ask, one.granted))
         self.log[request].cost = {}
         self.under_test.forget(request)
@@ -390,3 +393,25 @@ async def test_of_two_budgets_that_refuse_the_one_with_the_longer_wait_is_told_a
     asks = ({"USD": 1}, {"USD": 1, "tokens": 1}, {"USD": 71, "tokens": 41}, {"USD": 171, "tokens": 1})
     told = [await reserve(store, plan, Ask(f"x-{number}", fixed)) for number, fixed in enumerate(asks)]
     assert [(one.admitted, one.policy) for one in told] == [(False, index) for index in (1, 2, 2, 1)]
+
+
+async def test_what_is_released_under_way_counts_when_it_is_over(under_test: SpendSubject) -> None:
+    store = await under_test.fresh()
+    await under_test.set_clock(T)
+    plan = store.spend_plan("a", (), (MINUTE, DAY))
+    for number, is_sent in enumerate((True, False)):
+        ask = Ask(f"r-{number}", {"USD": 40}, about=(about := entry_of(f"r-{number}", "a", {"USD": 40}, T)).text())
+        assert (await reserve(store, plan, ask)).admitted
+        assert await store.ledger.release(ask.id)
+        assert await store.ledger.standings(plan) == [(30 * number, 0, ANY), (30 * number, 0, ANY)]
+        assert await store.ledger.open() == []
+        await under_test.renew()
+        cost = {"USD": 30} if is_sent else {}
+        text = about._replace(cost=cost).text() if is_sent else ""
+        for _ in range(2):
+            store.ledger.settle(plan, ask, 0, Settlement(cost, Mark.EXACT, text))
+            await under_test.settled()
+        assert await store.ledger.standings(plan) == [(30, 0, ANY), (30, 0, ANY)]
+    entries = await store.ledger.entries(0)
+    assert [(one.id, one.mark, one.cost) for one in entries][:1] == [("r-0", Mark.EXACT, {"USD": 30})]
+    assert {one.id for one in entries[1:]} <= {"r-1"}

@@ -130,12 +130,15 @@ async def test_what_is_held_in_two_slots_is_released_by_hand_in_both(cluster: Cl
         assert released is not None
         assert (released.id, released.token) == ("r-1", "abc")
         assert await stands(other, plan) == [(0, 0), (0, 0)]
-        # Its holder neither brings it back nor settles it any more.
+        # Its holder does not bring it back, but says what it did cost when it is over.
         store.ledger.renew()
-        store.ledger.settle(plan, asking("r-1", "abc", 60), 0, cost("r-1", "abc", 60))
         await arrived(store)
         assert await stands(other, plan) == [(0, 0), (0, 0)]
         assert [one.mark for one in await other.ledger.entries(0)] == [Mark.RELEASED]
+        store.ledger.settle(plan, asking("r-1", "abc", 60), 0, cost("r-1", "abc", 60))
+        await arrived(store)
+        assert await stands(other, plan) == [(60, 0), (60, 0)]
+        assert [one.mark for one in await other.ledger.entries(0)] == [Mark.EXACT]
 
 
 async def test_a_settlement_follows_its_slot(cluster: Cluster) -> None:
