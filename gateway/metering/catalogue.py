@@ -43,6 +43,8 @@ _ELSEWHERE: Final = {
     "input_text_messages_kcount",
     "cache_image_read_mtok",
 }
+# What models of this kind make costs many times what a token of text does: with that price alone, none is known.
+_MAKES: Final = (("audio", "output_audio"), ("image", "output_image"))
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
@@ -125,7 +127,7 @@ def _room_in(known: dict[_K, _V], key: _K) -> _K:
 def _tariff(model: ModelInfo, context: Mapping[str, str], now_s: float) -> Tariff | None:
     prices = model.get_prices(datetime.fromtimestamp(now_s, UTC), context)
     base = _rates(prices, None)
-    if base is None:
+    if base is None or any(kind in model.id and getattr(base, rate) is None for kind, rate in _MAKES):
         return None
     starts = sorted({tier.start for price in prices.__dict__.values() for tier in getattr(price, "tiers", ())})
     tiers = tuple((start, rates) for start in starts if (rates := _rates(prices, start)) is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -273,6 +274,22 @@ def test_who_may_take_more_than_its_context_has_a_price_for_it() -> None:
     claude = pricing_of(CostTable(llm=True), "https://api.anthropic.com", clamp=False)
     quoted = claude.quote(b"POST", b"/v1/messages", (), json.dumps(body).encode(), NOW_S)
     assert quoted.fixed["tokens"] > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("url", "model", "is_known"),
+    [
+        ("https://api.openai.com/v1", "gpt-4o-audio-preview", False),
+        ("https://api.openai.com/v1", "gpt-audio", True),
+        ("https://openrouter.ai/api/v1", "openai/gpt-audio", False),
+        ("https://openrouter.ai/api/v1", "google/gemini-2.5-flash-image", False),
+    ],
+)
+def test_sound_and_pictures_are_not_had_at_the_price_of_text(url: str, model: str, *, is_known: bool) -> None:
+    """Of some models, the package knows only what their text costs: a tenth."""
+    body = json.dumps({**ASKS, "model": model}).encode()
+    with contextlib.nullcontext() if is_known else pytest.raises(PriceUnknown, match=model):
+        pricing_of(CostTable(llm=True), url, clamp=False).quote(b"POST", CHAT_PATH.encode(), (), body, NOW_S)
 
 
 def test_a_model_has_its_own_price_in_any_case() -> None:
