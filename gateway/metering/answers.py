@@ -145,4 +145,7 @@ def said_of(shape: Shape, answer: object) -> Said:
     tier, speed, geo = get("service_tier"), told("speed"), told("inference_geo")
     model, tier, speed = model and name_of(model), tier and name_of(tier), speed and name_of(speed)
     id_, geo = id_ and name_of(id_), geo and name_of(geo)
-    return _new(Said, (counts, True, 0, False, model or "", tier or "", speed or "", id_ or "", geo or ""))
+    cost = told("cost")
+    if cost is not None:
+        cost = cost, told("is_byok"), told("cost_details")
+    return _new(Said, (counts, True, 0, False, model or "", tier or "", speed or "", id_ or "", geo or "", cost))

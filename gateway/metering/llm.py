@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from gateway.budgets.budget import NANO
 from gateway.budgets.spending import Mark
 from gateway.metering import Cost
 from gateway.metering.answers import JsonReader, said_of_text
+from gateway.metering.costs import UnitPrice
 from gateway.metering.decoding import Gzip
 from gateway.metering.events import EventReader
 from gateway.metering.fees import FeeReader
 from gateway.metering.fields import answered, upstream_id
 from gateway.metering.fixed import FixedMeter
+from gateway.metering.measured import number, priced
 from gateway.metering.readers import KEPT_BYTES, Said
 from gateway.metering.requests import Changes, rewritten, usual_is_none
 
@@ -39,6 +42,7 @@ SLACK_TOKENS: Final = 256
 An upstream goes on until it notices that nobody reads: some make a thousand tokens a second, and are far away.
 """
 
+_DOLLARS: Final = UnitPrice("USD", NANO)
 UNANSWERED: Final = frozenset((504, 524))
 """Who stands before the model has not waited for it (RFC 9110 §15.6.5): it may have answered, and billed."""
 
@@ -67,6 +71,7 @@ class Terms:
         fees: Whether something may be billed that no usage tells of.
         strips: Whether the client has not asked for the event that says the usage.
         several: Whether it asks for several answers in one.
+        routed: Whether somebody answers whose prices nobody knows before: the answer says what it did cost.
         each, most, least, accepts, notice: As of `Quote`.
         limit: The name of the output's limit, where that may be set or lowered; "" where it may not.
         rate: What a byte of the request can cost, in picodollars, where nothing else of it counts; None: something may.
@@ -84,6 +89,7 @@ class Terms:
     fees: bool
     strips: bool
     several: bool
+    routed: bool
     each: Mapping[str, int]
     most: int
     least: int
@@ -106,7 +112,7 @@ class Terms:
             id_: The upstream's, by the answer's fields; "" if none names one.
             whole: Whether the answer came to its end, and could be read to it.
         """
-        counts, final, _, _, named, _, _, named_id, _ = said
+        counts, final, _, _, named, _, _, named_id, _, _ = said
         model, id_ = self.model or named, id_ or named_id
         if counts is not None and (whole or final):
             cost = self.exact(said, counts)
@@ -117,7 +123,9 @@ class Terms:
 
     def exact(self, said: Said, counts: Counts) -> dict[str, int] | None:
         """Return what so many tokens cost; None if their prices are not known."""
-        tariff, (_, _, _, _, _, said_tier, said_speed, _, geo) = self.tariff, said
+        tariff, (_, _, _, _, _, said_tier, said_speed, _, geo, told) = self.tariff, said
+        if told is not None and self.routed and (nano := routed_nano(*told)) is not None:
+            return {"USD": nano, "tokens": counts[0] + counts[1]}
         if tariff is None or said_tier or said_speed:
             tier = usual_is_none(said_tier) if said_tier else self.tier
             speed = usual_is_none(said_speed) if said_speed else self.speed
@@ -307,6 +315,22 @@ def units_of(counts: Counts) -> dict[str, int]:
     if searches:
         units["searches"] = searches
     return units
+
+
+def routed_nano(cost: object, is_byok: object, details: object) -> int | None:
+    """Return what OpenRouter says that an answer did cost, in nano-USD; None if that is no cost.
+
+    Args:
+        cost: The usage's, in USD.
+        is_byok: Whether that is only its own share: the rest is billed by who answered.
+        details: `upstream_inference_cost` is the rest.
+
+    Source: https://openrouter.ai/docs/use-cases/usage-accounting
+    """
+    said = [cost, details.get("upstream_inference_cost") if isinstance(details, dict) else None][: 2 if is_byok else 1]
+    usd = [number(str(one) if isinstance(one, float) else one) for one in said]
+    nano = [priced(_DOLLARS, one)["USD"] for one in usd if one is not None]
+    return sum(nano) if len(nano) == len(said) else None
 
 
 def percent_of(geo: str) -> int:

@@ -42,6 +42,8 @@ _ASKED: Final = frozenset((Shape.CHAT, Shape.COMPLETIONS))
 """Streams of these say their usage only if asked."""
 # Refuses members that it does not know, and says its usage unasked.
 _MISTRAL: Final = re.compile(r"(?i)https?://(?:[^/]*\.)?mistral\.ai[:/]")
+# Has a model answered by one of many, at very different prices, as the client may choose.
+_OPENROUTER: Final = re.compile(r"(?i)https?://(?:[^/]*\.)?openrouter\.ai[:/]")
 
 _NO_DEARER: Final = frozenset(("", "flex", "batch", "standard_only"))
 """Service tiers that take no more than the usual price, whether or not that of the tier is known."""
@@ -117,8 +119,8 @@ class LlmPricing:
 
     # fmt: off
     __slots__ = (
-        "_base", "_catalogue", "_clamp", "_folded", "_is_mistral", "_known", "_limit", "_minute", "_own", "_table",
-        "needs_body",
+        "_base", "_catalogue", "_clamp", "_folded", "_is_mistral", "_is_routed", "_known", "_limit", "_minute", "_own",
+        "_table", "needs_body",
     )
     # fmt: on
 
@@ -133,6 +135,7 @@ class LlmPricing:
         self._own = {name: Tariff(rates) for name, rates in (table.prices or {}).items()}
         self._folded = {name.casefold(): tariff for name, tariff in self._own.items()}
         self._is_mistral = _MISTRAL.match(f"{url}/") is not None
+        self._is_routed = _OPENROUTER.match(f"{url}/") is not None
         self._limit = "max_completion_tokens" if _OPENAI.match(f"{url}/") else "max_tokens"
 
     def quote(self, method: bytes, path: bytes, lines: Sequence[bytes], body: bytes | None, now_s: float) -> Quote:
@@ -223,6 +226,7 @@ class LlmPricing:
             fees=fees,
             strips=strips,
             several=wanted.choices > 1,
+            routed=self._is_routed,
             each=each if most else {},
             most=most,
             least=least,
@@ -329,6 +333,7 @@ class LlmPricing:
             fees=False,
             strips=False,
             several=True,
+            routed=self._is_routed,
             each={},
             most=0,
             least=0,

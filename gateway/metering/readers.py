@@ -31,6 +31,7 @@ class Said(NamedTuple):
         speed: Its usage's `speed`; likewise.
         id: Its own id; likewise.
         geo: Its usage's `inference_geo`; likewise.
+        cost: Its usage's `cost`, as JSON has it, and what it says of that.
     """
 
     counts: Counts | None = None
@@ -42,6 +43,7 @@ class Said(NamedTuple):
     speed: str = ""
     id: str = ""
     geo: str = ""
+    cost: tuple[object, object, object] | None = None
 
 
 class Reader(Protocol):

@@ -17,6 +17,7 @@ from gateway.metering.rates import Rates
 from tests.metering.recorded import (
     ASKS,
     CHAT,
+    CHAT_COST,
     EVENTS,
     JSON,
     MESSAGE,
@@ -290,6 +291,30 @@ def test_sound_and_pictures_are_not_had_at_the_price_of_text(url: str, model: st
     body = json.dumps({**ASKS, "model": model}).encode()
     with contextlib.nullcontext() if is_known else pytest.raises(PriceUnknown, match=model):
         pricing_of(CostTable(llm=True), url, clamp=False).quote(b"POST", CHAT_PATH.encode(), (), body, NOW_S)
+
+
+@pytest.mark.parametrize(
+    ("usage", "usd"),
+    [
+        ({"cost": 0.0123}, 12_300_000),
+        ({"cost": 1e-10}, 1),
+        ({"cost": 0}, 0),
+        ({"cost": 0.001, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.02}}, 21_000_000),
+        ({"cost": 0.001, "is_byok": False, "cost_details": {"upstream_inference_cost": 0.001}}, 1_000_000),
+        ({"cost": 0.001, "is_byok": True}, None),
+        ({"cost": -1}, None),
+        ({"cost": "free"}, None),
+        ({}, None),
+    ],
+)
+def test_of_openrouter_the_answer_says_what_it_did_cost(usage: dict[str, Any], usd: int | None) -> None:
+    """A model has many prices there, and `provider` in the request chooses among them."""
+    answer = json.dumps(CHAT | {"usage": CHAT["usage"] | usage}).encode()  # type: ignore[operator]
+    for url, is_told in (("https://openrouter.ai/api/v1", usd is not None), ("https://api.example/v1", False)):
+        quoted = pricing(url).quote(b"POST", CHAT_PATH.encode(), (), json.dumps(ASKS).encode(), NOW_S)
+        told = cost_of(quoted, answer, JSON)
+        assert told.mark is Mark.EXACT
+        assert told.cost == {"USD": usd if is_told else CHAT_COST["USD"], "tokens": CHAT_COST["tokens"]}
 
 
 def test_a_model_has_its_own_price_in_any_case() -> None:
