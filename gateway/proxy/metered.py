@@ -110,9 +110,9 @@ class MeteredExchange(GuardedExchange):
 
     def _keep_pace(self, pacing: Pacing, subject: Subject, *, waits: bool) -> None:
         """Reserve when a token's pace allows it: at once, after a while (once, if `waits`), or not at all."""
-        reading = pacing.read(subject.id)
+        reading = pacing.strictest(subject.id)
         if reading.level is Level.STOP:
-            self._refuse(pacing.refusal(reading))
+            self._refuse(pacing.refusal(subject.id, reading))
         elif reading.level is Level.SLOW and waits:
             self._waits = True
             self.deadline_s = self.context.clock.soon_s + reading.wait_us / 1e6

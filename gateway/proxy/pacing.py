@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.budgets.budget import spelled
@@ -64,10 +65,15 @@ class Pacing:
         self._seeding: asyncio.Task[None] | None = None
 
     def spent(self, token_id: str, atoms: int) -> None:
-        """Enter what a request did cost, 0 or more; log it if the token is too fast by that."""
+        """Enter what a request did cost, 0 or more, for its token's parents too; log it of who is too fast by that."""
         if atoms:
-            self._enter(token_id, atoms, self._now_us())
-            self.read(token_id)
+            for one in _generations(token_id):
+                self._enter(one, atoms, self._now_us())
+                self.read(one)
+
+    def strictest(self, token_id: str) -> Reading:
+        """Say how fast a token is, or who it was made from, if that is too fast: none gets away by making others."""
+        return max(map(self.read, _generations(token_id)), key=attrgetter("level"))
 
     def read(self, token_id: str) -> Reading:
         """Say how fast a token is, and log it once for each step that it takes."""
@@ -84,12 +90,13 @@ class Pacing:
             token.told = Level.USUAL
         return reading
 
-    def refusal(self, reading: Reading) -> SpendGuarded:
-        """Return what a request is told that is refused because of a reading."""
+    def refusal(self, token_id: str, reading: Reading) -> SpendGuarded:
+        """Return what a request of a token is told that is refused because of a reading."""
+        whose = "This token, or one that it was made from," if "." in token_id else "This token"
         usual = reading.usual or 0
         spent, most = spelled(reading.spent, UNIT), _about(self.guard.stops_at(usual))
         detail = (
-            f"This token has spent {spent} USD in {self._window_s} seconds, where {_about(usual)} USD are usual "
+            f"{whose} has spent {spent} USD in {self._window_s} seconds, where {_about(usual)} USD are usual "
             f"for it; it is stopped at {most} USD, and passes again in {reading.wait_us / 1e6:.1f} seconds."
         )
         return SpendGuarded(detail, reading.wait_us)
@@ -119,7 +126,8 @@ class Pacing:
             while entries := await ledger.entries(since_us, None, _PAGE):
                 for entry in entries:
                     if entry.at_us < until_us:  # what is settled from here on, `spent` enters
-                        self._enter(entry.token, entry.cost.get(UNIT, 0), entry.at_us, share)
+                        for one in _generations(entry.token):
+                            self._enter(one, entry.cost.get(UNIT, 0), entry.at_us, share)
                 since_us = entries[-1].at_us + 1
         except StoreUnavailable as error:
             _log.warning("what is usual is not known yet, for the ledger cannot be read (SPEND_GUARD): %s", error)
@@ -150,6 +158,14 @@ class Pacing:
         else:
             tokens.move_to_end(token_id)
         token.pace.spend(self.guard, atoms, at_us, share)
+
+
+def _generations(token_id: str) -> list[str]:
+    """Return the names of a token and of those that it was made from."""
+    names = [token_id]
+    while "." in names[-1]:
+        names.append(names[-1].rpartition(".")[0])
+    return names
 
 
 def _about(atoms: int) -> str:

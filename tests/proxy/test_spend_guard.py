@@ -18,6 +18,7 @@ from gateway.errors import StoreUnavailable
 from gateway.metering.costs import CostTable, FixedPrice
 from gateway.proxy.paces import Paces
 from gateway.proxy.pacing import MAX_TOKENS, Pacing
+from tests.proxy.test_children import child_of
 from tests.test_config import config
 
 if TYPE_CHECKING:
@@ -196,6 +197,18 @@ def test_one_token_is_no_other(play: Playbook) -> None:
         asks(play)
         assert answered(play) == 200
     assert told(play)["usual"] is None, "nothing is known of it yet"
+
+
+def test_who_is_stopped_does_not_get_away_by_making_other_tokens(play: Playbook) -> None:
+    parent = play.token
+    play.token, _ = child_of(play, parent)
+    spend(play, (30 * CENT, 0))
+    for token_ in (play.token, child_of(play, parent)[0], parent):
+        play.token = token_
+        asks(play, b"/free")
+        answer = play.client.answer()
+        assert (answer.status, b"spend_guard" in answer.body, b"has spent 0.3 USD" in answer.body) == (429, True, True)
+    assert play.upstreams == []
 
 
 def test_off_means_off(make_play: Callable[..., Playbook]) -> None:
