@@ -206,7 +206,7 @@ class EventReader:
         members = {name.decode(): parsed(text) for name, text in self._scanner.found.items()}
         self._scanner = None
         if "usage" in members or "usageMetadata" in members:
-            self._telling = b""
+            self._telling, self._told_all_bytes = b"", self._text_bytes
             self._said = said_of(self._shape, members)._replace(final=self._shape is Shape.RESPONSES)
 
     # --- one event -----------------------------------------------------------------------------------------------

@@ -388,6 +388,14 @@ def test_what_a_message_says_at_its_begin_is_not_what_it_did_cost() -> None:
         assert told.cost["tokens"] >= (asks or quoted.fixed["tokens"]) + 1000
 
 
+def test_a_picture_that_comes_with_its_usage_costs_what_that_says() -> None:
+    part = {"inlineData": {"data": "A" * 200_000}}
+    said: dict[str, Any] = {"candidates": [{"content": {"parts": [part]}, "finishReason": "STOP"}]}
+    said |= {"usageMetadata": {"promptTokenCount": 5, "totalTokenCount": 1295}}
+    told = cost_of(quote(GEMINI_PATH, {"contents": []}), sse(said), EVENTS)
+    assert (told.mark, told.cost["tokens"]) == (Mark.EXACT, 1295)
+
+
 def test_a_deployment_that_is_left_costs_what_its_model_may_have_thought() -> None:
     """Its own name says nothing of that; what answers says which model it is."""
     quoted = quote("/openai/deployments/m/chat/completions", {**STREAMS, "max_tokens": 5000})
