@@ -1,7 +1,7 @@
 """The way to one Redis: the connection that is live, or why there is none and the search for a new one.
 
-While Redis cannot answer there is no live connection, and one background task tries for a new one. The connection
-given up is kept for a while: replies that come late on it may have to be given back.
+While Redis cannot answer there is no live connection, and one background task tries for a new one. Connections that
+were given up are kept for a while: replies that come late on them may have to be given back.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ BACK_OFF_S: Final = (0.0, 0.05, 0.1, 0.25)
 """Before each try for a new connection; the last one repeats, short enough to be back within a second."""
 KEY_TROUBLE: Final = frozenset({"ERR", "WRONGTYPE"})
 """Errors that come from the value of one key. They must not stop the commands of everybody else."""
+MOST_RETIRED: Final = 4
+"""Connections given up that may still answer, as a Redis that stands still again and again leaves them behind."""
 CONNECT_S: Final = 0.5
 """The longest that a try takes while checks are being lost."""
 FOLLOW_S: Final = 1.0
@@ -149,7 +151,7 @@ class Link:
         self._place: RedisAddress | None = None
         self._following: asyncio.Task[None] | None = None
         self._closed = False
-        self._retired: Connection | None = None
+        self._retired: list[Connection] = []  # the newest one last
         self._recovery: asyncio.Task[None] | None = None
         self.live: Connection | None = None
         """Where commands go; None while Redis is out."""
@@ -182,16 +184,19 @@ class Link:
         connection, self.live = self.live, None
         if self._recovery is not None:
             self._recovery.cancel()
-        if self._retired is not None:
-            self._retired.end(reason)
         if connection is not None and connection.end_reason is None:
-            self._retired = connection
-            connection.retire()
+            self._retired.append(connection)
+        self._retire()
 
     @property
     def done(self) -> bool:
         """Whether no connection is left that a late reply could come on."""
-        return self.live is None and self._retired is None
+        return self.live is None and not self._retired
+
+    @property
+    def back(self) -> Connection | None:
+        """The connection to give something back on: the live one, else the last one, which may still answer."""
+        return self._retired[-1] if self.live is None and self._retired else self.live
 
     async def ask(self, *commands: Command) -> list[object]:
         """Send commands on the live connection and return their replies, error replies included.
@@ -216,7 +221,7 @@ class Link:
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        for connection in (self.live, self._retired):
+        for connection in (self.live, *self._retired):
             if connection is not None:
                 connection.end(self.outage)
         # The transports let go of their sockets in the loop's next turn.
@@ -234,8 +239,8 @@ class Link:
     def _on_end(self, connection: Connection, reason: str) -> None:
         if connection is self.live:
             self._go_out(reason)
-        elif connection is self._retired:
-            self._retired = None
+        elif connection in self._retired:
+            self._retired.remove(connection)
 
     def _go_out(self, reason: str) -> None:
         connection, self.live = self.live, None
@@ -244,14 +249,17 @@ class Link:
         log.warning("Redis at %s is out: %s %s", self._name, reason, self._consequence())
         self.outage = reason
         if connection is not None and connection.end_reason is None:
-            # Late replies may still come, and have to be given back. One such connection is enough to keep.
-            if self._retired is not None:
-                self._retired.end("The connection to Redis was replaced.")
-            self._retired = connection
-            connection.retire()
+            # Late replies may still come, and have to be given back; and so has what is never sent of what was admitted.
+            self._retired.append(connection)
+            if len(self._retired) > MOST_RETIRED:
+                self._retired[0].end("The connection to Redis was replaced.")
         self.begin()
         if self._on_out is not None:
             self._on_out()
+
+    def _retire(self) -> None:
+        for connection in tuple(self._retired):
+            connection.retire()
 
     async def _recover(self) -> None:
         for delay_s in chain(BACK_OFF_S, repeat(BACK_OFF_S[-1])):
@@ -263,6 +271,7 @@ class Link:
                 self.outage = error.detail
             else:
                 self.losses = 0
+                self._retire()
                 log.info("Redis at %s is back.", self._name)
                 if self._on_back is not None:
                     self._on_back(self)

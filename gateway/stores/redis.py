@@ -179,12 +179,12 @@ class RedisStore:
     def refund(self, plan: Plan, verdict: Verdict) -> None:
         """Give back what an admitted request was charged, where it still counts, and its places in flight.
 
-        While Redis is out of reach the charge stays, until it leaves the window.
+        Where no connection is left, the charge stays, until it leaves the window.
         """
         if verdict.at_us <= 0:
             self._loss.refund(plan, verdict)  # type: ignore[arg-type]  # opaque to others, but this store's own
             return
-        connection = plan.link.live  # type: ignore[attr-defined]  # see above
+        connection = plan.link.back  # type: ignore[attr-defined]  # see above
         if connection is not None and not connection.congested:
             plan.give_back(connection, verdict.at_us, verdict.shadowed)  # type: ignore[attr-defined]  # see above
         self.release(plan, verdict)

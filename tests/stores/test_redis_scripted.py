@@ -66,19 +66,39 @@ async def test_a_late_admission_is_given_back_and_a_late_refusal_is_not() -> Non
 async def test_a_late_admission_is_given_back_on_the_old_connection_after_a_new_one_is_up() -> None:
     async with started(timeout_s=0.01) as (scripted, store):
         plan = store.plan("abc", MINUTE)
-        lost = [Waiting() for _ in range(3)]
-        for waiting in lost:
-            store.check(plan, waiting)
-        for waiting in lost:
-            with pytest.raises(StoreUnavailable):
-                await waiting.future
-        commands = [await scripted.commands.get() for _ in lost]
-        old = commands[0][0]
-        await until_back(store)
-        old.write(admitted(1) + admitted(2) + admitted(3))
-        refunds = [await scripted.commands.get() for _ in lost]
-        assert [command[4] for _, command in refunds] == [b"1", b"2", b"3"]
-        assert {writer for writer, _ in refunds} == {old}
+        old: list[asyncio.StreamWriter] = []
+        for _ in range(2):  # it is out again before it has answered on the first connection
+            lost = [Waiting() for _ in range(3)]
+            for waiting in lost:
+                store.check(plan, waiting)
+            for waiting in lost:
+                with pytest.raises(StoreUnavailable):
+                    await waiting.future
+            old += {(await scripted.commands.get())[0] for _ in lost}
+            await until_back(store)
+        for writer in old:
+            writer.write(admitted(1) + admitted(2) + admitted(3))
+            async with asyncio.timeout(TIMEOUT_S):
+                refunds = [await scripted.commands.get() for _ in range(3)]
+            assert [command[4] for _, command in refunds] == [b"1", b"2", b"3"]
+            assert {at for at, _ in refunds} == {writer}
+
+
+async def test_what_is_admitted_as_redis_goes_out_and_never_sent_is_given_back_where_it_was_answered() -> None:
+    async with started() as (scripted, store):
+        scripted.probe_reply = b"-LOADING Redis is loading\r\n"
+        plan = store.plan("abc", MINUTE)
+        asked = [asyncio.ensure_future(ask(store, plan)) for _ in range(4)]
+        old, *_ = [(await scripted.commands.get())[0] for _ in asked]
+        old.write(b"-LOADING Redis is loading\r\n" * 3 + admitted(77))
+        *lost, admission = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(one, StoreUnavailable) for one in lost)
+        assert isinstance(admission, Verdict)
+        store.refund(plan, admission)  # its client had left meanwhile
+        async with asyncio.timeout(TIMEOUT_S):
+            writer, refund = await scripted.commands.get()
+        assert writer is old
+        assert refund == [b"EVAL", REFUND_SCRIPT.encode(), b"1", KEY, b"77", b"w", b"1000000"]
 
 
 async def test_a_script_that_redis_lost_is_sent_along_and_nobody_notices() -> None:
