@@ -93,8 +93,7 @@ async def test_a_pause_loses_checks_in_time_and_gives_them_back_when_it_ends(ser
         store.check(plan, refused_at_once)
         with pytest.raises(StoreUnavailable):
             refused_at_once.future.result()
-        retired = store.link._retired
-        assert retired is not None
+        (retired,) = store.link._retired
         store.link._timeout_s = TIMEOUT_S  # for the next connection: this machine may be slow, too
         server.call("CLIENT", "UNPAUSE")
         await back(store)
