@@ -178,7 +178,7 @@ async def test_an_outage_is_a_loss_until_it_is_over(debugged: RedisServer, outag
             await store.ping()
     await recovered(store)
     # What was answered late has been given back by then, or will be on its own connection.
-    while store.link._retired is not None:
+    while store.link._retired:
         await store.ping()
     assert (await ask(store, plan)).remaining == (8 if outage == "restarted" else 7)
     await store.close()
@@ -197,7 +197,7 @@ async def test_local_limits_take_over_from_what_was_known(debugged: RedisServer,
         assert [verdict.remaining for verdict in verdicts] == [4, 3, 2, 1, 0, 0, 0]
         assert [verdict.admitted for verdict in verdicts] == [True] * 5 + [False] * 2
     await recovered(store)
-    while store.link._retired is not None:
+    while store.link._retired:
         await store.ping()
     assert (await ask(store, plan)).remaining == (8 if outage == "restarted" else 4)
     await store.close()
