@@ -7,6 +7,7 @@ were given up are kept for a while: replies that come late on them may have to b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -110,6 +111,7 @@ class Link:
         "_accepts",
         "_closed",
         "_consequence",
+        "_doubt",
         "_following",
         "_locate",
         "_moves",
@@ -150,6 +152,7 @@ class Link:
         self._on_back = on_back
         self._place: RedisAddress | None = None
         self._following: asyncio.Task[None] | None = None
+        self._doubt: asyncio.Task[None] | None = None
         self._closed = False
         self._retired: list[Connection] = []  # the newest one last
         self._recovery: asyncio.Task[None] | None = None
@@ -182,8 +185,9 @@ class Link:
         self._closed = True
         self.outage = reason
         connection, self.live = self.live, None
-        if self._recovery is not None:
-            self._recovery.cancel()
+        for task in (self._recovery, self._doubt):
+            if task is not None:
+                task.cancel()
         if connection is not None and connection.end_reason is None:
             self._retired.append(connection)
         self._retire()
@@ -217,7 +221,7 @@ class Link:
         """End all connections. Commands in flight are lost, and there is no live connection ever after."""
         self._closed = True
         self.outage = "The store is closed."
-        for task in (self._recovery, self._following):
+        for task in (self._recovery, self._following, self._doubt):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
@@ -228,13 +232,23 @@ class Link:
         await asyncio.sleep(0)
 
     def on_trouble(self, connection: Connection, reason: str) -> None:
-        """Count a loss; after a few in a row, stop sending and go for a new connection."""
+        """Count a loss, and make sure that it was but one; after a few in a row, go for a new connection."""
         if connection is self.live:
             self.losses += 1
             if self.losses >= LOSSES_TO_OPEN:
                 self._go_out(reason)
+            elif self._doubt is None or self._doubt.done():
+                self._doubt = asyncio.get_running_loop().create_task(self._make_sure(connection))
 
     # Going out and coming back
+
+    async def _make_sure(self, connection: Connection) -> None:
+        # One that a firewall has forgotten, or whose other end is gone, says nothing ever again. Where requests are few,
+        # each of the next ones would be lost in finding that out.
+        while connection is self.live:
+            with contextlib.suppress(StoreUnavailable):  # a loss like any other: there are not many until it is out
+                await self.ask(("PING",))
+                return
 
     def _on_end(self, connection: Connection, reason: str) -> None:
         if connection is self.live:

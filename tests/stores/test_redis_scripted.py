@@ -163,6 +163,25 @@ async def test_after_three_losses_checks_are_not_sent_until_redis_is_back(caplog
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
 
+async def test_a_connection_that_has_died_in_silence_costs_one_check() -> None:
+    async with started(timeout_s=0.01) as (scripted, store):
+        del scripted.greetings[b"PING"]  # nothing is answered there any more, unless it is a new connection
+        plan = store.plan("abc", MINUTE)
+        with pytest.raises(StoreUnavailable, match="within 10 ms"):
+            await ask(store, plan)
+        async with asyncio.timeout(TIMEOUT_S):
+            while store.link._recovery is None:
+                await asyncio.sleep(0)
+        await until_back(store)
+        dead = {(await scripted.commands.get())[0] for _ in range(scripted.commands.qsize())}
+        store.link.live.expect_replies_within(TIMEOUT_S)  # type: ignore[union-attr]  # it is back
+        asked = asyncio.ensure_future(ask(store, plan))
+        writer, _ = await scripted.commands.get()
+        writer.write(admitted(77))
+        assert (await asked).at_us == 77
+        assert writer not in dead
+
+
 async def test_one_subjects_broken_key_does_not_stop_the_others() -> None:
     async with started() as (scripted, store):
         plan = store.plan("abc", MINUTE)
