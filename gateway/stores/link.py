@@ -243,8 +243,7 @@ class Link:
     # Going out and coming back
 
     async def _make_sure(self, connection: Connection) -> None:
-        # One that a firewall has forgotten, or whose other end is gone, says nothing ever again. Where requests are few,
-        # each of the next ones would be lost in finding that out.
+        # One that a firewall has forgotten is silent for ever: few requests would find that out one by one, each lost.
         while connection is self.live:
             with contextlib.suppress(StoreUnavailable):  # a loss like any other: there are not many until it is out
                 await self.ask(("PING",))
@@ -263,7 +262,7 @@ class Link:
         log.warning("Redis at %s is out: %s %s", self._name, reason, self._consequence())
         self.outage = reason
         if connection is not None and connection.end_reason is None:
-            # Late replies may still come, and have to be given back; and so has what is never sent of what was admitted.
+            # Late replies may still come, and have to be given back, as does what was admitted and is never sent.
             self._retired.append(connection)
             if len(self._retired) > MOST_RETIRED:
                 self._retired[0].end("The connection to Redis was replaced.")

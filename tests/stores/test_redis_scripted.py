@@ -170,7 +170,7 @@ async def test_a_connection_that_has_died_in_silence_costs_one_check() -> None:
         with pytest.raises(StoreUnavailable, match="within 10 ms"):
             await ask(store, plan)
         async with asyncio.timeout(TIMEOUT_S):
-            while store.link._recovery is None:
+            while store.link._recovery is None:  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0)
         await until_back(store)
         dead = {(await scripted.commands.get())[0] for _ in range(scripted.commands.qsize())}
