@@ -2,7 +2,7 @@
 
 A lease is known by an id of this process's making. What is held here is renewed in batches, a few commands for all of
 it, long before it ends, and first of all on a new connection: a Redis that has lost its data learns of it before the
-next check. What ends while Redis is out of reach is given back when it is back.
+next check. What ends while Redis is out of reach, or was on its way as it went, is given back when it is back.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import os
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from gateway.stores.link import pack
+import hiredis
+
+from gateway.stores.link import KEY_TROUBLE, NOBODY, error_code, pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from gateway.stores.link import Link
-    from gateway.stores.pipeline import Connection
+    from gateway.stores.pipeline import Connection, Recipient
 
 RENEWALS: Final = 3
 """In the time of a lease: two may fail."""
@@ -27,18 +29,20 @@ _BATCH: Final = 500
 
 
 class Leases:
-    """What this process holds.
+    """What this process holds; the recipient of the replies to what gives it back.
 
     Args:
         link_of: Says the way to whoever has a key. The keys of one lease are all in one place.
         send: Sends a command whose reply nobody waits for.
+        send_on: Sends a command to the node that another one named; returns whether that is possible.
         lease_us: How long a lease lasts, in microseconds.
         renew_script: What renews leases there.
     """
 
     # fmt: off
     __slots__ = (
-        "_link_of", "_send", "_lease_us", "_renew_script", "_instance", "_numbers", "_held", "_owed", "_told", "_timer",
+        "_held", "_instance", "_lease_us", "_link_of", "_numbers", "_owed", "_renew_script", "_send", "_send_on",
+        "_timer", "_told",
     )
     # fmt: on
 
@@ -46,11 +50,13 @@ class Leases:
         self,
         link_of: Callable[[str], Link],
         send: Callable[[Connection, bytes], None],
+        send_on: Callable[[object, bytes, Recipient], bool],
         lease_us: int,
         renew_script: str,
     ) -> None:
         self._link_of = link_of
         self._send = send
+        self._send_on = send_on
         self._lease_us = lease_us
         self._renew_script = renew_script
         self._instance = os.urandom(6).hex().encode()
@@ -116,7 +122,26 @@ class Leases:
 
     def _give_back(self, connection: Connection, lease: bytes, keys: Iterable[str]) -> None:
         for key in keys:
-            self._send(connection, pack("ZREM", key, lease))
+            packed = pack("ZREM", key, lease)
+            connection.send(packed, self, (lease, (key,), packed))
+
+    def on_reply(self, context: tuple[bytes, tuple[str, ...], bytes], reply: object) -> None:
+        """Give a lease back elsewhere, or once more, if it is not taken back."""
+        if isinstance(reply, hiredis.ReplyError) and error_code(reply) not in KEY_TROUBLE:
+            lease, keys, packed = context
+            if not self._send_on(reply, packed, NOBODY):
+                self._owe(lease, keys)
+
+    def on_loss(self, connection: Connection, context: tuple[bytes, tuple[str, ...], bytes], reason: str) -> None:
+        """Give a lease back once more, on the next connection or with the next renewal."""
+        lease, keys, _ = context
+        self._owe(lease, keys)
+
+    def on_late_reply(self, connection: Connection, reply: object) -> None:
+        """Do nothing: it is given back twice."""
+
+    def _owe(self, lease: bytes, keys: tuple[str, ...]) -> None:
+        self._owed[lease] = (*self._owed.get(lease, ()), *keys)
 
     def _wait(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._lease_us / 1e6 / RENEWALS, self._on_time)

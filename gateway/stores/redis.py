@@ -114,7 +114,7 @@ class RedisStore:
         locate = Whereabouts(address) if isinstance(address, SentinelAddress) else at(address)
         self.link = self._link(str(address), locate, moves=isinstance(address, SentinelAddress))
         self.lease_us = lease_us
-        self.leases = Leases(self.link_of, self.send_away, lease_us, renew_script)
+        self.leases = Leases(self.link_of, self.send_away, self.send_on_to, lease_us, renew_script)
         self.spends = spends
         self.now_s = now_s
         self.ledger = RedisLedger(self)
@@ -236,7 +236,7 @@ class RedisStore:
         """Send a command whose reply nobody waits for."""
         connection.send(packed, NOBODY)
 
-    def send_on_to(self, _reply: object, _packed: bytes, _recipient: Recipient, _plan: RedisPlan) -> bool:
+    def send_on_to(self, _reply: object, _packed: bytes, _recipient: Recipient, _plan: RedisPlan | None = None) -> bool:
         """Send a command to the node that another one named; return whether that is possible."""
         return False
 

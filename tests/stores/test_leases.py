@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +127,11 @@ async def test_what_ends_while_redis_is_gone_is_given_back_when_it_is_back(serve
     async with started(server) as store:
         plan = store.plan("abc", TWO)
         verdicts = [await ask(store, plan) for _ in range(2)]
+        server.call("CLIENT", "PAUSE", 60_000, "WRITE")
+        store.release(plan, verdicts.pop())
+        await asyncio.sleep(0)  # it is on its way
         server.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        server.call("CLIENT", "UNPAUSE")
         with contextlib.suppress(StoreUnavailable):
             while True:
                 await store.ping()
