@@ -120,6 +120,10 @@ class Leases:
         """Give back a lease that nobody waits for any more, on the connection that told of it."""
         self._give_back(connection, lease, keys)
 
+    def owe(self, lease: bytes, keys: tuple[str, ...]) -> None:
+        """Have a lease given back on the next connection, or with the next renewal; it may never have been taken."""
+        self._owed[lease] = (*self._owed.get(lease, ()), *keys)
+
     def _give_back(self, connection: Connection, lease: bytes, keys: Iterable[str]) -> None:
         for key in keys:
             packed = pack("ZREM", key, lease)
@@ -130,18 +134,15 @@ class Leases:
         if isinstance(reply, hiredis.ReplyError) and error_code(reply) not in KEY_TROUBLE:
             lease, keys, packed = context
             if not self._send_on(reply, packed, NOBODY):
-                self._owe(lease, keys)
+                self.owe(lease, keys)
 
     def on_loss(self, connection: Connection, context: tuple[bytes, tuple[str, ...], bytes], reason: str) -> None:
         """Give a lease back once more, on the next connection or with the next renewal."""
         lease, keys, _ = context
-        self._owe(lease, keys)
+        self.owe(lease, keys)
 
     def on_late_reply(self, connection: Connection, reply: object) -> None:
         """Do nothing: it is given back twice."""
-
-    def _owe(self, lease: bytes, keys: tuple[str, ...]) -> None:
-        self._owed[lease] = (*self._owed.get(lease, ()), *keys)
 
     def _wait(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._lease_us / 1e6 / RENEWALS, self._on_time)

@@ -22,7 +22,7 @@ from gateway.stores.fallback import Deny
 from gateway.stores.leases import Leases
 from gateway.stores.link import KEY_TROUBLE, NOBODY, Link, at, error_code, expect
 from gateway.stores.redis_ledger import RedisLedger
-from gateway.stores.redis_plan import RedisPlan, key_of, revocation_key
+from gateway.stores.redis_plan import AskedLease, RedisPlan, key_of, revocation_key
 from gateway.stores.redis_spend import RedisSpendPlan, Reservation
 from gateway.stores.register import RedisLines
 from gateway.stores.sentinel import Whereabouts
@@ -151,8 +151,9 @@ class RedisStore:
             connection.send(packed, plan, waiter)  # type: ignore[arg-type]  # see above
         else:
             self.leases.tell(link, connection)
-            packed = plan.pack_for(self.leases.next_id())  # type: ignore[attr-defined]  # see above
-            connection.send(packed, plan, waiter)  # type: ignore[arg-type]  # see above
+            lease = self.leases.next_id()
+            asked = AskedLease(plan, lease)  # type: ignore[arg-type]  # see above
+            connection.send(plan.pack_for(lease), asked, waiter)  # type: ignore[attr-defined]  # see above
 
     def spend_plan(self, subject: str, policies: Sequence[Policy], budgets: Sequence[Budget]) -> SpendPlan:
         """Prepare what every reservation of this subject needs; see `SpendStore.spend_plan`.

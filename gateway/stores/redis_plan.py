@@ -159,6 +159,36 @@ class RedisPlan:
         return (command, script, len(self._keys), *self._keys, self._kinds, lease, *self._numbers)
 
 
+class AskedLease:
+    """The recipient of the reply to a check that takes places in flight: where none comes, they may be taken.
+
+    Args:
+        plan: Whose check it is.
+        lease: The id of what it takes.
+    """
+
+    __slots__ = ("_lease", "_plan")
+
+    def __init__(self, plan: RedisPlan, lease: bytes) -> None:
+        self._plan = plan
+        self._lease = lease
+
+    def on_reply(self, waiter: Waiter, reply: object) -> None:
+        """Tell the verdict."""
+        self._plan.on_reply(waiter, reply)
+
+    def on_late_reply(self, connection: Connection, reply: object) -> None:
+        """Give back what was charged."""
+        self._plan.on_late_reply(connection, reply)
+
+    def on_loss(self, connection: Connection, waiter: Waiter, reason: str) -> None:
+        """Tell the loss; if no reply can come any more, have the lease given back."""
+        plan = self._plan
+        if connection.end_reason is not None:
+            plan.store.leases.owe(self._lease, plan.places_taken(0))
+        plan.on_loss(connection, waiter, reason)
+
+
 def key_of(owner: str, what: str) -> str:
     """Return the key of something that a subject has; those of a whole family are in one slot of a cluster."""
     first, _, rest = owner.partition(".")

@@ -156,7 +156,7 @@ class Reservation:
         waiter: Whom to tell.
     """
 
-    __slots__ = ("_left", "ask", "granted", "plan", "waiter")
+    __slots__ = ("_asked_lease", "_left", "ask", "granted", "plan", "waiter")
 
     def __init__(self, plan: RedisSpendPlan, ask: Ask, waiter: Waiter) -> None:
         self.plan = plan
@@ -164,6 +164,7 @@ class Reservation:
         self.waiter: Waiter | None = waiter
         self.granted = -1  # not known
         self._left = REDIRECTS
+        self._asked_lease = b""
 
     def on_reply(self, context: object, reply: object) -> None:
         """Tell the verdict."""
@@ -183,6 +184,8 @@ class Reservation:
     def on_loss(self, connection: Connection, context: object, reason: str) -> None:
         """Tell the loss; should it be reserved all the same, it is given back."""
         del context
+        if self._asked_lease and connection.end_reason is not None:
+            self.plan.store.leases.owe(self._asked_lease, self.plan.places_taken(0))
         self.plan.link.on_trouble(connection, reason)
         self.lose(reason)
 
@@ -218,7 +221,9 @@ class Reservation:
         return self._left >= 0 and store.send_on_to(reply, packed, self, plan)
 
     def _lease(self) -> bytes:
-        return self.plan.store.leases.next_id() if self.plan.places else b""
+        if self.plan.places:
+            self._asked_lease = self.plan.store.leases.next_id()
+        return self._asked_lease
 
     def _read(self, reply: list[Any]) -> SpendVerdict:
         verdict = SpendVerdict(reply[0] == 1, *reply[1:7])

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 import trustme
 
+from gateway.budgets.spending import Ask
 from gateway.errors import StoreUnavailable
-from gateway.limits import parse_limits
+from gateway.limits import parse_concurrency, parse_limits
 from gateway.stores import Verdict
 from gateway.stores.redis import RedisStore
 from gateway.stores.redis_plan import REFUND_SCRIPT
 from tests.kit.scripted_redis import ScriptedRedis, admitted, scripted_redis, scripted_redis_over_tls
+from tests.kit.spending import reserve
 from tests.kit.stores import TIMEOUT_S, Waiting, ask
 
 if TYPE_CHECKING:
@@ -197,13 +199,26 @@ async def test_one_subjects_broken_key_does_not_stop_the_others() -> None:
 
 async def test_a_lost_connection_loses_what_is_in_flight_and_comes_back() -> None:
     async with started() as (scripted, store):
-        asked = asyncio.ensure_future(ask(store, store.plan("abc", MINUTE)))
-        await scripted.commands.get()
+        plan = store.plan("abc", (*MINUTE, parse_concurrency("9")))
+        spends = store.spend_plan("abc", plan.policies, ())
+        asked: list[asyncio.Future[Verdict]] = [
+            asyncio.ensure_future(reserve(store, spends, Ask("1", {}))),
+            asyncio.ensure_future(ask(store, plan)),
+        ]
+        # Behind the keys and their kinds; a reservation has three keys more.
+        leases = [(await scripted.commands.get())[1][7 + more] for more in (3, 0)]
         scripted.drop_all()
-        with pytest.raises(StoreUnavailable, match=r"connection|closed"):
-            await asked
+        for one in asked:
+            with pytest.raises(StoreUnavailable, match=r"connection|closed"):
+                await one
         await until_back(store)
         assert scripted.connections == 2
+        # It may have been admitted: nobody is to wait until its lease ends.
+        async with asyncio.timeout(TIMEOUT_S):
+            sent = [(await scripted.commands.get())[1] for _ in range(3)]  # the reservation is given back, too
+        assert [command for command in sent if command[0] == b"ZREM"] == [
+            [b"ZREM", b"gateway:{abc}:inflight", lease] for lease in leases
+        ]
 
 
 async def test_closing_loses_what_is_in_flight_and_everything_later() -> None:
