@@ -15,6 +15,7 @@ import resource
 import socket
 from typing import TYPE_CHECKING, Final
 
+from gateway.closing import turn_away
 from gateway.config import UnixAddress
 from gateway.unix_sockets import SocketFile, listen_on
 
@@ -99,6 +100,7 @@ class Listener:
     """
 
     __slots__ = (
+        "_bound",
         "_calm_from_s",
         "_clock",
         "_descriptors",
@@ -133,6 +135,7 @@ class Listener:
         self._tls = tls
         self.handshake_timeout_s = handshake_timeout_s
         self._sockets: list[socket.socket] = []
+        self._bound: list[socket.socket] = []  # of these, who are this process's alone unless it has shared them
         self._others: list[socket.socket] = []
         self._files: list[SocketFile] = []
         self._starting: dict[socket.socket, asyncio.Task[None]] = {}
@@ -157,12 +160,15 @@ class Listener:
         if isinstance(address, UnixAddress):
             sock, file = listen_on(address, BACKLOG)
             self._files.append(file)
+            self._bound.append(sock)
             self.adopt(sock)
             return
         host, port = address
         found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, _, _, _, name in dict.fromkeys(found):
-            self.adopt(socket.create_server(name, family=family, backlog=BACKLOG))
+            sock = socket.create_server(name, family=family, backlog=BACKLOG)
+            self._bound.append(sock)
+            self.adopt(sock)
 
     def adopt(self, sock: socket.socket, *, is_own: bool = True) -> None:
         """Accept from a socket that listens already, from `start` on, and close it at the end.
@@ -191,11 +197,23 @@ class Listener:
         files, self._files = self._files, []
         return [file.mark for file in files]
 
-    def take_waiting(self) -> None:
-        """Accept those who wait in the kernel's queues now, before they would be reset by `stop`."""
-        for sock in (*self._sockets, *self._others):
-            if not self._paused:
-                self._accept(sock)
+    def turn_away(self) -> None:
+        """Let nobody else into the queues of sockets that are this process's alone; `end` has to follow."""
+        for sock in self._bound:
+            turn_away(sock)
+
+    def end(self, *, handed_over: bool = False) -> None:
+        """Give up listening in good order: first accept who waits in the kernel's queues, as long as there is room.
+
+        Args:
+            handed_over: Another process accepts from the same sockets: who waits there is left to it.
+        """
+        if not handed_over:
+            self.turn_away()
+            for sock in (*self._sockets, *self._others):
+                if not self._paused:
+                    self._accept(sock, 2 * BACKLOG)  # who is not turned away comes and comes
+        self.stop()
 
     def stop(self) -> None:
         """Give up listening: where no other process does, who waits in the kernel's queue is reset. May be repeated."""
@@ -208,6 +226,7 @@ class Listener:
         for sock in (*self._sockets, *self._others):
             sock.close()
         self._sockets.clear()
+        self._bound.clear()
         self._others.clear()
 
     async def close(self) -> None:
@@ -246,15 +265,17 @@ class Listener:
             if not self._paused:
                 self._accept(sock)
 
-    def _accept(self, listening: socket.socket) -> None:
-        for _ in range(ACCEPTS_A_TURN):
+    def _accept(self, listening: socket.socket, most: int = ACCEPTS_A_TURN) -> None:
+        for _ in range(most):
             if self._descriptors.room(self.clients + 1) < 0:
                 self._pause(self._descriptors.describe(self.clients))
                 return
             try:
                 sock, _ = listening.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            except BlockingIOError:
                 return
+            except (InterruptedError, ConnectionAbortedError):
+                continue
             except OSError as error:  # EMFILE and its like; the loop would call again and again
                 self._pause(str(error))
                 return

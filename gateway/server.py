@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 NOTICE_SHARE: Final = 0.25
 """How much of `DRAIN_TIMEOUT` may go by before listening ends: what comes last needs the rest."""
+HANDSHAKE_S: Final = 0.25
+"""From turning clients away to the end of listening, after a notice: so long a round trip may take of who is halfway
+connected, and would be reset with a request on its way."""
 TURNS: Final = 8
 """Of the loop: in so many at most, each connection that was aborted has heard of it."""
 _SECRET_BYTES: Final = 32
@@ -280,7 +283,7 @@ class Gateway:
         self._context.clock.watched.add(watch)
         return watch
 
-    async def drain(self, *, notice_s: float = 0.0) -> bool:
+    async def drain(self, *, notice_s: float = 0.0, handed_over: bool = False) -> bool:
         """Stop listening, and let what is in flight end, for `DRAIN_TIMEOUT` at most.
 
         From the first moment `/readyz` is a 503 and each answer says that its connection closes; connections that
@@ -289,6 +292,7 @@ class Gateway:
         Args:
             notice_s: Listen on for as long, that who balances load may notice first; and again as long as new clients
                 came meanwhile, up to a quarter of `DRAIN_TIMEOUT`.
+            handed_over: Another process accepts from the same sockets, so nobody needs notice.
 
         Returns:
             Whether everything ended in time.
@@ -305,10 +309,11 @@ class Gateway:
         impatient: asyncio.TimerHandle | None = None
         try:
             async with asyncio.timeout(timeout_s):
-                if notice_s:
+                if notice_s and not handed_over:
                     await _until_calm(listener, notice_s, timeout_s * NOTICE_SHARE)
-                listener.take_waiting()
-                listener.stop()
+                    listener.turn_away()
+                    await asyncio.sleep(min(HANDSHAKE_S, timeout_s * NOTICE_SHARE))
+                listener.end(handed_over=handed_over)
                 impatient = loop.call_later(GRACE_S, listener.end_handshakes)
                 while listener.clients:
                     listener.emptied.clear()

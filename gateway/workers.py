@@ -195,7 +195,9 @@ class _Life:
             self._starting.cancel()
             await asyncio.wait([self._starting])
         loop = asyncio.get_running_loop()
-        draining = loop.create_task(self._gateway.drain(notice_s=0.0 if self._is_relieved else NOTICE_S))
+        handed_over = self._is_relieved and not self._is_orphaned
+        notice_s = 0.0 if self._is_relieved else NOTICE_S
+        draining = loop.create_task(self._gateway.drain(notice_s=notice_s, handed_over=handed_over))
         hurrying = loop.create_task(self._at_once.wait())
         await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)
         hurrying.cancel()

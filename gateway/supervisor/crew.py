@@ -60,15 +60,19 @@ class Worker:
         began_s: When it was started, on the clock of `Actions`.
         stage: `STARTING`, `SERVING` or `LEAVING`.
         fresh: It is one of those that are to replace the others.
+
+    Attributes:
+        reload: It is to reload as soon as it serves: before that, SIGHUP would end it.
     """
 
-    __slots__ = ("began_s", "fresh", "index", "stage")
+    __slots__ = ("began_s", "fresh", "index", "reload", "stage")
 
     def __init__(self, index: int, began_s: float, stage: str, *, fresh: bool) -> None:
         self.index = index
         self.began_s = began_s
         self.stage = stage
         self.fresh = fresh
+        self.reload = False
 
 
 class Backoff:
@@ -172,7 +176,10 @@ class Supervisor:
         if number in {signal.SIGTERM, signal.SIGINT}:
             self._stop()
         elif number == signal.SIGHUP:
-            self._tell(signal.SIGHUP)
+            for pid, worker in self.workers.items():
+                worker.reload = worker.stage == STARTING
+                if worker.stage == SERVING:
+                    self._actions.kill(pid, signal.SIGHUP)
         elif number == signal.SIGUSR2 and not self.stops:
             # Who is starting already may have read what has changed since.
             self._is_due_again = self._is_replacing
@@ -186,6 +193,10 @@ class Supervisor:
         if worker is None or worker.stage != STARTING:
             return
         worker.stage = SERVING
+        if self.stops:
+            return
+        if worker.reload:
+            self._actions.kill(pid, signal.SIGHUP)
         if not worker.fresh:
             return
         if not self._coming:

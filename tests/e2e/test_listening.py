@@ -266,12 +266,43 @@ async def test_closing_hands_over_whoever_was_just_accepted(sockets: list[socket
     assert all(end == b"hello" or isinstance(end, ConnectionError) for end in ends)
 
 
-async def test_who_waits_when_listening_ends_is_taken(sockets: list[socket.socket]) -> None:
+async def test_who_waits_when_listening_ends_is_taken_however_many(sockets: list[socket.socket]) -> None:
+    async with door(1024) as opened:
+        connect(sockets, opened.address, 3 * ACCEPTS_A_TURN)
+        opened.listener.end()
+        assert [await greeted(sock) for sock in sockets] == [b"hello"] * len(sockets)
+
+
+async def test_who_comes_as_listening_ends_is_not_let_in_and_who_is_halfway_in_is_taken(
+    sockets: list[socket.socket],
+) -> None:
     async with door(100) as opened:
-        connect(sockets, opened.address, 5)
-        opened.listener.take_waiting()
-        opened.listener.stop()
-        assert [await greeted(sock) for sock in sockets] == [b"hello"] * 5
+        with socket.socket(fileno=opened.listener.shared()[0]) as listening:
+            # To the kernel, who says nothing is only halfway in, as if the last segment of his handshake were under way.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
+            connect(sockets, opened.address, 1)
+            opened.listener.turn_away()
+            sockets.append(socket.socket())
+            sockets[1].setblocking(False)
+            sockets[1].connect_ex(opened.address)
+            sockets[0].send(b"!")
+            opened.listener.end()
+            assert await greeted(sockets[0]) == b"hello"
+            with pytest.raises(OSError, match="not connected"):
+                sockets[1].getpeername()
+
+
+async def test_listening_ends_for_one_of_several_processes_alone(sockets: list[socket.socket]) -> None:
+    async with door(100) as opened:
+        with socket.create_server(("127.0.0.1", 0)) as common:
+            opened.listener.adopt(common.dup())
+            opened.listener.start()
+            connect(sockets, common.getsockname(), 1)
+            opened.listener.end(handed_over=True)
+            connect(sockets, common.getsockname(), 1)
+            assert opened.listener.accepted == 0
+            for _ in sockets:
+                common.accept()[0].close()
 
 
 async def test_who_waits_for_another_process_is_taken_when_that_does_not_come(

@@ -212,6 +212,18 @@ def test_sighup_goes_to_all(machine: Machine) -> None:
     assert machine.sent() == [(pid, signal.SIGHUP) for pid in pids]
 
 
+def test_sighup_does_not_end_who_has_just_been_started_and_reaches_it_when_it_serves(machine: Machine) -> None:
+    supervisor, (old,) = serving(machine, 1)
+    supervisor.on_signal(signal.SIGUSR2)
+    (scout,) = machine.new()
+    supervisor.on_signal(signal.SIGHUP)
+    assert machine.sent() == [(old, signal.SIGHUP)]
+    supervisor.on_ready(scout, 1)
+    assert machine.sent() == [(scout, signal.SIGHUP), (old, signal.SIGUSR2)]
+    supervisor.on_signal(signal.SIGHUP)
+    assert machine.sent() == [(scout, signal.SIGHUP)]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_goes_to_all_and_nobody_is_replaced_meanwhile(machine: Machine, number: int) -> None:
     supervisor, pids = serving(machine, 2)
@@ -254,6 +266,16 @@ def test_a_stop_before_anything_serves(machine: Machine) -> None:
     supervisor.on_signal(signal.SIGTERM)
     assert machine.sent() == [(101, signal.SIGTERM)]
     supervisor.on_end(101, -signal.SIGTERM)
+    assert (supervisor.is_over, supervisor.exit_code, machine.lines) == (True, 0, [])
+
+
+def test_who_serves_only_after_a_stop_starts_no_others(machine: Machine) -> None:
+    supervisor = Supervisor(machine)
+    supervisor.begin()
+    supervisor.on_signal(signal.SIGTERM)
+    supervisor.on_ready(101, 3)
+    assert [pid for pid, _ in machine.started] == [101]
+    supervisor.on_end(101, 0)
     assert (supervisor.is_over, supervisor.exit_code, machine.lines) == (True, 0, [])
 
 
