@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway import Config, Gateway
-from tests.e2e import CUT_SHORT, KEY, PatternCheck, connected, fetch, request
+from gateway.config import Address
+from gateway.listening import ACCEPTS_A_TURN
+from tests.e2e import CUT_SHORT, KEY, Client, PatternCheck, connected, fetch, request
 from tests.kit.process import gateway_process, start
 from tests.kit.upstream import PIECE_BYTES, Upstream, broken_off, chunk, echo, generated, hang, head, pattern, soon
 
@@ -82,6 +85,30 @@ async def test_the_file_goes_when_the_gateway_stops_listening(upstream: Upstream
         assert not path.exists()
         draining.cancel()
     assert not path.exists()
+
+
+async def test_a_stop_answers_all_who_wait_in_the_queues_and_refuses_who_comes_then(
+    upstream: Upstream, path: Path
+) -> None:
+    async with Gateway(config(upstream, f"unix:{path},127.0.0.1:0")) as gateway, contextlib.AsyncExitStack() as stack:
+        tcp = Address("127.0.0.1", int(gateway.urls[1].rpartition(":")[2]))
+        waiting = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2 * ACCEPTS_A_TURN)]
+        for sock in waiting:  # the loop has no turn before all wait
+            sock.connect(str(path))
+        waiting += [stack.enter_context(socket.create_connection(tcp)) for _ in waiting]
+        for sock in waiting:
+            sock.sendall(request("/healthz"))
+        kept = path.with_suffix(".kept")
+        kept.hardlink_to(path)
+        stack.enter_context(socket.socket(fileno=gateway.share_sockets()[0]))
+        assert await soon(gateway.drain())
+        for sock in waiting:
+            client = Client(*await asyncio.open_connection(sock=sock))
+            answer = await client.answer()
+            assert (answer.status, answer["connection"]) == (200, "close")
+            client.writer.close()
+        with socket.socket(socket.AF_UNIX) as late, pytest.raises(ConnectionRefusedError):
+            late.connect(str(kept))
 
 
 async def test_a_dead_gateways_socket_makes_way(upstream: Upstream, path: Path) -> None:
