@@ -1,6 +1,6 @@
 """Turning away who would come to a listening socket, so that its queue can be emptied before it is closed.
 
-Closing resets whoever waits in the queue, and between the last accept and the close there is always time for another one.
+Closing resets whoever waits in the queue, and between the last accept and the close there is time for another one.
 """
 
 from __future__ import annotations

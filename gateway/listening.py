@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 BACKLOG: Final = 2048
 ACCEPTS_A_TURN: Final = 64
 """How many are accepted before everybody else gets a turn."""
+MOST_WAITING: Final = 2 * BACKLOG
+"""How many are accepted when it is for the last time: where nobody is turned away, there could be more and more."""
 SHUTDOWN_S: Final = 2.0
 """How long a client may take over the end of TLS, which some never answer; the loops' own 30 s would hold a place."""
 CALM_S: Final = 1.0
@@ -100,7 +102,7 @@ class Listener:
     """
 
     __slots__ = (
-        "_bound",
+        "_exclusive",
         "_calm_from_s",
         "_clock",
         "_descriptors",
@@ -135,7 +137,9 @@ class Listener:
         self._tls = tls
         self.handshake_timeout_s = handshake_timeout_s
         self._sockets: list[socket.socket] = []
-        self._bound: list[socket.socket] = []  # of these, who are this process's alone unless it has shared them
+        self._exclusive: list[
+            socket.socket
+        ] = []  # of these, those that are no other process's, unless it has shared them
         self._others: list[socket.socket] = []
         self._files: list[SocketFile] = []
         self._starting: dict[socket.socket, asyncio.Task[None]] = {}
@@ -160,14 +164,14 @@ class Listener:
         if isinstance(address, UnixAddress):
             sock, file = listen_on(address, BACKLOG)
             self._files.append(file)
-            self._bound.append(sock)
+            self._exclusive.append(sock)
             self.adopt(sock)
             return
         host, port = address
         found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, _, _, _, name in dict.fromkeys(found):
             sock = socket.create_server(name, family=family, backlog=BACKLOG)
-            self._bound.append(sock)
+            self._exclusive.append(sock)
             self.adopt(sock)
 
     def adopt(self, sock: socket.socket, *, is_own: bool = True) -> None:
@@ -197,9 +201,26 @@ class Listener:
         files, self._files = self._files, []
         return [file.mark for file in files]
 
+    def own(self) -> None:
+        """Hear that no other process accepts from this one's sockets any longer; leave the others' to those."""
+        for sock in self._others:
+            if not self._paused:
+                self._accept(sock, MOST_WAITING)  # for a process that is not there
+            sock.close()
+        self._others.clear()
+        self._exclusive = list(self._sockets)
+
+    async def until_calm(self, calm_s: float, longest_s: float) -> None:
+        """Wait until no client has come for `calm_s`, but for `longest_s` at most."""
+        end_s = self._loop.time() + longest_s
+        known = -1
+        while known != self.accepted and self._loop.time() < end_s:
+            known = self.accepted
+            await asyncio.sleep(min(calm_s, end_s - self._loop.time()))
+
     def turn_away(self) -> None:
         """Let nobody else into the queues of sockets that are this process's alone; `end` has to follow."""
-        for sock in self._bound:
+        for sock in self._exclusive:
             turn_away(sock)
 
     def end(self, *, handed_over: bool = False) -> None:
@@ -212,7 +233,7 @@ class Listener:
             self.turn_away()
             for sock in (*self._sockets, *self._others):
                 if not self._paused:
-                    self._accept(sock, 2 * BACKLOG)  # who is not turned away comes and comes
+                    self._accept(sock, MOST_WAITING)
         self.stop()
 
     def stop(self) -> None:
@@ -226,7 +247,7 @@ class Listener:
         for sock in (*self._sockets, *self._others):
             sock.close()
         self._sockets.clear()
-        self._bound.clear()
+        self._exclusive.clear()
         self._others.clear()
 
     async def close(self) -> None:

@@ -310,7 +310,7 @@ class Gateway:
         try:
             async with asyncio.timeout(timeout_s):
                 if notice_s and not handed_over:
-                    await _until_calm(listener, notice_s, timeout_s * NOTICE_SHARE)
+                    await listener.until_calm(notice_s, timeout_s * NOTICE_SHARE)
                     listener.turn_away()
                     await asyncio.sleep(min(HANDSHAKE_S, timeout_s * NOTICE_SHARE))
                 listener.end(handed_over=handed_over)
@@ -334,6 +334,11 @@ class Gateway:
         if self._listener is None:
             raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
         return self._listener.shared()
+
+    def own_sockets(self) -> None:
+        """Hear that the sockets which the gateway was given have become its alone; `drain` has to follow."""
+        if self._listener is not None:
+            self._listener.own()
 
     def leave_files(self) -> list[str]:
         """Leave the files of unix sockets to a process that listens on; return their marks."""
@@ -383,16 +388,6 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-
-async def _until_calm(listener: Listener, notice_s: float, longest_s: float) -> None:
-    """Wait until no client has come for a while."""
-    loop = asyncio.get_running_loop()
-    end_s = loop.time() + longest_s
-    known = -1
-    while known != listener.accepted and loop.time() < end_s:
-        known = listener.accepted
-        await asyncio.sleep(min(notice_s, end_s - loop.time()))
 
 
 def _sent_to(settings: Settings) -> str:

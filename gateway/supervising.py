@@ -14,7 +14,15 @@ from gateway.activation import inherited_sockets, listening_socket
 from gateway.config import UnixAddress
 from gateway.errors import ConfigError
 from gateway.listening import BACKLOG
-from gateway.supervisor.plan import START_TIMEOUT_S, Plan, make_shared_directory, signal_pipe, spawn_worker
+from gateway.supervisor.plan import (
+    START_TIMEOUT_S,
+    STOPPING,
+    Plan,
+    make_shared_directory,
+    remove_shared_directory,
+    signal_pipe,
+    spawn_worker,
+)
 from gateway.unix_sockets import listen_on
 
 if TYPE_CHECKING:
@@ -25,8 +33,10 @@ if TYPE_CHECKING:
 
 TURNS: Final = 5
 """Of the loop, to handle the signals that it knows of: one to read them, one to call what handles them, and more."""
+SHARED_DIR: Final = "GATEWAY_SHARED_DIR"
+"""Where a supervisor has its workers put their counts, for each other."""
 _MARK: Final = "GATEWAY_WORKER"
-_OURS: Final = (_MARK, "GATEWAY_SHARED_DIR", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+_OURS: Final = (_MARK, SHARED_DIR, "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 """What a process was told for itself alone."""
 
 
@@ -40,13 +50,14 @@ class Place:
         lifeline: Comes to its end when the supervisor does.
     """
 
-    __slots__ = ("_index", "_ready", "_sockets", "lifeline")
+    __slots__ = ("_has_own", "_index", "_ready", "_sockets", "lifeline")
 
     def __init__(self, index: int, sockets: Sequence[socket.socket], ready: int, lifeline: int) -> None:
         self._index = index
         self._sockets = sockets
         self.lifeline = lifeline
         self._ready = ready
+        self._has_own = False
 
     @classmethod
     def found(cls, environ: MutableMapping[str, str]) -> Self | None:
@@ -82,9 +93,14 @@ class Place:
         by_address: dict[object, list[socket.socket]] = {}
         for sock in self._sockets:
             by_address.setdefault(sock.getsockname(), []).append(sock)
+        self._has_own = all(len(found) >= workers for found in by_address.values())
         for found in by_address.values():
             own += found[self._index % workers :: workers] or [found[self._index % len(found)]]
         return own, [sock for sock in self._sockets if sock not in own]
+
+    def is_alone(self, environ: Mapping[str, str]) -> bool:
+        """Whether no other process accepts from its own sockets, now that it has been told to stop, nor ever will."""
+        return self._has_own and os.path.exists(f"{environ[SHARED_DIR]}/{STOPPING}")  # noqa: PTH110 - see `named_file`
 
     def tell_ready(self, workers: int) -> None:
         """Say that this worker serves, and how many its configuration asks for."""
@@ -105,8 +121,9 @@ def become_supervisor(settings: Settings, environ: Mapping[str, str]) -> NoRetur
         ConfigError: The process was started with sockets that are not for listening.
     """
     sockets = inherited_sockets(os.environ)
+    is_activated = bool(sockets)
     files: list[str] = []
-    for address in () if sockets else settings.listen:
+    for address in () if is_activated else settings.listen:
         found, file = _open(address, settings.workers)
         sockets += found
         files += file
@@ -117,6 +134,7 @@ def become_supervisor(settings: Settings, environ: Mapping[str, str]) -> NoRetur
         signals=signal_pipe(),
         shared=make_shared_directory(environ),
         files=files,
+        exclusive=not is_activated,
         level=settings.log_level,
     )
     plan.execute(_inheritable(environ))
@@ -175,6 +193,7 @@ class Successor:
 
     Args:
         sockets: Descriptors of the listening sockets; they are closed with the successor.
+        exclusive: This process has opened them.
         environ: The environment that this process was started with.
         settings: This process's.
 
@@ -182,7 +201,9 @@ class Successor:
         OSError: It cannot be started.
     """
 
-    def __init__(self, sockets: Sequence[int], environ: Mapping[str, str], settings: Settings) -> None:
+    def __init__(
+        self, sockets: Sequence[int], environ: Mapping[str, str], settings: Settings, *, exclusive: bool
+    ) -> None:
         self._environ = _inheritable(environ)
         self._plan = plan = Plan(
             _command(),
@@ -190,6 +211,7 @@ class Successor:
             lifeline=os.pipe(),
             signals=signal_pipe(),
             shared=make_shared_directory(environ),
+            exclusive=exclusive,
             level=settings.log_level,
         )
         self._pid, self._ready = spawn_worker(plan, 0, self._environ)
@@ -220,8 +242,7 @@ class Successor:
 
     def stop(self, number: signal.Signals) -> None:
         """Send it a signal to end, and listen no more in its place."""
-        while self._plan.sockets:
-            os.close(self._plan.sockets.pop())
+        self._plan.stop_listening()
         # It has not been waited for, so its number is still its own.
         os.kill(self._pid, number)
 
@@ -252,6 +273,6 @@ class Successor:
         _, status = os.waitpid(self._pid, 0)
         for descriptor in (self._ready, *self._plan.lifeline, *self._plan.signals, *self._plan.sockets):
             os.close(descriptor)
-        os.rmdir(self._plan.shared)  # noqa: PTH106 - see `serving.named_file`
+        remove_shared_directory(self._plan.shared)
         code = os.waitstatus_to_exitcode(status)
         return f"exit status {code}" if code >= 0 else f"killed by signal {-code}"

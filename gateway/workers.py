@@ -19,7 +19,7 @@ import uvloop
 from gateway.activation import inherited_sockets
 from gateway.errors import ConfigError
 from gateway.server import Gateway
-from gateway.supervising import Place, Successor, become_supervisor
+from gateway.supervising import SHARED_DIR, Place, Successor, become_supervisor
 from gateway.supervisor.plan import remove_shared_directory
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Requests leave almost no cycles behind; the default of 700 allocations would scan for them all the time."""
 
-SHARED_DIR: Final = "GATEWAY_SHARED_DIR"
-"""Where a supervisor has its workers put their counts, for each other."""
 NOTICE_S: Final = 1.0
 """From SIGTERM to the end of listening, at least: `/readyz` tells it meanwhile to who asks once a second."""
 
@@ -68,12 +66,14 @@ def serve(config: Config, reread: Callable[[], Config], environ: Mapping[str, st
     if place is None and config.settings.workers > 1:
         become_supervisor(config.settings, environ)
     others: list[socket.socket] = []
+    is_activated = False
     if place is not None:
         sockets, others = place.sockets(config.settings.workers)
     elif sockets := inherited_sockets(os.environ):
+        is_activated = True
         _log.info("listening on %d sockets that this process was started with, not on GATEWAY_LISTEN", len(sockets))
     gateway = Gateway(config, sockets=sockets, others=others, shared_dir=_shared_dir())
-    life = _Life(gateway, config.settings, place, environ)
+    life = _Life(gateway, config.settings, place, environ, is_activated=is_activated)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(gateway, life, _Reloading(gateway, config, reread)))
     return 0
@@ -151,16 +151,26 @@ class _Life:
         settings: Its configuration.
         place: What this process was given by its supervisor; None if it has none.
         environ: The environment that the process was started with.
+        is_activated: Who has started it has opened the listening sockets, and keeps them.
 
     Attributes:
         ending: Set when the process is to end.
     """
 
-    def __init__(self, gateway: Gateway, settings: Settings, place: Place | None, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        settings: Settings,
+        place: Place | None,
+        environ: Mapping[str, str],
+        *,
+        is_activated: bool,
+    ) -> None:
         self._gateway = gateway
         self._settings = settings
         self._place = place
         self._environ = environ
+        self._is_activated = is_activated
         self.ending = asyncio.Event()
         self._at_once = asyncio.Event()
         self._is_relieved = self._is_orphaned = False
@@ -195,8 +205,10 @@ class _Life:
             self._starting.cancel()
             await asyncio.wait([self._starting])
         loop = asyncio.get_running_loop()
-        handed_over = self._is_relieved and not self._is_orphaned
+        if self._place is not None and self._place.is_alone(self._environ):
+            self._gateway.own_sockets()
         notice_s = 0.0 if self._is_relieved else NOTICE_S
+        handed_over = self._is_relieved and not self._is_orphaned
         draining = loop.create_task(self._gateway.drain(notice_s=notice_s, handed_over=handed_over))
         hurrying = loop.create_task(self._at_once.wait())
         await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)
@@ -252,7 +264,8 @@ class _Life:
 
     async def _succeed(self) -> None:
         try:
-            successor = Successor(self._gateway.share_sockets(), self._environ, self._settings)
+            sockets = self._gateway.share_sockets()
+            successor = Successor(sockets, self._environ, self._settings, exclusive=not self._is_activated)
             await successor.serves()
         except (OSError, RuntimeError) as error:
             _log.error("not replaced, the old program goes on: %s", error)

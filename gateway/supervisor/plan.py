@@ -20,6 +20,9 @@ PROGRAM = (sys.executable, "-IS", f"{os.path.dirname(os.path.abspath(__file__))}
 START_TIMEOUT_S = 60.0
 """A worker that does not serve by then never will: its own timeouts are far below."""
 
+STOPPING = "stopping"
+"""A file in the workers' directory: all of them stop, and nobody else has the listening sockets."""
+
 
 class Plan:
     """What the program is started with.
@@ -32,12 +35,14 @@ class Plan:
             heard. A mask alone would not do: it is a thread's, and another thread may be given the signal.
         shared: A directory for the workers, to be removed at the end.
         files: What to remove when listening ends, each as `DEVICE:INODE:PATH`.
+        exclusive: The sockets were opened for this program: who has started it has them not.
         level: The least important that is logged.
         wanted, serving, leaving, stops: See `Supervisor`.
     """
 
     __slots__ = (
         "command",
+        "exclusive",
         "files",
         "leaving",
         "level",
@@ -59,6 +64,7 @@ class Plan:
         signals: tuple[int, int],
         shared: str,
         files: Sequence[str] = (),
+        exclusive: bool = False,
         level: str = "info",
         wanted: int = 0,
         serving: Sequence[int] = (),
@@ -71,6 +77,7 @@ class Plan:
         self.signals = signals
         self.shared = shared
         self.files = list(files)
+        self.exclusive = exclusive
         self.level = level
         self.wanted = wanted
         self.serving = list(serving)
@@ -87,6 +94,7 @@ class Plan:
             "serving": self.serving,
             "leaving": self.leaving,
             "stops": (self.stops,),
+            "exclusive": (int(self.exclusive),),
         }
         return [
             *(f"{key}={','.join(map(str, values))}" for key, values in numbers.items()),
@@ -122,12 +130,23 @@ class Plan:
             signals=pair("signals"),
             shared=given["shared"],
             files=[value for key, value in pairs if key == "file"],
+            exclusive=bool(sum(numbers("exclusive"))),
             level=given["level"],
             wanted=sum(numbers("wanted")),
             serving=numbers("serving"),
             leaving=numbers("leaving"),
             stops=sum(numbers("stops")),
         )
+
+    def stop_listening(self) -> None:
+        """Close the sockets, and let workers that are told to stop next know if nobody but them has these now."""
+        while self.sockets:
+            os.close(self.sockets.pop())
+        if self.exclusive:
+            try:
+                os.close(os.open(f"{self.shared}/{STOPPING}", os.O_CREAT | os.O_WRONLY, 0o600))
+            except OSError:
+                return  # so they do not know
 
     def keep_back(self) -> None:
         """Keep what is the supervisor's own from its workers."""

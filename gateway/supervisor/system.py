@@ -79,10 +79,8 @@ class System:
                 continue  # somebody has removed it already
             except OSError as error:
                 self.log("warning", f"the socket's file stays: {error}")
-        for descriptor in self._plan.sockets:
-            os.close(descriptor)
         self._plan.files.clear()
-        self._plan.sockets.clear()
+        self._plan.stop_listening()
 
     def renew(self) -> None:
         """See `Actions`."""

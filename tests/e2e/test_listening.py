@@ -278,7 +278,7 @@ async def test_who_comes_as_listening_ends_is_not_let_in_and_who_is_halfway_in_i
 ) -> None:
     async with door(100) as opened:
         with socket.socket(fileno=opened.listener.shared()[0]) as listening:
-            # To the kernel, who says nothing is only halfway in, as if the last segment of his handshake were under way.
+            # To the kernel, who says nothing is only halfway in, as if his handshake's last segment were under way.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
             connect(sockets, opened.address, 1)
             opened.listener.turn_away()
@@ -303,6 +303,27 @@ async def test_listening_ends_for_one_of_several_processes_alone(sockets: list[s
             assert opened.listener.accepted == 0
             for _ in sockets:
                 common.accept()[0].close()
+
+
+async def test_who_owns_the_sockets_that_were_given_takes_all_who_wait_and_leaves_the_others(
+    sockets: list[socket.socket],
+) -> None:
+    async with door(1024) as opened:
+        listener, given, other = opened.listener, *(socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+        with given.dup() as also_given, other.dup() as also_other:
+            listener.adopt(given)
+            listener.adopt(other, is_own=False)
+            listener.start()
+            connect(sockets, other.getsockname(), 2 * ACCEPTS_A_TURN)
+            listener.own()
+            connect(sockets, also_given.getsockname(), 2 * ACCEPTS_A_TURN)
+            listener.end()
+            assert [await greeted(sock) for sock in sockets] == [b"hello"] * len(sockets)
+            for left, is_let_in in ((also_given, False), (also_other, True)):
+                sockets.append(socket.socket())
+                sockets[-1].setblocking(False)
+                sockets[-1].connect_ex(left.getsockname())
+                assert (sockets[-1].connect_ex(left.getsockname()) == 0) == is_let_in
 
 
 async def test_who_waits_for_another_process_is_taken_when_that_does_not_come(

@@ -23,6 +23,7 @@ def test_a_plan_is_read_as_it_was_written() -> None:
         signals=(7, 8),
         shared="/tmp/with = and space",
         files=["1:2:/run/a=b.sock", "1:3:/run/c:d.sock"],
+        exclusive=True,
         level="debug",
         wanted=2,
         serving=[11, 0],

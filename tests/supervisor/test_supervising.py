@@ -1,0 +1,53 @@
+"""The gateway's side: what a worker knows of its sockets, and a successor that does not come to serving."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from gateway import Config
+from gateway.supervising import SHARED_DIR, Place, Successor
+from gateway.supervisor.plan import Plan
+from tests.kit.upstream import soon
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("workers", "exclusive", "is_alone"),
+    [(2, True, True), (1, True, True), (2, False, False), (3, True, False)],
+    ids=["one for each", "more than workers", "somebody else's too", "fewer than workers"],
+)
+def test_a_worker_that_stops_with_all_others_knows_whether_its_sockets_are_its_alone(
+    tmp_path: Path, *, workers: int, exclusive: bool, is_alone: bool
+) -> None:
+    first = socket.create_server(("127.0.0.1", 0), reuse_port=True)
+    with first, socket.create_server(first.getsockname(), reuse_port=True) as second:
+        given = [os.dup(first.fileno()), os.dup(second.fileno())]
+        none = (-1, -1)
+        plan = Plan(["x"], sockets=given, lifeline=none, signals=none, shared=str(tmp_path), exclusive=exclusive)
+        place = Place(0, [first, second], *none)
+        place.sockets(workers)
+        assert not place.is_alone({SHARED_DIR: str(tmp_path)})
+        plan.stop_listening()
+        assert place.is_alone({SHARED_DIR: str(tmp_path)}) == is_alone
+        for descriptor in given:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(descriptor)
+
+
+async def test_a_successor_that_ends_early_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = f"import os, sys; open(os.environ['{SHARED_DIR}'] + '/worker-0.lock', 'x'); sys.exit(3)"
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-ISc", begun])
+    settings = Config(target_api_url="http://localhost").settings
+    successor = Successor([], {"TMPDIR": str(tmp_path)}, settings, exclusive=True)
+    with pytest.raises(OSError, match=r"ended before it served \(exit status 3\)"):
+        await soon(successor.serves())
+    assert not os.listdir(tmp_path)  # noqa: PTH208 - only counted
