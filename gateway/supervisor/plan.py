@@ -198,7 +198,8 @@ def spawn_worker(plan: Plan, index: int, environ: Mapping[str, str]) -> tuple[in
             os.set_inheritable(descriptor, True)
         place = f"{index}:{','.join(map(str, plan.sockets))}:{writing}:{plan.lifeline[0]}"
         made = {**environ, "GATEWAY_WORKER": place, "GATEWAY_SHARED_DIR": plan.shared}
-        pid = os.posix_spawn(plan.command[0], plan.command, made, setsigmask=())
+        # Ctrl-C is the supervisor's to hear of; who is not far enough to ignore it would end with a traceback.
+        pid = os.posix_spawn(plan.command[0], plan.command, made, setsigmask=(signal.SIGINT,))
     except BaseException:
         os.close(reading)
         raise

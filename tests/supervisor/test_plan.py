@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.supervisor.plan import Plan, make_shared_directory, remove_shared_directory
+from gateway.supervisor.plan import Plan, make_shared_directory, remove_shared_directory, signal_pipe, spawn_worker
 
 
 def described(plan: Plan) -> dict[str, Any]:
@@ -33,6 +34,22 @@ def test_a_plan_is_read_as_it_was_written() -> None:
     assert described(Plan.read(plan.as_arguments())) == described(plan)
     bare = Plan(["x"], sockets=[3], lifeline=(4, 5), signals=(6, 7), shared="/tmp/x")
     assert described(Plan.read(["of-a-later=version", *bare.as_arguments()])) == described(bare)
+
+
+INTERRUPTED = """
+import os, signal
+os.kill(os.getpid(), signal.SIGINT)
+os.write(int(os.environ["GATEWAY_WORKER"].split(":")[2]), b"2")
+"""
+
+
+def test_ctrl_c_is_nothing_to_a_worker_that_has_just_been_started() -> None:
+    lifeline, signals = os.pipe(), signal_pipe()
+    plan = Plan([sys.executable, "-ISc", INTERRUPTED], sockets=[], lifeline=lifeline, signals=signals, shared="")
+    pid, ready = spawn_worker(plan, 0, {})
+    assert (os.read(ready, 9), os.waitpid(pid, 0)) == (b"2", (pid, 0))
+    for descriptor in (ready, *lifeline, *signals):
+        os.close(descriptor)
 
 
 def test_the_directory_is_where_there_is_a_place_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
