@@ -214,7 +214,11 @@ class Successor:
             exclusive=exclusive,
             level=settings.log_level,
         )
-        self._pid, self._ready = spawn_worker(plan, 0, self._environ)
+        try:
+            self._pid, self._ready = spawn_worker(plan, 0, self._environ)
+        except OSError:
+            self._give_up()
+            raise
 
     async def serves(self) -> None:
         """Wait until it does.
@@ -271,8 +275,13 @@ class Successor:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
         _, status = os.waitpid(self._pid, 0)
-        for descriptor in (self._ready, *self._plan.lifeline, *self._plan.signals, *self._plan.sockets):
-            os.close(descriptor)
-        remove_shared_directory(self._plan.shared)
+        os.close(self._ready)
+        self._give_up()
         code = os.waitstatus_to_exitcode(status)
         return f"exit status {code}" if code >= 0 else f"killed by signal {-code}"
+
+    def _give_up(self) -> None:
+        """Let go of all that was made for it."""
+        for descriptor in (*self._plan.lifeline, *self._plan.signals, *self._plan.sockets):
+            os.close(descriptor)
+        remove_shared_directory(self._plan.shared)

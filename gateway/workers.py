@@ -194,6 +194,23 @@ class _Life:
             loop.add_reader(self._place.lifeline, self._on_supervisor_gone, self._place.lifeline)
         loop.add_signal_handler(signal.SIGQUIT, self._end)
 
+    async def starts(self) -> bool:
+        """Start the gateway; return whether it runs, or was told to end before it did.
+
+        Raises:
+            GatewayError, OSError: It could not start.
+        """
+        loop = asyncio.get_running_loop()
+        starting, ending = loop.create_task(self._gateway.start()), loop.create_task(self.ending.wait())
+        await asyncio.wait((starting, ending), return_when=asyncio.FIRST_COMPLETED)
+        ending.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait((starting,))
+            return False
+        await starting
+        return True
+
     def on_serving(self) -> None:
         """Tell whoever waits for it."""
         if self._place is not None:
@@ -279,14 +296,17 @@ async def _serve(gateway: Gateway, life: _Life, reloading: _Reloading) -> None:
     life.listen()
     # From the start: else it would end the program.
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reloading)
-    async with gateway:
-        reloading.begin()
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLDS)
-        life.on_serving()
-        await life.ending.wait()
-        reloading.end()
-        _log.info("stopping: finishing what is in flight")
-        await life.drain()
+    if await life.starts():
+        try:
+            reloading.begin()
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(*GC_THRESHOLDS)
+            life.on_serving()
+            await life.ending.wait()
+            reloading.end()
+            _log.info("stopping: finishing what is in flight")
+            await life.drain()
+        finally:
+            await gateway.close()
     await life.leave()

@@ -143,6 +143,20 @@ async def test_who_comes_while_it_stops_is_served_as_long_as_others_come(upstrea
         assert await program.ended() == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_before_it_serves_ends_it_at_once(upstream: Upstream, number: signal.Signals) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as redis:  # it says nothing
+        redis.setblocking(False)
+        program = await start(TARGET_API_URL=upstream.url, REDIS_URL=f"redis://127.0.0.1:{redis.getsockname()[1]}")
+        try:
+            waiting, _ = await soon(asyncio.get_running_loop().sock_accept(redis))
+            with waiting:
+                program.signal(number)
+                assert (await program.ended(), program.printed) == (0, "")
+        finally:
+            await program.kill()
+
+
 async def test_a_second_signal_ends_it_at_once(upstream: Upstream, program: Program) -> None:
     upstream.default = hang
     token = await register(program.url)

@@ -41,6 +41,17 @@ def test_a_worker_that_stops_with_all_others_knows_whether_its_sockets_are_its_a
                 os.fstat(descriptor)
 
 
+def test_a_successor_that_cannot_be_started_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    settings = Config(target_api_url="http://localhost").settings
+    before = os.listdir("/proc/self/fd")  # noqa: PTH208 - only compared
+    with pytest.raises(FileNotFoundError):
+        Successor([os.dup(0)], {"TMPDIR": str(tmp_path)}, settings, exclusive=True)
+    assert (os.listdir("/proc/self/fd"), os.listdir(tmp_path)) == (before, [])  # noqa: PTH208
+
+
 async def test_a_successor_that_ends_early_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
