@@ -20,10 +20,9 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import uvloop
-
 from gateway.config import SETTINGS
 from gateway.errors import StoreUnavailable, TokenError
+from gateway.names import Loop
 from gateway.server import Gateway
 
 if TYPE_CHECKING:
@@ -158,7 +157,7 @@ class _Embedded:
         return self._gateway.metrics
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=Loop) as runner:
             try:
                 runner.run(self._serve())
             except BaseException as error:  # noqa: BLE001 - the main thread raises it

@@ -14,10 +14,9 @@ import resource
 import signal
 from typing import TYPE_CHECKING, Final
 
-import uvloop
-
 from gateway.activation import inherited_sockets
 from gateway.errors import ConfigError
+from gateway.names import Loop
 from gateway.server import Gateway
 from gateway.supervising import SHARED_DIR, Place, Successor, become_supervisor
 from gateway.supervisor.plan import remove_shared_directory
@@ -74,7 +73,7 @@ def serve(config: Config, reread: Callable[[], Config], environ: Mapping[str, st
         _log.info("listening on %d sockets that this process was started with, not on GATEWAY_LISTEN", len(sockets))
     gateway = Gateway(config, sockets=sockets, others=others, shared_dir=_shared_dir())
     life = _Life(gateway, config.settings, place, environ, is_activated=is_activated)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=Loop) as runner:
         runner.run(_serve(gateway, life, _Reloading(gateway, config, reread)))
     return 0
 

@@ -79,8 +79,8 @@ class Dialer:
     async def _addresses(self) -> Sequence[AddrInfoType]:
         """Look the name up; for each connection, so that a change of DNS is followed, but once for all who wait.
 
-        A look-up that hangs holds a thread, whoever has given it up, and there are few: libuv has two for all names. So
-        this target's takes one of them, however many ask, and the names of others can still be looked up.
+        A look-up that hangs holds a thread, whoever has given it up, and outside of the program there are few: libuv
+        has two for all names. So this target's takes one of them, however many ask, and other names can be looked up.
         """
         looking_up = self._looking_up
         if looking_up is None:

@@ -7,6 +7,7 @@ There is no task, future or timer per command: one timer per connection watches 
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections import deque
 from functools import lru_cache
@@ -236,11 +237,18 @@ async def dial(address: RedisAddress, timeout_s: float, on_end: Callable[[Connec
         return Connection(timeout_s, on_end)
 
     if address.unix_path is not None:
-        _, connection = await loop.create_unix_connection(make, address.unix_path)
-    else:
-        tls = _tls_context(address.ca_file) if address.tls else None
-        _, connection = await loop.create_connection(make, address.host, address.port, ssl=tls)
-    return connection
+        return (await loop.create_unix_connection(make, address.unix_path))[1]
+    tls = _tls_context(address.ca_file) if address.tls else None
+    name = address.host if address.tls else None
+    failure = OSError("the name has no address")
+    # Looked up by the loop's method, which uvloop itself passes over: see `gateway.names`.
+    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    for host in [str(place[0]) for *_, place in found]:
+        try:
+            return (await loop.create_connection(make, host, address.port, ssl=tls, server_hostname=name))[1]
+        except OSError as error:
+            failure = error
+    raise failure
 
 
 @lru_cache(maxsize=1)

@@ -11,6 +11,7 @@ import pytest
 from gateway import Config, Gateway
 from gateway.proxy import pool
 from tests.e2e import connected, fetch, request
+from tests.kit.redis import free_ports, running_redis
 from tests.kit.upstream import Upstream, answering, hang, soon
 
 if TYPE_CHECKING:
@@ -187,6 +188,16 @@ async def test_a_gateway_that_stops_waits_for_no_look_up(names: Names) -> None:
         await names.looked_up(1)
         await soon(gateway.close())
         assert asyncio.all_tasks() == before
+
+
+async def test_redis_is_where_its_name_leads_and_somebody_answers(names: Names, upstream: Upstream) -> None:
+    (port,) = free_ports(1)
+    with running_redis("--port", str(port), "--bind", "127.0.0.1"):
+        names.addresses["redis.test"] = [("127.0.0.2", 0), ("127.0.0.1", 0)]
+        config = Config(target_api_url=upstream.url, redis_url=f"redis://redis.test:{port}")
+        async with Gateway(config) as gateway:
+            assert (await fetch(gateway.url, request("/readyz"))).status == 200
+    assert names.asked == ["redis.test"]
 
 
 async def test_a_gateway_knows_the_name_that_it_listens_by(names: Names) -> None:

@@ -157,6 +157,15 @@ async def test_a_signal_before_it_serves_ends_it_at_once(upstream: Upstream, num
             await program.kill()
 
 
+async def test_it_ends_though_a_name_is_still_being_looked_up() -> None:
+    settings = {"TARGET_API_URL": "http://api.test", "CONNECT_TIMEOUT": "50ms", "DRAIN_TIMEOUT": "400ms"}
+    async with gateway_process(module="tests.e2e.hung_names", **settings) as program:
+        token = await register(program.url)
+        assert (await fetch(program.url, request("/api/x", token))).status == 504
+        program.signal(signal.SIGTERM)
+        assert await program.ended() == 0
+
+
 async def test_a_second_signal_ends_it_at_once(upstream: Upstream, program: Program) -> None:
     upstream.default = hang
     token = await register(program.url)
