@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -35,9 +36,13 @@ TURNS: Final = 5
 """Of the loop, to handle the signals that it knows of: one to read them, one to call what handles them, and more."""
 SHARED_DIR: Final = "GATEWAY_SHARED_DIR"
 """Where a supervisor has its workers put their counts, for each other."""
+LOOK_EVERY_S: Final = 0.5
+"""How often the end of a successor is looked for: as long as a supervisor waits before it starts another worker."""
 _MARK: Final = "GATEWAY_WORKER"
 _OURS: Final = (_MARK, SHARED_DIR, "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 """What a process was told for itself alone."""
+
+_log = logging.getLogger("gateway")
 
 
 class Place:
@@ -205,6 +210,7 @@ class Successor:
         self, sockets: Sequence[int], environ: Mapping[str, str], settings: Settings, *, exclusive: bool
     ) -> None:
         self._environ = _inheritable(environ)
+        self._looking: asyncio.TimerHandle | None = None
         self._plan = plan = Plan(
             _command(),
             sockets=sockets,
@@ -242,13 +248,28 @@ class Successor:
         said = os.read(self._ready, 64)
         if not said.strip().isdigit():
             raise OSError(f"it ended before it served ({self._end()})")
-        self._plan.wanted, self._plan.serving = int(said), [self._pid]
+        self._plan.wanted = int(said)
+
+    def keep_alive(self) -> None:
+        """Start it again if it ends, until `stop` or `take_place`: it is the only one that serves."""
+        if self._pid and os.waitpid(self._pid, os.WNOHANG)[0]:
+            _log.error("the new program has ended while the old one finishes: it is started again")
+            os.close(self._ready)
+            self._pid = 0
+        if not self._pid:
+            try:
+                self._pid, self._ready = spawn_worker(self._plan, 0, self._environ)
+            except OSError as error:
+                _log.error("the new program cannot be started again: %s", error)
+        self._looking = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self.keep_alive)
 
     def stop(self, number: signal.Signals) -> None:
         """Send it a signal to end, and listen no more in its place."""
+        if self._looking is not None:
+            self._looking.cancel()
         self._plan.stop_listening()
-        # It has not been waited for, so its number is still its own.
-        os.kill(self._pid, number)
+        if self._pid:  # it has not been waited for, so its number is still its own
+            os.kill(self._pid, number)
 
     async def hear_signals(self) -> None:
         """Have signals wait for the supervisor from now on; return when those that came before have been handled."""
@@ -266,8 +287,9 @@ class Successor:
         Raises:
             OSError: That cannot be done.
         """
-        self._plan.files, self._plan.stops = list(files), stops
-        os.close(self._ready)
+        self._plan.files, self._plan.stops, self._plan.serving = list(files), stops, [self._pid]
+        if self._pid:
+            os.close(self._ready)
         self._plan.execute(self._environ)
 
     def _end(self) -> str:

@@ -287,6 +287,7 @@ class _Life:
             _log.error("not replaced, the old program goes on: %s", error)
             return
         self._successor = successor
+        successor.keep_alive()
         self._files = self._gateway.leave_files()
         self._relieve()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import signal
 import sys
@@ -166,6 +167,29 @@ async def test_the_supervisor_is_executed_anew_once_for_each_restart(upstream: U
             serving = f"serving={','.join(map(str, children(program)))}"
             await until(lambda: serving in supervisor())  # noqa: B023 - called in this turn only
             assert program.printed.count("executing the supervisor anew") == count
+
+
+async def test_a_new_program_that_is_killed_while_the_old_one_finishes_is_started_again(
+    upstream: Upstream, redis: RedisServer
+) -> None:
+    queue: asyncio.Queue[bytes] = asyncio.Queue()
+    upstream.default = events(queue)
+    async with running(1, upstream, redis) as program:
+        async with connected(program.url) as stream, connected(program.url) as idle:
+            stream.write(request("/api/stream", await token_of(program.url)))
+            assert (await stream.final_head()).status == 200
+            assert (await idle.ask(request("/healthz"))).status == 200
+            program.signal(signal.SIGUSR2)
+            assert await idle.at_end()
+            (new,) = children(program)
+            os.kill(new, signal.SIGKILL)
+            await until(lambda: is_gone(new))
+            assert (await fetch(program.url, request("/healthz"))).status == 200
+            queue.put_nowait(b"")
+            assert await stream.chunk() == b""
+        assert (await fetch(program.url, request("/healthz"))).status == 200
+        program.signal(signal.SIGTERM)
+        assert await program.ended() == 0
 
 
 @pytest.mark.parametrize("is_in_haste", [False, True])
