@@ -15,7 +15,7 @@ from gateway.proxy.exchange import Exchange
 from gateway.proxy.hangup import HangupWatch
 from gateway.proxy.local import LocalExchange
 from gateway.proxy.peer import host_of, peer_of
-from gateway.proxy.sockets import end_writing, reset, still_takes, untaken
+from gateway.proxy.sockets import end_writing, has_unread, reset, still_takes, untaken
 
 if TYPE_CHECKING:
     from gateway.http1.message import RequestHead
@@ -153,7 +153,9 @@ class ClientConnection(asyncio.Protocol):
             self.abort()  # what it has not taken is lost, and the end must not look like the answer's
         elif self._exchange is not None:
             self._exchange.on_deadline()
-        elif self._lingering_bytes >= 0 or self._partial is None:
+        elif self._partial is None and self._lingering_bytes < 0 and has_unread(self.transport):
+            self.deadline_s = self._context.clock.soon_s  # a request has come just in time
+        elif self._partial is None:
             self.close()
         elif self._context.draining:
             own.refuse(self, self._context, Draining("This instance is stopping."), None)

@@ -68,6 +68,12 @@ def untaken(transport: asyncio.Transport) -> int:
     return count
 
 
+def has_unread(transport: asyncio.Transport) -> bool:
+    """Whether bytes wait in the kernel for the loop to read them; to close then would reset the connection."""
+    sock = transport.get_extra_info("socket")
+    return transport.is_reading() and sock is not None and sock.fileno() >= 0 and _queued(sock, termios.FIONREAD) > 0
+
+
 class Sender(Protocol):
     """A connection that is sent to.
 

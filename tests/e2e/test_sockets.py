@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway import Config, Gateway
+from gateway.proxy.client import ClientConnection
 from tests.e2e import CUT_SHORT, KEY, Client, PatternCheck, connected, fetch, request
 from tests.kit.upstream import (
     PIECE_BYTES,
@@ -781,6 +782,20 @@ async def test_drain_finishes_what_is_in_flight_and_takes_no_more(upstream: Upst
             answer = await busy.answer()
             assert (answer.status, answer.content, answer["connection"]) == (200, b"late", "close")
             assert await soon(drained)
+
+
+async def test_a_request_that_is_there_but_not_read_yet_keeps_an_idle_connection_open(client: Client) -> None:
+    assert (await client.ask(request("/healthz"))).status == 200
+    here = client.writer.get_extra_info("sockname")
+    known = (one.transport for one in gc.get_objects() if isinstance(one, ClientConnection))
+    (transport,) = (one for one in known if one.get_extra_info("peername") == here)
+    connection = transport.get_protocol()
+    assert isinstance(connection, ClientConnection)
+    client.write(request("/healthz"))  # the kernel has it, and the loop has had no turn to read it
+    connection.on_deadline()
+    assert (await client.answer()).status == 200
+    connection.on_deadline()
+    assert await client.at_end()
 
 
 async def test_drain_gives_up_after_its_timeout(upstream: Upstream) -> None:
