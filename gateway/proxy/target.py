@@ -24,11 +24,14 @@ _URL: Final = re.compile(rb"(?i)(https?)://([^/?]*?)(?::([0-9]*))?([/?].*)?")
 _DEFAULT_PORTS: Final = {b"http": b"80", b"https": b"443"}
 
 # What servers take for the end of a path segment, each its own: what one splits in two, and climbs out of twice, is one
-# segment for another. And what some server might take for a dot segment, with or without parameters.
+# segment for another. And what some server might take for a dot segment: with parameters behind it, or with what it
+# cuts off when it has decoded that (controls, blanks, '#', '?').
 _SEPARATORS: Final = tuple(
     re.compile(b"(?i)" + ends) for ends in (b"/", rb"/|\\", rb"/|%2f", rb"/|\\|%5c", rb"/|\\|%2f|%5c")
 )
 _DOT: Final = re.compile(rb"(?i)\.|%2e")
+_PARAMETERS: Final = re.compile(rb";[^/]*")
+_BEHIND: Final = re.compile(rb"(?i)(?:;|%(?:[01][0-9a-f]|2[03]|3[bf])).*")
 
 
 _LONG_KEY: Final = 8
@@ -218,13 +221,15 @@ def _climbs(path: bytes) -> bool:
     if b"." not in path and b"%2" not in path:
         return False
     readings = _SEPARATORS if b"%" in path or b"\\" in path else _SEPARATORS[:1]
-    return any(_climbs_out(separator.split(path)[1:]) for separator in readings)
+    # Who cuts parameters off before he decodes the rest never sees the slashes that are escaped in them.
+    paths = (path, _PARAMETERS.sub(b"", path)) if b";" in path else (path,)
+    return any(_climbs_out(separator.split(one)[1:]) for one in paths for separator in readings)
 
 
 def _climbs_out(segments: list[bytes]) -> bool:
     depth = 0
     for segment in segments:
-        plain = _DOT.sub(b".", segment.partition(b";")[0])
+        plain = _DOT.sub(b".", _BEHIND.sub(b"", segment))
         if plain == b"..":
             depth -= 1
             if depth < 0:

@@ -71,6 +71,7 @@ TARGETS: Final = {
     "parameter": below(b"/a;b=c/d;e"),
     "dot-segments-within": below(b"/a/./b/../c"),
     "dot-segments-percent": below(b"/a/%2e%2e/b"),
+    "dots-before-a-parameter": below(b"/a..%3bb/...%3b/.%00/b"),
     "three-dots": below(b"/.../x"),
     "dots-in-a-name": below(b"/a..b/..c"),
     "dots-in-the-query": below(b"/x?../../y"),
