@@ -93,7 +93,7 @@ class Quote(Protocol):
         each: Atoms of one output token by unit; empty where the answer's length does not matter.
         most: Output tokens.
         least: Output tokens; `most` where the request must not be changed.
-        accepts: What to send as `Accept-Encoding`, in place of the client's.
+        accepts: The codings in which its answer can be read, as `Accept-Encoding` has them; b"": it need not be.
         notice: What to log, once for each model: its price is not known; "" else.
         limited: To how many output tokens `body` has limited each answer; 0: to none but the request's own.
     """

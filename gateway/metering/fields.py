@@ -43,7 +43,12 @@ _ACCEPTED: Final = re.compile(_ACCEPTS.pattern + rb"[^\r]*")
 _VARIES: Final = re.compile(rb"(?i)\r\ncontent-(?:type|encoding):[^\r]*%b")
 
 
-def asked(lines: list[bytes], form: bytes) -> tuple[bool, list[bytes]]:
+# RFC 9110 §12.5.3: a coding, or all that are not named, unless its weight is 0.
+_TAKES_GZIP: Final = re.compile(rb"(?i)[:,][ \t]*(?:x-)?(gzip|\*)[ \t]*(?:;[ \t]*q=([01][.0-9]*)[ \t]*)?(?=[,\r]|\Z)")
+_IDENTITY: Final = b"Accept-Encoding: identity"
+
+
+def asked(lines: list[bytes], form: bytes) -> tuple[bool, list[bytes], bytes]:
     """Read the field lines of a request.
 
     Args:
@@ -52,18 +57,37 @@ def asked(lines: list[bytes], form: bytes) -> tuple[bool, list[bytes]]:
 
     Returns:
         Whether no price depends on them: they name no other request, no protocol is to be switched to, and the body is
-        text in UTF-8, as far as they say. And those that are not `Accept-Encoding`.
+        text in UTF-8, as far as they say. Those that are not `Accept-Encoding`. And those that are, joined.
     """
     is_usual, accepts = _asked(form) if 0 < len(form) <= MAX_FORM_BYTES else (False, b"")
     if is_usual:
         text = lines[1]
         at = text.find(accepts) if accepts else -1
         if at < 0:
-            return True, lines
+            return True, lines, b""
         end = text.find(CRLF, at + 2)
-        return True, [lines[0], text[:at] if end < 0 else text[:at] + text[end:], *lines[2:]]
-    text = _ACCEPTED.sub(b"", CRLF + CRLF.join(lines[1:]))[2:]
-    return _is_usual(CRLF.join(lines)), [lines[0], text] if text else [lines[0]]
+        if end < 0:
+            return True, [lines[0], text[:at], *lines[2:]], text[at:]
+        return True, [lines[0], text[:at] + text[end:], *lines[2:]], text[at:end]
+    text = CRLF + CRLF.join(lines[1:])
+    accepted, text = b"".join(_ACCEPTED.findall(text)), _ACCEPTED.sub(b"", text)[2:]
+    return _is_usual(CRLF.join(lines)), [lines[0], text] if text else [lines[0]], accepted
+
+
+@lru_cache(maxsize=64)
+def codings_line(readable: bytes, accepted: bytes) -> bytes:
+    """Return the `Accept-Encoding` of a request whose answer is to be read on its way.
+
+    The answer goes to the client as it comes, so of what can be read it may have no more than the client takes. One
+    that says nothing would take any coding (RFC 9110 §12.5.3), but curl and others that say nothing can decode none.
+
+    Args:
+        readable: `Quote.accepts`.
+        accepted: What `asked` has found.
+    """
+    weights = {coding.lower(): weight for coding, weight in _TAKES_GZIP.findall(accepted)}
+    weight = weights.get(b"gzip", weights.get(b"*", b"0"))
+    return b"Accept-Encoding: " + readable if weight.strip(b"0.") or not weight else _IDENTITY
 
 
 @lru_cache(maxsize=256)

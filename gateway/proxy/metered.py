@@ -20,7 +20,7 @@ from gateway.budgets.spending import Ask, Entry, Mark, Settlement
 from gateway.errors import GatewayError, NotImplementedHere, UpstreamProtocolError
 from gateway.http1 import framing, writer
 from gateway.http1.message import CHUNKED, UNTIL_CLOSE
-from gateway.metering.fields import asked
+from gateway.metering.fields import asked, codings_line
 from gateway.proxy import account, waiting
 from gateway.proxy.clock import NEVER
 from gateway.proxy.guarded import GuardedExchange
@@ -127,7 +127,7 @@ class MeteredExchange(GuardedExchange):
             body = None
             if self._needs_body:
                 body = self._content if self.upload is None else self._read()
-            is_usual, kept = asked(head.lines, head.form)
+            is_usual, kept, accepted = asked(head.lines, head.form)
             quote = self._pricing.quote(head.method, path, () if is_usual else head.lines, body, context.clock.wall_s)
             if context.settings.loop_guard is not None:
                 subject = self._counted_apart(subject, body, spends=True)
@@ -135,7 +135,7 @@ class MeteredExchange(GuardedExchange):
             self._refuse(error)
             return
         if quote.accepts:  # what the meter can read
-            kept.append(b"Accept-Encoding: " + quote.accepts)
+            kept.append(codings_line(quote.accepts, accepted))
             head.lines = kept
         if quote.notice:
             context.shared.spending.tell(quote.notice)

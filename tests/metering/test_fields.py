@@ -9,7 +9,7 @@ import pytest
 
 from gateway.http1.fields import without_field
 from gateway.http1.message import CRLF
-from gateway.metering.fields import IDS, answered, asked
+from gateway.metering.fields import IDS, answered, asked, codings_line
 from gateway.scope import names_another
 
 if TYPE_CHECKING:
@@ -49,14 +49,39 @@ def heads(lines: tuple[bytes, ...]) -> Iterator[tuple[bytes, bytes]]:
 def test_a_request_of_a_known_form() -> None:
     known = set()
     for form, text in heads(REQUEST):
-        is_usual, kept = asked([b"", text], form)
-        truly_usual, truly_kept = asked([b"", text], b"")
+        is_usual, kept, accepted = asked([b"", text], form)
+        truly_usual, truly_kept, truly_accepted = asked([b"", text], b"")
         assert truly_usual or not is_usual
         assert CRLF.join(kept) == CRLF.join(truly_kept) == without_field(CRLF + text, b"\r\naccept-encoding:")
+        assert accepted == truly_accepted
         if is_usual:
             assert not names_another((text,))
             known.add(form)
     assert {CRLF.join(REQUEST[2::-2]), REQUEST[7]} <= known
+
+
+@pytest.mark.parametrize(
+    ("accepted", "takes"),
+    [
+        (b"gzip", True),
+        (b"GZip;q=0.5", True),
+        (b"br, gzip, deflate", True),
+        (b"br , x-gzip ;q=1.0, identity;q=0", True),
+        (b"*", True),
+        (b"*;q=0, gzip", True),
+        (b"br;q=1\r\naccept-encoding: gzip", True),
+        (b"", False),
+        (b"identity", False),
+        (b"br, zstd", False),
+        (b"gzip;q=0", False),
+        (b"gzip;q=0.000, *", False),
+        (b"*;q=0", False),
+        (b"notgzip, gzipped, gzip-2", False),
+    ],
+)
+def test_the_codings_of_an_answer_are_those_that_the_client_takes(accepted: bytes, *, takes: bool) -> None:
+    line = codings_line(b"gzip, identity", b"\r\nAccept-Encoding: " + accepted)
+    assert line == b"Accept-Encoding: " + (b"gzip, identity" if takes else b"identity")
 
 
 def test_an_answer_of_a_known_form() -> None:

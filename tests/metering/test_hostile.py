@@ -140,9 +140,9 @@ def test_what_a_field_may_turn_into_another_request_is_not_priced(line: bytes, m
 def test_what_an_answer_did_cost_cannot_be_left_out_of_it(query: str, line: bytes) -> None:
     """Google's APIs let the client choose members of the answer: those that count output would be missing."""
     path, usual = f"{GEMINI_PATH}?{query}".encode(), f"{GEMINI_PATH}?alt=sse&x=fields".encode()
-    _, kept = asked([b"", b"A: b"], b"A: b")
+    _, kept, _ = asked([b"", b"A: b"], b"A: b")
     assert pricing().quote(b"POST", usual, kept, b"{}", NOW_S).model == "m"
-    is_usual, _ = asked([b"", line], line)
+    is_usual, _, _ = asked([b"", line], line)
     with pytest.raises(PriceUnknown, match="query"):
         pricing().quote(b"POST", path, () if is_usual else (b"", line), b"{}", NOW_S)
 

@@ -166,6 +166,15 @@ def test_an_answer_that_is_compressed_is_read_on_the_side(play: Playbook) -> Non
     assert costs(play) == [(9 * INPUT + 5 * OUTPUT, Mark.EXACT)]
 
 
+@pytest.mark.parametrize("fields", [(), (b"Accept-Encoding: identity",), (b"Accept-Encoding: br, gzip;q=0",)])
+def test_a_client_that_takes_no_gzip_gets_none(play: Playbook, fields: tuple[bytes, ...]) -> None:
+    for _ in range(3):  # its head is known from the second on
+        request = ask(play, chat(max_tokens=50), *fields)
+        assert request.value(b"accept-encoding") == b"identity"
+        play.upstream.answers(json.dumps({"model": "m", "usage": usage(9, 5)}).encode())
+        assert play.client.answer().status == 200
+
+
 def test_a_stream_is_asked_for_its_usage_and_the_client_does_not_see_it(play: Playbook) -> None:
     request = ask(play, chat(max_tokens=50, stream=True))
     assert json.loads(request.body)["stream_options"] == {"include_usage": True}
