@@ -16,10 +16,11 @@ from gateway.metering.readers import KEPT_BYTES, Said, parsed
 from gateway.metering.scan import Scanner
 from gateway.metering.shapes import Shape
 
-# Where a piece ends between the CR and the LF of an empty line, the LF is taken for the next event's: it adds nothing.
-_EVENT_END: Final = re.compile(rb"\n(?:\r\n|\n|\r)")
+# Where a piece ends between the CR and the LF of an empty line, the event goes on: the LF would be taken for the next
+# one's, and be taken out with it.
+_EVENT_END: Final = re.compile(rb"\n(?:\r\n|\n|\r(?!\Z))")
 # Where lines end in CR alone; to look for either is ten times slower.
-_ANY_END: Final = re.compile(rb"\n(?:\r\n|\n|\r)|\r\r\n?")
+_ANY_END: Final = re.compile(_EVENT_END.pattern + rb"|\r\r\n?")
 _USUAL_ENDS: Final = (b"\n\n", b"\r\n\r\n")
 _HALF_END: Final = re.compile(rb"[\r\n]{0,2}\Z")
 
@@ -165,7 +166,7 @@ class EventReader:
         if self._scanner is not None:
             content = self._feed_long(content, passed)
         text, at = self._tail + content, 0
-        seen = max(len(self._tail) - 1, 0)
+        seen = max(len(self._tail) - 2, 0)  # the last two bytes may be the begin of an end
         for end in _ends_of(text, seen).finditer(text, seen):
             event, at = text[at : end.end()], end.end()
             if not self._read(event):
