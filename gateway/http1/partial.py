@@ -14,6 +14,7 @@ MAX_EMPTY_LINES: Final = 8
 
 # What speaks another protocol may never end a line.
 _START: Final = re.compile(rb"(?:" + gate.TOKEN + rb"(?: |\Z)|\Z)")
+HEAD_BEGINS: Final = b"HEAD "
 _START_BYTES: Final = 64  # looked at each time; longer methods are judged when their line is whole
 
 
@@ -27,6 +28,11 @@ class PartialHead:
         self._empty_lines = 0
         self._checked = 0  # up to here, no byte can be wrong
         self._line_start = 0  # up to here, the lines are whole and right
+
+    @property
+    def is_heads(self) -> bool:
+        """Whether its method is HEAD, as far as it can be read."""
+        return self._data.startswith(HEAD_BEGINS)
 
     def feed(self, data: bytes) -> bytes | None:
         """Take bytes; return all that was taken once the end of the head is among them.

@@ -7,8 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Final, cast
 
 from gateway.errors import Draining, GatewayError, RequestTimeout
-from gateway.http1.message import CHUNKED, CRLF, HEAD_END, MAX_HEAD_BYTES
-from gateway.http1.partial import PartialHead
+from gateway.http1.message import CHUNKED, CRLF, HEAD_END, MAX_HEAD_BYTES, RequestHead
+from gateway.http1.partial import HEAD_BEGINS, PartialHead
 from gateway.proxy import own
 from gateway.proxy.clock import NEVER
 from gateway.proxy.exchange import Exchange
@@ -18,7 +18,6 @@ from gateway.proxy.peer import host_of, peer_of
 from gateway.proxy.sockets import end_writing, has_unread, reset, still_takes, untaken
 
 if TYPE_CHECKING:
-    from gateway.http1.message import RequestHead
     from gateway.http1.opening import Opening
     from gateway.proxy.context import ProxyContext
     from gateway.proxy.peer import Peer
@@ -158,9 +157,9 @@ class ClientConnection(asyncio.Protocol):
         elif self._partial is None:
             self.close()
         elif self._context.draining:
-            own.refuse(self, self._context, Draining("This instance is stopping."), None)
+            self._refuse(Draining("This instance is stopping."))
         else:
-            own.refuse(self, self._context, RequestTimeout("The request head did not come in time."), None)
+            self._refuse(RequestTimeout("The request head did not come in time."))
 
     # --- requests ------------------------------------------------------------------------------------------------
 
@@ -207,7 +206,7 @@ class ClientConnection(asyncio.Protocol):
                 exchange.begin()
             except GatewayError as error:
                 self._exchange = None
-                own.refuse(self, self._context, error, head)
+                self._refuse(error, head)
         self._advancing = left == 0
         if self._advancing:
             self._context.loop.call_soon(self._advance_further)
@@ -239,6 +238,14 @@ class ClientConnection(asyncio.Protocol):
         self.opening = None if head.opening is None else head.opening.alone()
         self._buffer = data[end + len(HEAD_END) :]
         return head
+
+    def _refuse(self, error: GatewayError, head: RequestHead | None = None) -> None:
+        """Answer a request that does not get as far as to an exchange, or whose head cannot even be read."""
+        if head is None:
+            is_heads = self._buffer.startswith(HEAD_BEGINS) if self._partial is None else self._partial.is_heads
+            if is_heads:  # its answer has no content, whatever is wrong with it (RFC 9110 §9.3.2)
+                head = RequestHead(b"HEAD", b"", 1)
+        own.refuse(self, self._context, error, head)
 
     def _begin_partial(self, data: bytes) -> RequestHead | None:
         self._buffer = b""

@@ -82,6 +82,29 @@ def test_an_answer_to_head_says_how_long_it_would_be(play: Playbook, status: byt
     play.client.got_nothing()
 
 
+@pytest.mark.parametrize(
+    ("begins", "status"),
+    [
+        (b"HEAD /api/x HTTP/1.1\r\n\r\n", 400),
+        (b"\r\nHEAD /api/x HTTP/1.1\r\nHost: h\r\nX: \x00", 400),
+        (b"HEAD /api/" + b"x" * 17_000, 414),
+        (b"HEAD /api/x HTTP/1.1\r\nHost: h\r\n" + b"X: y\r\n" * 101, 431),
+        (b"HEAD /api/x HTTP/1.2\r\nHost: h\r\n\r\n", 505),
+        (b"HEAD /api/x HTTP/1.1\r\nHost: h\r\n", 408),
+    ],
+)
+def test_a_refusal_has_no_content_for_head_though_that_cannot_be_read(
+    play: Playbook, begins: bytes, status: int
+) -> None:
+    play.client.sends(begins)
+    if status == 408:
+        play.pass_time(11)
+    answer = play.client.answer(b"HEAD")
+    assert (answer.status, answer.value(b"connection")) == (status, b"close")
+    assert answer.value(b"content-length") not in (None, b"0")
+    play.client.got_nothing()
+
+
 def test_a_304_says_how_long_it_would_be(play: Playbook) -> None:
     get(play)
     play.upstream.sends(b"HTTP/1.1 304 Not Modified\r\nContent-Length: 12345\r\n\r\n")
