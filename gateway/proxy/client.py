@@ -241,10 +241,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _refuse(self, error: GatewayError, head: RequestHead | None = None) -> None:
         """Answer a request that does not get as far as to an exchange, or whose head cannot even be read."""
-        if head is None:
-            is_heads = self._buffer.startswith(HEAD_BEGINS) if self._partial is None else self._partial.is_heads
-            if is_heads:  # its answer has no content, whatever is wrong with it (RFC 9110 §9.3.2)
-                head = RequestHead(b"HEAD", b"", 1)
+        is_heads = self._buffer.startswith(HEAD_BEGINS) if self._partial is None else self._partial.is_heads
+        if head is None and is_heads:  # its answer has no content, whatever is wrong with it (RFC 9110 §9.3.2)
+            head = RequestHead(b"HEAD", b"", 1)
         own.refuse(self, self._context, error, head)
 
     def _begin_partial(self, data: bytes) -> RequestHead | None:
@@ -271,6 +270,10 @@ class ClientConnection(asyncio.Protocol):
         """Send bytes of an answer, unless the connection is already ending."""
         if not self.transport.is_closing():
             self.transport.write(data)
+
+    def keep(self, data: bytes) -> None:
+        """Take what lies behind a request from its exchange, which may end before it could return that."""
+        self._buffer += data
 
     def on_exchange_done(self, keep_alive: bool) -> None:  # noqa: FBT001 - by its place, which takes less time
         """The answer is written: go on with the next request, or close."""

@@ -61,6 +61,8 @@ class GuardedExchange(Exchange):
                 waiting.await_upstream(self)
             else:
                 self.client.deadline_s = NEVER  # the store and the pool have their own
+                self.client.keep(rest)  # before this is refused, perhaps: it may be the last that is read as a request
+                rest = b""
                 self._ask_read(subject)
         return rest
 

@@ -157,6 +157,29 @@ def test_an_unknown_model_is_refused(play: Playbook) -> None:
     assert (play.upstreams, costs(play), play.used()) == ([], [], 0)
 
 
+@pytest.mark.parametrize("closes", [True, False])
+def test_what_lies_behind_a_refused_body_is_a_request_only_if_the_connection_goes_on(
+    play: Playbook, *, closes: bool
+) -> None:
+    ask(play, chat(max_tokens=50))
+    play.upstream.answers(b"{}")  # and its connection is there for the next one
+    assert play.client.answer().status == 200
+    used = play.used()
+    lines = (b"Connection: close",) if closes else ()
+    bad = play.request(b"POST", b"/api/chat/completions", *lines, body=chat(model="nobody-knows-it"))
+    play.client.sends(bad[:-5], bad[-5:] + play.request(b"POST", b"/api/chat/completions", body=chat(max_tokens=50)))
+    refusal = play.client.answer()
+    assert (refusal.status, refusal.value(b"connection")) == (403, b"close" if closes else b"keep-alive")
+    if closes:
+        play.upstream.got_nothing()
+        assert play.used() == used
+        assert play.client.state == "half-closed"  # it can read its answer, though it has sent more than is read
+    else:
+        play.upstream.request()
+        play.upstream.answers(json.dumps({"model": "m", "usage": usage(9, 5)}).encode())
+        assert play.client.answer().status == 200
+
+
 def test_an_answer_that_is_compressed_is_read_on_the_side(play: Playbook) -> None:
     request = ask(play, chat(max_tokens=50), b"Accept-Encoding: br, gzip")
     assert request.value(b"accept-encoding") == b"gzip, identity"
