@@ -5,6 +5,8 @@ Exit codes: 0 fine, 1 failure at run time, 2 bad usage or configuration, each fa
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 from typing import TYPE_CHECKING, Final
@@ -13,12 +15,15 @@ from gateway.errors import ConfigError, GatewayError
 from gateway.serving import named_file, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from typing import TextIO
 
 FAILURE: Final = 1
 USAGE: Final = 2
 INTERRUPTED: Final = 130
 """128 + SIGINT, as shells have it; `serve` handles the signal itself and ends with 0."""
+NO_READER: Final = 141
+"""128 + SIGPIPE: whoever read the output, like `head`, has enough of it. As other programs, it ends without a word."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,13 +46,35 @@ def main(argv: Sequence[str] | None = None) -> int:
             return serve({}, named_file(os.environ))
         from gateway.commands import run  # argparse and all options are a megabyte, which a server would keep
 
-        return run(words)
+        with _printed():
+            return run(words)
     except ConfigError as error:
         return _fail(str(error), USAGE)
+    except BrokenPipeError:
+        return NO_READER
     except (GatewayError, OSError) as error:
         return _fail(str(error), FAILURE)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+@contextlib.contextmanager
+def _printed() -> Iterator[None]:
+    """See that all that is printed inside has left: what fails as Python exits has an exit code that means nothing."""
+    out: TextIO | None = sys.stdout
+    if out is None:  # started with it closed
+        yield
+        return
+    if isinstance(out, io.TextIOWrapper):
+        out.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal's encoding has not
+    try:
+        yield
+    finally:  # `--help` ends with SystemExit
+        try:
+            out.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # Python tries once more as it exits
+            raise
 
 
 def _fail(message: str, code: int) -> int:

@@ -324,5 +324,7 @@ class ConfigError(Exception):
     """
 
     def __init__(self, setting: str, problem: str, takes: str, example: str) -> None:
-        super().__init__(f"{setting}: {problem}; it takes {takes}, e.g. {example}")
+        # A key of a TOML file may be any text: as it is, it could draw on the reader's terminal.
+        said = f"{setting}: {problem}; it takes {takes}, e.g. {example}"
+        super().__init__("".join(one if one.isprintable() else ascii(one)[1:-1] for one in said))
         self.setting = setting

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import http.server
+import io
 import json
 import os
 import re
@@ -372,6 +373,36 @@ def test_an_interrupt_before_there_is_a_handler_is_quiet(
     monkeypatch.setattr(workers, "serve", interrupted)
     assert cli.main(["serve", "--target-api-url", URL]) == 130
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("words", [["check-config"], ["--version"], ["token", "--help"]])
+@pytest.mark.parametrize(("place", "code", "told"), [(None, 141, ""), ("/dev/full", 1, "gateway: [Errno 28]")])
+def test_output_that_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    place: str | None,
+    code: int,
+    told: str,
+) -> None:
+    """What ends `gateway … | head` is not its reader's business; a full disk is."""
+    monkeypatch.setenv("TARGET_API_URL", URL)
+    reading, writing = os.pipe() if place is None else (os.open(os.devnull, os.O_RDONLY), os.open(place, os.O_WRONLY))
+    os.close(reading)
+    with os.fdopen(writing, "w", encoding="ascii") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert cli.main(words) == code
+    assert capsys.readouterr().err.startswith(told)
+    # It is closed without an error: nothing is left that Python would fail to write as it exits.
+
+
+def test_what_the_encoding_of_stdout_has_no_letters_for_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TARGET_API_URL", URL)
+    monkeypatch.setenv("STATE_FILE", "\u00fcn\udcff")
+    monkeypatch.setattr(sys, "stdout", output := io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert cli.main(["check-config"]) == 0
+    output.seek(0)
+    assert re.search(r"^STATE_FILE +\\xfcn\\udcff$", output.read(), re.MULTILINE)
 
 
 def test_demo_passes_five_and_refuses_three() -> None:

@@ -303,7 +303,7 @@ def test_redis_urls() -> None:
 
 def test_the_roots_for_redis_are_looked_at_when_the_url_is_read(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
-    assert "is not a readable file" in refusal(redis_url=f"rediss://h?ca_file={file}")
+    assert "cannot be read: No such file" in refusal(redis_url=f"rediss://h?ca_file={file}")
     file.write_text("no certificate", encoding="ascii")
     assert "no certificate in PEM form" in refusal(redis_url=f"rediss://:hunter2@h?ca_file={file}")
     trustme.CA().cert_pem.write_to_path(str(file))
@@ -341,12 +341,18 @@ def test_errors_name_the_setting_as_the_user_wrote_it(tmp_path: Path) -> None:
         load(arguments={"rate_limit": "many"}, environ={"TARGET_API_URL": URL}, file=None)
     with pytest.raises(ConfigError, match=r'^rate_limit in .*gateway\.toml: .*, e\.g\. rate_limit = "60/minute"$'):
         from_file(tmp_path, f'target_api_url = "{URL}"\nrate_limit = "many"\n')
+    with pytest.raises(ConfigError, match=r'e\.g\. BUDGET="5 USD/day"$'):  # a shell would cut it at the space
+        from_environment(BUDGET="5 USD")
+    with pytest.raises(ConfigError, match=r'e\.g\. ADMIN_KEY="\$\(openssl rand -hex 32\)"$'):
+        from_environment(ADMIN_KEY="short")
+    with pytest.raises(ConfigError, match=r'e\.g\. admin_key = "WHAT openssl rand -hex 32 PRINTS"$'):
+        from_file(tmp_path, 'admin_key = "short"\ntarget_api_url = "https://a.test"\n')
 
 
 def test_a_whole_file(tmp_path: Path) -> None:
     found = from_file(
         tmp_path,
-        f'target_api_url = "{URL}"\nrate_limit = 60\nconnect_timeout = 2.5\nupstream_pool = 8\nmax_body = 1000\n',
+        f'\ufefftarget_api_url = "{URL}"\nrate_limit = 60\nconnect_timeout = 2.5\nupstream_pool = 8\nmax_body = 1000\n',
     ).settings
     assert (found.connect_timeout_s, found.upstream_pool, found.max_body) == (2.5, 8, 1000)
 
@@ -359,6 +365,9 @@ def test_a_whole_file(tmp_path: Path) -> None:
         ('rate-limit = "60"', "did you mean rate_limit?"),
         ("colour = 1", "colour in"),
         ("target = 1", "did you mean targets?"),
+        ('"\\u001b[31m\\n\\u0085" = 1', r"\x1b[31m\n\x85 in"),  # nothing that a terminal would obey
+        ('[targets."\\n"]\nurl = "https://a.test"', r"targets.\n in"),
+        ("upstream_pool = " + "9" * 5000, "is not TOML"),
         ("targets = 1", "targets in"),
         ("[server]\nport = 1", "server in"),
         ("rate_limit = true", "is a boolean"),

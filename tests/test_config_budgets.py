@@ -77,7 +77,7 @@ def test_what_is_refused(setting: str, value: object, problem: str) -> None:
 
 
 def test_the_setting_is_named_as_it_was_written() -> None:
-    with pytest.raises(Exception, match=r"^BUDGET: a budget is missing; it takes .*, e\.g\. BUDGET=5 USD/day$"):
+    with pytest.raises(Exception, match=r'^BUDGET: a budget is missing; it takes .*, e\.g\. BUDGET="5 USD/day"$'):
         load(arguments={}, environ={"TARGET_API_URL": "http://api.test", "BUDGET": ","}, file=None)
 
 
@@ -108,7 +108,11 @@ def test_the_file_of_state_is_one_that_can_be_written(tmp_path: Path, monkeypatc
     told = dict(describe(config(state_file="state.db")))["STATE_FILE"]
     assert told == "state.db"
     assert dict(describe(config()))["STATE_FILE"] == "not set: budgets end with the process"
-    assert refusal(state_file=str(tmp_path)).startswith(f"state_file: {str(tmp_path)!r} is no path of a file; it takes")
+    told = refusal(state_file=str(tmp_path))
+    assert told.startswith(f"state_file: {str(tmp_path)!r} is a directory, not a file; it takes")
+    for slip in ("", " ", " state.db", "state.db\n", "\x1b[31mstate.db", "state\0db"):
+        assert "is empty, begins or ends with a space, or has control characters" in refusal(state_file=slip)
+    assert "File name too long" in refusal(state_file="/" + "a" * 5000)
     assert "there is no directory" in refusal(state_file="missing/state.db")
     assert "is set and REDIS_URL as well" in refusal(state_file="state.db", redis_url=REDIS)
     os.mkfifo("pipe")

@@ -241,8 +241,9 @@ def test_ca_file(tmp_path: Path) -> None:
     roots = tmp_path / "roots.pem"
     trustme.CA().cert_pem.write_to_path(str(roots))
     assert target(target_ca_file=str(roots)).ca_file == str(roots)
-    assert "not a readable file" in refusal(target_ca_file=str(tmp_path))
-    assert "not a readable file" in refusal(target_ca_file=str(tmp_path / "none.pem"))
+    assert "is not a file" in refusal(target_ca_file=str(tmp_path))
+    assert "No such file" in refusal(target_ca_file=str(tmp_path / "none.pem"))
+    assert "File name too long" in refusal(target_ca_file="/" + "a" * 5000)
 
 
 @pytest.mark.parametrize("content", [b"", b"no certificate", b"\x30\x82\x03\xff\x00"])

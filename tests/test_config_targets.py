@@ -185,7 +185,7 @@ def test_who_has_urls_of_his_own_is_not(one: str, other: str) -> None:
         (f"[targets.maps]\n{MAPS}key_env = 'NO_SUCH'", "targets.maps.key_env", "has no 'NO_SUCH'"),
         (f"[targets.maps]\n{MAPS}key_file = '/no/such'", "targets.maps.key_file", "No such file"),
         (f"[targets.maps]\n{MAPS}key_file = '/'", "targets.maps.key_file", "is not a file"),
-        (f"[targets.maps]\n{MAPS}ca_file = '/no/such'", "targets.maps.ca_file", "not a readable file"),
+        (f"[targets.maps]\n{MAPS}ca_file = '/no/such'", "targets.maps.ca_file", "cannot be read: No such file"),
         (f"[targets.maps]\n{MAPS}rate_limit = 'many'", "targets.maps.rate_limit", "is not a whole number"),
         (f"[targets.maps]\n{MAPS}concurrency_limit = 0", "targets.maps.concurrency_limit", "1 to 1000000 requests"),
         (f"[targets.maps]\n{MAPS}concurrency_limit = true", "targets.maps.concurrency_limit", "is a boolean"),

@@ -56,10 +56,12 @@ def test_a_pair_may_be_in_two_files_or_in_one(pem: Pem, name: str, cert: str, ke
 @pytest.mark.parametrize(("_", "cert", "key"), PAIRS)
 def test_what_is_no_pair_is_refused(pem: Pem, _: str, cert: str, key: str) -> None:
     both = {cert: str(pem.cert), key: str(pem.key)}
-    assert refusal(**{key: str(pem.key)}).startswith(f"{key}: is set, but {cert} is not")
+    alone = refusal(**{key: str(pem.key)})
+    assert alone.startswith(f"{key}: is set, but {cert.upper()} is not")
+    assert f"e.g. with {cert.upper()}=/etc/" in alone
     assert refusal(**{cert: str(pem.cert)}).startswith(f"{cert}: in ")  # there is no key in it
-    assert "not a readable file" in refusal(**{**both, cert: str(pem.cert.with_name("none"))})
-    assert "not a readable file" in refusal(**{**both, key: str(pem.key.parent)})
+    assert "none' cannot be read: No such file" in refusal(**{**both, cert: str(pem.cert.with_name("none"))})
+    assert "is not a file" in refusal(**{**both, key: str(pem.key.parent)})
     pem.write(trustme.CA(), "gateway.example", key_of=trustme.CA())
     assert "do not belong together" in refusal(**both)
     pem.cert.write_bytes(b"-----BEGIN CERTIFICATE-----\nbm8gY2VydGlmaWNhdGU=\n-----END CERTIFICATE-----\n")

@@ -6,6 +6,7 @@ What reads costs is loaded where something has a cost: it takes half a megabyte.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -40,8 +41,13 @@ def state_file(text: str) -> str:
     from pathlib import Path  # see `serving.named_file`
 
     path = Path(text)
-    if not text or "\0" in text or path.is_dir():
-        raise ValueError(f"{text!r} is no path of a file")
+    if text != text.strip() or not text or re.search(r"[\x00-\x1f\x7f]", text):
+        raise ValueError(f"{quoted(text)} is empty, begins or ends with a space, or has control characters")
+    try:
+        if path.is_dir():
+            raise ValueError(f"{text!r} is a directory, not a file")
+    except OSError as error:
+        raise ValueError(f"{quoted(text)} cannot be looked at: {error.strerror}") from None
     if not path.parent.is_dir():
         raise ValueError(f"there is no directory {str(path.parent)!r}")
     # SQLite keeps two more files beside it.

@@ -69,7 +69,7 @@ def listen_address(*, environ: Mapping[str, str], file: Path | None) -> tuple[Ad
         first = addresses(str(given.values.get("gateway_listen", DEFAULT_LISTEN)))[0]
     except ValueError as error:
         setting, spelling = SETTINGS["gateway_listen"], given.spelled["gateway_listen"]
-        raise ConfigError(spelling.name, str(error), setting.takes, spelling.line.format(setting.example)) from None
+        raise ConfigError(spelling.name, str(error), setting.takes, spelling.example(setting.example)) from None
     return first, isinstance(first, Address) and "gateway_tls_cert" in given.values
 
 
@@ -93,14 +93,14 @@ def _read_file(file: Path) -> dict[str, object]:
     import tomllib  # 2 ms of start-up that only a file is worth
 
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        content = tomllib.loads(file.read_text(encoding="utf-8-sig"))  # some editors put a byte order mark first
     except OSError as error:
         raise ConfigError(str(file), f"cannot be read: {error.strerror}", _FILE_TAKES, _FILE_EXAMPLE) from None
     except UnicodeDecodeError:
         raise ConfigError(str(file), "is not UTF-8", _FILE_TAKES, _FILE_EXAMPLE) from None
     except RecursionError:  # tomllib has no bound of its own
         raise ConfigError(str(file), "is nested too deeply", _FILE_TAKES, _FILE_EXAMPLE) from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # a TOMLDecodeError, or a number of more digits than Python reads
         raise ConfigError(str(file), f"is not TOML: {error}", _FILE_TAKES, _FILE_EXAMPLE) from None
     for key in content:
         if key not in SETTINGS and key not in _TABLES:

@@ -31,6 +31,13 @@ class Spelling(NamedTuple):
     name: str
     line: str
 
+    def example(self, value: str) -> str:
+        """Return a line with that value, which can be copied: what a shell would cut at spaces is in quotes."""
+        quoted = '"' in self.line
+        if quoted and value.startswith("$("):
+            value = f"WHAT {value[2:-1]} PRINTS"
+        return self.line.format(f'"{value}"' if " " in value and not quoted else value)
+
 
 class Reader:
     """Reads one setting after the other, and turns what is wrong with a value into a ConfigError."""
@@ -75,5 +82,5 @@ class Reader:
         """
         setting = SETTINGS[name]
         spelling = self._spelled.get(name) or Spelling(name, f'{name}="{{}}"')
-        example = spelling.line.format(setting.example) if setting.example else "without it"
+        example = spelling.example(setting.example) if setting.example else "without it"
         return ConfigError(spelling.name, problem, setting.takes, mend or example)

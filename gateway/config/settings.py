@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from dataclasses import InitVar, dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -317,10 +316,12 @@ def _target(read: Reader, listen: tuple[Address | UnixAddress, ...]) -> Target:
 
 def _key_pair(read: Reader, name: str) -> KeyPair | None:
     """Read `…_cert` and `…_key`, and see whether they belong together."""
-    cert, key = read.optional(f"{name}_cert", _readable), read.optional(f"{name}_key", _readable)
+    cert, key = read.optional(f"{name}_cert", values.readable_file), read.optional(f"{name}_key", values.readable_file)
     if cert is None:
         if key is not None:
-            raise read.error(f"{name}_key", f"is set, but {name}_cert is not")
+            missing = SETTINGS[f"{name}_cert"]
+            mend = f"with {missing.environment}={missing.example}"
+            raise read.error(f"{name}_key", f"is set, but {missing.environment} is not", mend)
         return None
     from gateway.certificates import server_context  # only here: ssl takes 10 ms to load
 
@@ -334,14 +335,6 @@ def _at_paths(named: Mapping[str, Stamp | None]) -> dict[Path, Stamp | None]:
     from pathlib import Path  # see `serving.named_file`
 
     return {Path(name): seen for name, seen in named.items()}
-
-
-def _readable(text: str) -> str:
-    from pathlib import Path  # see `serving.named_file`
-
-    if not Path(text).is_file() or not os.access(text, os.R_OK):
-        raise ValueError(f"{text!r} is not a readable file")
-    return text
 
 
 def _check_other(target: Target, listen: tuple[Address | UnixAddress, ...]) -> None:
@@ -361,7 +354,7 @@ def _redis(text: str) -> StoreAddress:
 
 
 def _ca_file(text: str) -> str:
-    _readable(text)
+    values.readable_file(text)
     _check_roots(text, stamp(text))
     return text
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -228,9 +229,23 @@ def _is_literal(family: int, text: str) -> bool:
     return True
 
 
-def quoted(text: str) -> str:
-    """Return `text` for a message: quoted, on one line, cut when long."""
-    return repr(text if len(text) <= 60 else text[:57] + "…")
+def readable_file(text: str) -> str:
+    """Read the path of a file that this process can read."""
+    from pathlib import Path  # see `serving.named_file`
+
+    path = Path(text)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for its writer
+            raise ValueError(f"{quoted(text, 200)} is not a file")
+        with path.open("rb"):
+            return text
+    except OSError as error:
+        raise ValueError(f"{quoted(text, 200)} cannot be read: {error.strerror}") from None
+
+
+def quoted(text: str, most: int = 60) -> str:
+    """Return `text` for a message: quoted, on one line, cut when it has more than `most` characters."""
+    return repr(text if len(text) <= most else text[: most - 3] + "…")
 
 
 def kind_of(value: object) -> str:
