@@ -39,7 +39,15 @@ _log = logging.getLogger("gateway")
 
 
 class Sink(Protocol):
-    """Takes lines."""
+    """Takes lines.
+
+    Attributes:
+        failed: How many of those that it took could not be written.
+        problem: Why.
+    """
+
+    failed: int
+    problem: str
 
     def put(self, lines: bytes, count: int) -> bool:
         """Take so many whole lines, or say that they are too many."""
@@ -55,6 +63,10 @@ class LineWriter:
 
     Args:
         descriptor: Where to.
+
+    Attributes:
+        failed: See `Sink`: the thread's.
+        problem: Likewise.
     """
 
     def __init__(self, descriptor: int = 1) -> None:
@@ -64,7 +76,7 @@ class LineWriter:
         self._most_bytes = FILE_BYTES if is_file else ATOMIC_BYTES
         self._taken = 0
         self._written = 0  # the thread's
-        self._broken = False
+        self.failed, self.problem = 0, ""
         self._queue: SimpleQueue[tuple[bytes, int] | None] = SimpleQueue()
         # A daemon: it may wait for ever for somebody to read.
         self._thread = threading.Thread(target=self._run, name="access log", daemon=True)
@@ -72,7 +84,7 @@ class LineWriter:
 
     def put(self, lines: bytes, count: int) -> bool:
         """See `Sink`."""
-        if self._broken or self._taken - self._written + count > MAX_LINES:
+        if self._taken - self._written + count > MAX_LINES:
             return False
         self._taken += count
         self._queue.put((lines, count))
@@ -89,9 +101,9 @@ class LineWriter:
             try:
                 for piece in _pieces(lines, self._most_bytes):
                     self._write(piece)
-            except OSError:  # nobody will ever read it
-                self._broken = True
-                return
+            except OSError as error:  # a disk that is full may have room again
+                self.problem = error.strerror or str(error)
+                self.failed += count
             self._written += count
 
     def _write(self, piece: bytes) -> None:
@@ -126,7 +138,7 @@ class AccessLog:
         lines: Takes what there is to tell of a request that is over.
     """
 
-    __slots__ = ("_loop", "_lost", "_on_dropped", "_quiet_until_s", "_sink", "_timer", "lines", "wants_host")
+    __slots__ = ("_failed", "_loop", "_lost", "_on_dropped", "_quiet_until_s", "_sink", "_timer", "lines", "wants_host")
 
     def __init__(self, style: str, sink: Sink, loop: asyncio.AbstractEventLoop, on_dropped: OnDropped) -> None:
         self.wants_host = style == "common"
@@ -136,7 +148,7 @@ class AccessLog:
         self._loop = loop
         self._on_dropped = on_dropped
         self._timer: asyncio.TimerHandle | None = None
-        self._lost = 0
+        self._lost = self._failed = 0
         self._quiet_until_s = 0.0
 
     def _begin(self) -> float:
@@ -150,10 +162,13 @@ class AccessLog:
         self._timer.cancel()
         self._timer = None
         lines, count = self.lines.take()
-        if not self._sink.put(lines, count):
-            self._lost += count
-            self._on_dropped(count)
+        failed, self._failed = self._sink.failed - self._failed, self._sink.failed
+        reason = f"stdout cannot be written to: {self._sink.problem}" if failed else "stdout is not read fast enough"
+        dropped = failed if self._sink.put(lines, count) else failed + count
+        if dropped:
+            self._lost += dropped
+            self._on_dropped(dropped)
             now_s = self._loop.time()
             if now_s >= self._quiet_until_s:
-                _log.warning("%d lines of the access log were dropped: stdout is not read fast enough", self._lost)
+                _log.warning("%d lines of the access log were dropped: %s", self._lost, reason)
                 self._quiet_until_s, self._lost = now_s + QUIET_S, 0

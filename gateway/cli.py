@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: With 2 when the arguments cannot be read, with 0 after `--help` or `--version`.
     """
+    _fill_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or (words[0].startswith("-") and words[0] not in {"-h", "--help", "--version"}):
         words.insert(0, "serve")
@@ -56,6 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), FAILURE)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _fill_standard_streams() -> None:
+    """Have the descriptors 0, 1 and 2 be something: who starts us may have closed them.
+
+    The next socket would have the number of one that is not, and get the access log; libuv aborts when it closes that.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import resource
@@ -16,15 +17,14 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from gateway.closing import turn_away
-from gateway.config import UnixAddress
+from gateway.config import Address, UnixAddress
 from gateway.unix_sockets import SocketFile, listen_on
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Sized
+    from collections.abc import Callable, Iterator, Sized
 
     from gateway.certificates import ReloadedTls
-    from gateway.config import Address
     from gateway.proxy.clock import Clock
 
 BACKLOG: Final = 2048
@@ -36,6 +36,12 @@ SHUTDOWN_S: Final = 2.0
 """How long a client may take over the end of TLS, which some never answer; the loops' own 30 s would hold a place."""
 CALM_S: Final = 1.0
 """So long after the last pause, an overload is over: under one, a place is free now and then."""
+
+_MENDS: Final = {
+    errno.EADDRINUSE: "; another program listens there already",
+    errno.EACCES: "; a port below 1024 takes root or CAP_NET_BIND_SERVICE",
+    errno.EADDRNOTAVAIL: "; this machine has no such address",
+}
 
 _UNLIMITED: Final = 2**31
 _UPSTREAM_SHARE: Final = 2048
@@ -79,6 +85,21 @@ def soft_limit() -> int:
     """Return how many descriptors this process may have open (`ulimit -n`)."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _UNLIMITED if soft == resource.RLIM_INFINITY else soft
+
+
+@contextlib.contextmanager
+def listening_on(address: Address | UnixAddress) -> Iterator[None]:
+    """Have an OSError inside say where it was tried to listen, and what that takes.
+
+    Raises:
+        OSError: That one, with the same errno.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (while attempting")[0]  # asyncio's, the address again
+        mend = _MENDS.get(error.errno or 0, "") if isinstance(address, Address) else ""
+        raise OSError(error.errno, f"cannot listen on {address} (GATEWAY_LISTEN): {reason}{mend}") from None
 
 
 class Listener:
@@ -161,18 +182,19 @@ class Listener:
         Raises:
             OSError: The name is not known, or there is something that cannot be listened on.
         """
-        if isinstance(address, UnixAddress):
-            sock, file = listen_on(address, BACKLOG)
-            self._files.append(file)
-            self._exclusive.append(sock)
-            self.adopt(sock)
-            return
-        host, port = address
-        found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, _, _, _, name in dict.fromkeys(found):
-            sock = socket.create_server(name, family=family, backlog=BACKLOG)
-            self._exclusive.append(sock)
-            self.adopt(sock)
+        with listening_on(address):
+            if isinstance(address, UnixAddress):
+                sock, file = listen_on(address, BACKLOG)
+                self._files.append(file)
+                self._exclusive.append(sock)
+                self.adopt(sock)
+                return
+            host, port = address
+            found = await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            for family, _, _, _, name in dict.fromkeys(found):
+                sock = socket.create_server(name, family=family, backlog=BACKLOG)
+                self._exclusive.append(sock)
+                self.adopt(sock)
 
     def adopt(self, sock: socket.socket, *, is_own: bool = True) -> None:
         """Accept from a socket that listens already, from `start` on, and close it at the end.

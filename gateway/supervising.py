@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 from gateway.activation import inherited_sockets, listening_socket
 from gateway.config import UnixAddress
 from gateway.errors import ConfigError
-from gateway.listening import BACKLOG
+from gateway.listening import BACKLOG, listening_on
 from gateway.supervisor.plan import (
     START_TIMEOUT_S,
     STOPPING,
@@ -129,7 +129,8 @@ def become_supervisor(settings: Settings, environ: Mapping[str, str]) -> NoRetur
     is_activated = bool(sockets)
     files: list[str] = []
     for address in () if is_activated else settings.listen:
-        found, file = _open(address, settings.workers)
+        with listening_on(address):
+            found, file = _open(address, settings.workers)
         sockets += found
         files += file
     plan = Plan(

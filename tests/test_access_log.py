@@ -64,9 +64,25 @@ def test_who_does_not_read_holds_nobody_up_and_costs_a_bounded_number_of_lines(p
     while writer.put(batch * 4096, 4096):
         taken += 4096
     assert MAX_LINES - 4096 < taken < MAX_LINES + 2 * 4096
-    os.close(pipe[0])  # the thread gets EPIPE, and ends
+    os.close(pipe[0])  # the thread gets EPIPE
     writer.close()
-    assert not writer.put(batch, 1)
+    assert (writer.failed, writer.problem) == (taken, "Broken pipe")
+
+
+def test_it_goes_on_when_a_disk_that_was_full_has_room(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    output = os.open("/dev/full", os.O_WRONLY)
+    writer = LineWriter(output)
+    assert writer.put(b"lost\n", 1)
+    while not writer.failed:
+        pass
+    assert writer.problem == "No space left on device"
+    os.dup2(writing, output)
+    assert writer.put(b"kept\n", 1)
+    writer.close()
+    assert os.read(reading, 100) == b"kept\n"
+    assert writer.failed == 1
+    os.close(output)
 
 
 def test_it_goes_on_when_it_is_read_again(pipe: tuple[int, int]) -> None:

@@ -282,7 +282,9 @@ def test_a_server_does_not_load_what_only_other_commands_need() -> None:
 def test_a_port_in_use_is_a_failure_at_run_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        assert str(taken.getsockname()[1]) in refused(run(TARGET_API_URL=URL, GATEWAY_LISTEN=address), 1)
+        told = refused(run(TARGET_API_URL=URL, GATEWAY_LISTEN=address), 1)
+    said = f"cannot listen on {address} (GATEWAY_LISTEN): Address already in use; another program listens there already"
+    assert said in told
 
 
 def test_redis_that_does_not_answer_at_start_is_a_failure_at_run_time() -> None:
@@ -309,11 +311,13 @@ def test_roots_that_are_no_pem_are_bad_usage(tmp_path: Path, command: str, conte
     assert "TARGET_CA_FILE" in refused(result, 2)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_serve_runs_until_a_signal_and_exits_0(number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "closed"), [(signal.SIGTERM, ""), (signal.SIGINT, "<&- >&-")])
+def test_serve_runs_until_a_signal_and_exits_0(number: signal.Signals, closed: str) -> None:
+    """Also where nobody has left it a stdin and stdout: no socket gets their numbers."""
+    settings = {"TARGET_API_URL": URL, "GATEWAY_LISTEN": "127.0.0.1:0", "ACCESS_LOG": "json" if closed else "off"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "gateway"],
-        env=environment(TARGET_API_URL=URL, GATEWAY_LISTEN="127.0.0.1:0", TARGET_API_KEY=CANARIES["TARGET_API_KEY"]),
+        ["sh", "-c", f'exec "$0" -m gateway {closed}', sys.executable],
+        env=environment(**settings, TARGET_API_KEY=CANARIES["TARGET_API_KEY"]),
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gateway.config import Address
+from gateway.config import Address, UnixAddress
 from gateway.listening import ACCEPTS_A_TURN, Descriptors, Listener
 from gateway.proxy.clock import Clock
 from tests.e2e.test_process import until
@@ -369,3 +369,7 @@ async def test_a_name_is_listened_on_at_all_its_addresses(sockets: list[socket.s
             assert await greeted(sockets[-1]) == b"hello"
         with pytest.raises(OSError, match=str(opened.address[1])):
             await opened.listener.bind(opened.address)
+        with pytest.raises(OSError, match=r"listen on 192\.0\.2\.1:0 \(GATEWAY_LISTEN\): .*; this machine has no such"):
+            await opened.listener.bind(Address("192.0.2.1", 0))
+        with pytest.raises(OSError, match=r"listen on unix:/dev/null/x;mode=600 \(GATEWAY_LISTEN\): Not a directory"):
+            await opened.listener.bind(UnixAddress("/dev/null/x"))

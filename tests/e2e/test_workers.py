@@ -172,7 +172,7 @@ async def test_a_port_in_use_is_one_line_and_exit_code_1(
         assert await second.ended() == 1
     finally:
         await second.kill()
-    assert re.fullmatch(r"gateway: .+ in use.*\n", second.printed)
+    assert re.fullmatch(r"gateway: .*cannot listen on .+ in use; another program.*\n", second.printed)
 
 
 async def test_a_start_without_redis_is_one_line_and_exit_code_1(upstream: Upstream, tmp_path: Path) -> None:

@@ -183,6 +183,7 @@ class Lines:
     def __init__(self) -> None:
         self._lines: list[str] = []
         self.takes = True
+        self.failed, self.problem = 0, ""
 
     def put(self, lines: bytes, count: int) -> bool:
         if self.takes:

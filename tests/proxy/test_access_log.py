@@ -408,6 +408,18 @@ def test_what_nobody_takes_is_dropped_and_counted(logging: Playbook, caplog: pyt
     assert len(lines(logging)) == 1
 
 
+def test_what_cannot_be_written_is_counted_and_told_of_with_the_cause(
+    logging: Playbook, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.logged.failed, logging.logged.problem = 7, "No space left on device"
+    for _ in range(2):
+        passes(logging)
+        logging.pass_time(0.25)
+    assert logging.metrics.nowhere.totals["log_lines_dropped"] == 7
+    said = "7 lines of the access log were dropped: stdout cannot be written to: No space left on device"
+    assert caplog.text.count(said) == caplog.text.count("dropped") == 1
+
+
 def test_a_stop_hands_over_the_rest(logging: Playbook) -> None:
     passes(logging)
     assert logging.context.access_log is not None
