@@ -99,7 +99,8 @@ def listening_on(address: Address | UnixAddress) -> Iterator[None]:
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (while attempting")[0]  # asyncio's, the address again
         mend = _MENDS.get(error.errno or 0, "") if isinstance(address, Address) else ""
-        raise OSError(error.errno, f"cannot listen on {address} (GATEWAY_LISTEN): {reason}{mend}") from None
+        where = str(address).partition(";")[0]  # without the mode
+        raise OSError(error.errno, f"cannot listen on {where} (GATEWAY_LISTEN): {reason}{mend}") from None
 
 
 class Listener:

@@ -371,5 +371,5 @@ async def test_a_name_is_listened_on_at_all_its_addresses(sockets: list[socket.s
             await opened.listener.bind(opened.address)
         with pytest.raises(OSError, match=r"listen on 192\.0\.2\.1:0 \(GATEWAY_LISTEN\): .*; this machine has no such"):
             await opened.listener.bind(Address("192.0.2.1", 0))
-        with pytest.raises(OSError, match=r"listen on unix:/dev/null/x;mode=600 \(GATEWAY_LISTEN\): Not a directory"):
+        with pytest.raises(OSError, match=r"listen on unix:/dev/null/x \(GATEWAY_LISTEN\): Not a directory"):
             await opened.listener.bind(UnixAddress("/dev/null/x"))
