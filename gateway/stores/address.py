@@ -144,7 +144,7 @@ def parse_redis_url(url: str) -> StoreAddress:
         raise ValueError(f"the URL has a space or control character in it; {_EXAMPLE}")
     parts = _URL.fullmatch(url)
     if parts is None or parts["scheme"] not in _SCHEMES:
-        raise ValueError(f"the URL begins with none of the schemes that it may have; {_EXAMPLE}")
+        raise ValueError(f"the URL does not begin with redis:// or one of the others; {_EXAMPLE}")
     if "#" in url:
         raise ValueError(f"the URL has a '#' in it, which a password spells '%23'; {_EXAMPLE}")
     base, _, kind = parts["scheme"].partition("+")

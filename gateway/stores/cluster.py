@@ -203,10 +203,9 @@ class ClusterStore(RedisStore):
             await self._instances.start(self.ask)
 
     async def ping(self) -> None:
-        """Return when all masters answer; raise StoreUnavailable, with what that means, when one does not in time."""
+        """Return when all masters can check limits; raise StoreUnavailable, with what that means, when one cannot."""
         try:
-            for (reply,) in await asyncio.gather(*(link.ask(("PING",)) for link in self._links.values())):
-                expect(reply, "PING")
+            await asyncio.gather(*(link.probe() for link in self._links.values()))
         except StoreUnavailable as error:
             raise StoreUnavailable(f"{error.detail} {self._loss.consequence()}") from error
 
@@ -362,7 +361,7 @@ class ClusterStore(RedisStore):
 
     async def _ask_shares(self, place: RedisAddress, within_s: float) -> tuple[list[Share], RedisAddress]:
         (reply,) = await self._ask_at(place, within_s, ("CLUSTER", "SLOTS"))
-        expect(reply, "CLUSTER SLOTS")
+        expect(reply, "CLUSTER SLOTS: one that is no cluster takes redis://")
         try:
             return read_shares(reply), place
         except ValueError as error:

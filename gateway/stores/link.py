@@ -18,6 +18,7 @@ import hiredis
 
 from gateway.errors import StoreUnavailable
 from gateway.stores.pipeline import dial
+from gateway.stores.replies import meaning
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -31,6 +32,8 @@ Command: TypeAlias = tuple[str | bytes | int, ...]
 Locate: TypeAlias = "Callable[[float], Awaitable[RedisAddress]]"
 
 LOSSES_TO_OPEN: Final = 3
+MOST_TOLD: Final = 3
+"""So many causes of one outage are logged, the first included: each attempt could find another."""
 """Losses in a row after which checks are no longer sent. One may be chance; more would each wait for nothing."""
 BACK_OFF_S: Final = (0.0, 0.05, 0.1, 0.25)
 """Before each try for a new connection; the last one repeats, short enough to be back within a second."""
@@ -217,6 +220,16 @@ class Link:
             self.on_trouble(connection, error.detail)
             raise
 
+    async def probe(self) -> None:
+        """Return when a check would get a verdict: a replica, or a Redis without memory left, answers to all else.
+
+        Raises:
+            StoreUnavailable: It would not.
+        """
+        (reply,) = await self.ask(self._rehearsal[-1])
+        if error_code(reply) not in {"NOSCRIPT", *self._accepts}:  # a check would bring the script along
+            expect(reply, "the script")
+
     async def close(self) -> None:
         """End all connections. Commands in flight are lost, and there is no live connection ever after."""
         self._closed = True
@@ -275,6 +288,7 @@ class Link:
             connection.retire()
 
     async def _recover(self) -> None:
+        told = {self.outage}
         for delay_s in chain(BACK_OFF_S, repeat(BACK_OFF_S[-1])):
             # Instances that lost Redis in the same moment do not all come back in the same.
             await asyncio.sleep(delay_s * random.uniform(0.75, 1))  # noqa: S311 - no secret
@@ -282,6 +296,9 @@ class Link:
                 self.live = await self._connect(max(CONNECT_S, self._timeout_s))
             except StoreUnavailable as error:
                 self.outage = error.detail
+                if error.detail not in told and len(told) < MOST_TOLD:
+                    log.warning("Redis at %s is still out: %s", self._name, error.detail)
+                told.add(error.detail)
             else:
                 self.losses = 0
                 self._retire()
@@ -313,7 +330,8 @@ class Link:
             if connection is not None:
                 connection.end("The connection to Redis was given up.")
             if isinstance(error, TimeoutError):
-                raise StoreUnavailable("Redis did not answer in time.") from error
+                hint = " (rediss:// is for a port of TLS)" if self._place is not None and self._place.tls else ""
+                raise StoreUnavailable(f"Redis did not answer in time{hint}.") from error
             if isinstance(error, OSError):
                 raise StoreUnavailable(f"Redis cannot be reached: {why(error)}") from error
             raise
@@ -326,7 +344,7 @@ class Link:
         expect(await log_in(connection, address), "AUTH")
         if address.db:
             (reply,) = await ask(connection, ("SELECT", address.db))
-            expect(reply, "SELECT")
+            expect(reply, f"SELECT {address.db}, the database in REDIS_URL")
         _, eviction, *rehearsed = await ask(
             connection,
             ("CLIENT", "SETNAME", "rate-limiting-gateway"),
@@ -388,7 +406,8 @@ def pack(*command: Any) -> bytes:  # noqa: ANN401 - str, bytes and int, which hi
 def expect(reply: object, what: str) -> None:
     """Raise StoreUnavailable if the reply to `what` is an error."""
     if isinstance(reply, hiredis.ReplyError):
-        raise StoreUnavailable(f"Redis answered {error_code(reply)} to {what}.")
+        code = error_code(reply)
+        raise StoreUnavailable(f"Redis answered {code} to {what}{meaning(code)}.")
 
 
 def error_code(reply: object) -> str:

@@ -25,6 +25,7 @@ from gateway.stores.redis_ledger import RedisLedger
 from gateway.stores.redis_plan import AskedLease, RedisPlan, key_of, revocation_key
 from gateway.stores.redis_spend import RedisSpendPlan, Reservation
 from gateway.stores.register import RedisLines
+from gateway.stores.replies import meaning
 from gateway.stores.sentinel import Whereabouts
 from gateway.stores.spend_scripts import SPEND_SCRIPTS
 from gateway.stores.usage_redis import RedisUsage
@@ -274,10 +275,9 @@ class RedisStore:
         return await self.link_of(key).ask(*commands)
 
     async def ping(self) -> None:
-        """Return when Redis answers; raise StoreUnavailable, with what that means, when it does not in time."""
+        """Return when Redis can check limits; raise StoreUnavailable, with what that means, when it cannot in time."""
         try:
-            (reply,) = await self.ask(("PING",))
-            expect(reply, "PING")
+            await self.link.probe()
         except StoreUnavailable as error:
             raise StoreUnavailable(f"{error.detail} {self._loss.consequence()}") from error
 
@@ -318,7 +318,7 @@ class RedisStore:
 
     def on_refused(self, link: Link, code: str) -> str:
         """Take an error that Redis answered to a check with; return what it means, in a sentence."""
-        reason = f"Redis answered {code}."
+        reason = f"Redis answered {code} to the script{meaning(code)}."
         if code not in KEY_TROUBLE and link.live is not None:
             link.on_trouble(link.live, reason)
         return reason

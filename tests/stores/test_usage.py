@@ -6,6 +6,9 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
+from gateway.errors import StoreUnavailable
 from gateway.metrics import Delta
 from gateway.stores import usage_redis
 from gateway.stores.address import parse_redis_url
@@ -14,8 +17,6 @@ from tests.kit.stores import TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import pytest
 
     from gateway.stores import Store
     from tests.kit.redis import RedisServer
@@ -154,8 +155,10 @@ async def test_what_redis_refused_is_entered_later(server: RedisServer) -> None:
     store = await started(server)
     server.call("CONFIG", "SET", "maxmemory", "1")  # OOM to whatever writes
     store.usage.add(delta({"a": {"requests": 1}}, {"api": {"requests": 1}}))
-    await store.ping()
+    with pytest.raises(StoreUnavailable, match=r"answered OOM to the script \(its memory is full"):
+        await store.ping()  # so /readyz tells it before a request has found out
     server.call("CONFIG", "SET", "maxmemory", "0")
+    await store.ping()
     store.usage.add(delta())
     assert await overview(store) == ({"api": ({"requests": 1}, 0)}, {"a": ({"requests": 1}, 0)})
     await store.close()
