@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 from gateway.admission import MAX_SUBJECTS
 from gateway.config import Config
 from gateway.errors import RateLimited
+from gateway.finishing import to_the_end
 from gateway.stores.choice import make_store
 from gateway.subject import Subject
 from gateway.tokens import Claims
@@ -109,15 +110,19 @@ class Admission:
 
         Raises:
             StoreUnavailable: Redis does not answer.
+            RuntimeError: It was started already.
         """
+        if self._store is not None:
+            raise RuntimeError("it was started already")
         store = make_store(replace(self._settings, state_file=None))
         try:
             await store.start()
         except BaseException:
-            await store.close()
+            await to_the_end(store.close)()
             raise
         self._store = store
 
+    @to_the_end
     async def close(self) -> None:
         """Let go of the store. What waits for a place then gets StoreUnavailable."""
         store, self._store = self._store, None

@@ -16,6 +16,7 @@ from gateway.admission import Admission
 from gateway.config.reloading import reloadable
 from gateway.config.values import Address, lifetime_s
 from gateway.endpoints import Endpoints
+from gateway.finishing import to_the_end
 from gateway.http1.parser import AnswerParser, RequestParser
 from gateway.listening import Descriptors, Listener, soft_limit
 from gateway.metrics import Metrics
@@ -52,6 +53,7 @@ connected, and would be reset with a request on its way."""
 TURNS: Final = 8
 """Of the loop: in so many at most, each connection that was aborted has heard of it."""
 _SECRET_BYTES: Final = 32
+_NOT_RUNNING: Final = "the gateway is not running: use 'async with Gateway(config) as gateway'"
 
 _log = logging.getLogger("gateway")
 
@@ -100,7 +102,10 @@ class Gateway:
             StoreUnavailable: Redis does not answer, or `STATE_FILE` cannot be used.
             OSError: An address cannot be listened on, or `TARGET_CA_FILE` cannot be read.
             ValueError: A certificate or its key cannot be read.
+            RuntimeError: It is running.
         """
+        if self._store is not None:
+            raise RuntimeError("the gateway is running already")
         settings = self._settings
         loop = asyncio.get_running_loop()
         self._store = store = make_store(settings, lambda: self._settings)
@@ -150,7 +155,7 @@ class Gateway:
             raise
         if settings.redis is None and not settings.token_secrets:
             _log.info("tokens end with this process: neither TOKEN_SECRET nor REDIS_URL is set")
-        _log.info("listening on %s, sending to %s", ", ".join(self.urls), _sent_to(settings))
+        _log.info("listening on %s, sending to %s", ", ".join(self.urls), settings.sent_to)
 
     def _log_on(self, loop: asyncio.AbstractEventLoop) -> AccessLog | None:
         if self._settings.access_log == "off":
@@ -187,6 +192,8 @@ class Gateway:
     @property
     def url(self) -> str:
         """The first of `urls`, without a path: a client's base URL is this and `/api`."""
+        if self._listener is None:
+            raise RuntimeError(_NOT_RUNNING)
         return self.urls[0]
 
     def issue_token(
@@ -216,7 +223,7 @@ class Gateway:
             RuntimeError: The gateway is not running.
         """
         if self._context is None:
-            raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
+            raise RuntimeError(_NOT_RUNNING)
         ttl_s = None if ttl is None else lifetime_s(str(ttl)) or 0
         scope = Scope(targets, methods, paths)
         admission = self._context.admission
@@ -231,7 +238,7 @@ class Gateway:
             RuntimeError: The gateway is not running.
         """
         if self._context is None:
-            raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
+            raise RuntimeError(_NOT_RUNNING)
         admission, now_s = self._context.admission, time.time()
         claims = admission.authenticate(token.encode(), now_s).claims
         await admission.revoke(claims.id, claims.expires_at_s, now_s=now_s)
@@ -251,7 +258,7 @@ class Gateway:
         """
         context, tls, signer, listener, store = self._context, self._tls, self._signer, self._listener, self._store
         if context is None or tls is None or signer is None or listener is None or store is None:
-            raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
+            raise RuntimeError(_NOT_RUNNING)
         settings, left = reloadable(self._settings, config.settings)
         if settings.token_secrets and settings.token_secrets != self._settings.token_secrets:
             signer = TokenSigner(settings.token_secrets)
@@ -278,7 +285,7 @@ class Gateway:
             RuntimeError: The gateway is not running.
         """
         if self._context is None:
-            raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
+            raise RuntimeError(_NOT_RUNNING)
         watch = FileWatch(known, self._context.clock, on_change)
         self._context.clock.watched.add(watch)
         return watch
@@ -332,7 +339,7 @@ class Gateway:
             RuntimeError: The gateway is not running.
         """
         if self._listener is None:
-            raise RuntimeError("the gateway is not running: use 'async with Gateway(config) as gateway'")
+            raise RuntimeError(_NOT_RUNNING)
         return self._listener.shared()
 
     def own_sockets(self) -> None:
@@ -344,8 +351,9 @@ class Gateway:
         """Leave the files of unix sockets to a process that listens on; return their marks."""
         return [] if self._listener is None else self._listener.leave_files()
 
+    @to_the_end
     async def close(self) -> None:
-        """End everything now, and give up every descriptor."""
+        """End everything now, and give up every descriptor, also where the caller is cancelled meanwhile."""
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.stop()
@@ -372,6 +380,7 @@ class Gateway:
             await self._flush.close()
         if self._store is not None:
             await self._store.close()
+            self._store = None
         if listener is not None:
             await listener.close()
         await self._upstreams.closed()
@@ -388,8 +397,3 @@ class Gateway:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _sent_to(settings: Settings) -> str:
-    others = [f"{target.keyed[0].prefix.decode()} to {target.keyed[0].url}" for target in settings.targets]
-    return ", ".join([settings.target.url, *others])

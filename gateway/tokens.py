@@ -45,7 +45,7 @@ _CLAIMS = frozenset(
 )
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}(?:\.[A-Za-z0-9_-]{1,32}){0,3}")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell one, a shell's argument too; in Redis there is none
-_UNLIKE = "The token does not look like one of this gateway's."
+_UNLIKE = "The token does not look like one of this gateway's, which POST /register issues."
 _CONTRADICTION = "The request has two tokens, in two fields that differ or in one field twice: send one."
 _MISMATCH = "The token was not issued here, or was changed since."
 

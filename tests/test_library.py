@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -174,6 +176,37 @@ async def test_a_verdict_and_a_cancellation_in_the_same_turn_take_nothing(monkey
         await asyncio.sleep(0)
         store.decide()
         assert (await task).remaining == LIMIT - 1
+
+
+@pytest.mark.parametrize("of", [Admission, Gateway])
+async def test_a_stop_whose_caller_is_cancelled_gives_all_sockets_back(
+    redis: RedisServer, of: type[Admission | Gateway]
+) -> None:
+    for turns in (1, 2, 3, 5, 8):
+        before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only counted
+        one = of(Config(target_api_url="http://127.0.0.1:9", redis_url=redis.url))
+        await one.start()
+        closing = asyncio.ensure_future(one.close())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        closing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):  # it may have been quicker
+            await soon(closing)
+        for _ in range(3):  # the loop closes what transports have given up
+            await asyncio.sleep(0)
+        assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+@pytest.mark.parametrize("of", [Admission, Gateway])
+async def test_what_runs_is_not_started_again_unless_it_was_stopped(of: type[Admission | Gateway]) -> None:
+    one = of(Config(target_api_url="http://127.0.0.1:9"))
+    for _ in range(2):
+        async with one:
+            with pytest.raises(RuntimeError, match="already"):
+                await one.start()
+    if isinstance(one, Gateway):
+        with pytest.raises(RuntimeError, match="not running"):
+            _ = one.url
 
 
 async def test_a_redis_that_is_silent_is_not_waited_for(redis: RedisServer) -> None:

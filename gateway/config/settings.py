@@ -118,6 +118,12 @@ class Settings:
         return (*((own,) if own else ()), *self.global_limits, *((shared,) if shared else ()))
 
     @property
+    def sent_to(self) -> str:
+        """Where requests go, for the log."""
+        others = [f"{target.keyed[0].prefix.decode()} to {target.keyed[0].url}" for target in self.targets]
+        return ", ".join([self.target.url, *others])
+
+    @property
     def cost_units(self) -> frozenset[str]:
         """What the requests to any target have a cost in."""
         tables = filter(None, (self.target_cost, *(target.cost for target in self.targets)))

@@ -1,0 +1,33 @@
+"""What has to be done to its end, whoever is cancelled meanwhile: to give sockets back."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+_P = ParamSpec("_P")
+
+
+def to_the_end(work: Callable[_P, Coroutine[Any, Any, None]]) -> Callable[_P, Coroutine[Any, Any, None]]:
+    """Have a coroutine function, which ends by itself, be awaited to its end: a caller that is cancelled is so then."""
+
+    @functools.wraps(work)
+    async def whole(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        task = asyncio.ensure_future(work(*args, **kwargs))
+        cancelled: asyncio.CancelledError | None = None
+        while not task.done():
+            try:
+                await asyncio.shield(task)
+            except asyncio.CancelledError as error:  # the caller, or the loop ends and with it the task
+                cancelled = error
+        try:
+            task.result()
+        finally:
+            if cancelled is not None:
+                raise cancelled
+
+    return whole
