@@ -59,14 +59,14 @@ TIMEOUT_S = 20.0
 
 DEMO = "$ ./tools/run demo"
 SERVE = "TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… ./tools/run\n"
-REGISTER = "TOKEN=$(curl -s -X POST http://127.0.0.1:3000/register"
+REGISTER = "export TOKEN=$(./tools/run token issue)"
 OPENAI = "import os"
 SERVE_ANTHROPIC = "TARGET_API_URL=https://api.anthropic.com TARGET_API_KEY=sk-ant-…"
 MESSAGES = "curl http://127.0.0.1:3000/api/v1/messages"
 FROM_FILE = "TARGET_API_KEY=sk-… ./tools/run check-config --config gateway.toml"
 REGISTER_AS_ADMIN = 'curl -X POST http://127.0.0.1:3000/register -H "Authorization: Bearer $ADMIN_KEY"'
 CHILD = 'curl -X POST http://127.0.0.1:3000/tokens -H "Authorization: Bearer $TOKEN"'
-TOKENS = "TOKEN=$(./tools/run token issue"
+TOKENS = "TOKEN=$(./tools/run token issue --name"
 INSTANCES = "export TARGET_API_URL=https://api.openai.com/v1 TARGET_API_KEY=sk-… REDIS_URL=redis://"
 LIBRARY = "import asyncio\nimport os"
 LIMITS_ALONE = "import asyncio\n\nfrom gateway import Admission"
@@ -329,8 +329,8 @@ def test_the_demo(tmp_path: Path) -> None:
 
 
 def test_a_token_and_curl(gateway: str, api: Api, tmp_path: Path) -> None:
-    script = block(REGISTER)
-    printed = run_sh(runnable(script, gateway=gateway), cwd=tmp_path)
+    script = runnable(block(REGISTER), gateway=gateway) + 'env | grep -q "^TOKEN=gw_"\n'  # the SDK's example reads it
+    printed = run_sh(script, cwd=tmp_path, GATEWAY_LISTEN=gateway.removeprefix("http://"))
     head, _, content = printed.replace("\r\n", "\n").partition("\n\n")
     assert head.startswith("HTTP/1.1 200 OK\n")
     assert 'RateLimit: "minute";r=59;' in head
@@ -487,7 +487,7 @@ def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
             assert isinstance(listed, list)
             keys = {key.decode() for key in listed}
             lives_s = {key: redis.call("TTL", key) for key in keys}
-        documented = {name for row in rows("Limits") for name in names(row[0])}
+        documented = {name for row in rows("Redis keys") for name in names(row[0])}
         spelled = {key.replace(token["id"], "TOKEN_ID") for key in keys}
         spelled = {re.sub("{register-[0-9-]+}", "{register-ADDRESS}", key) for key in spelled}
         spelled = {re.sub(":limit:loop-[0-9a-f]{32}-", ":limit:loop-HASH-", key) for key in spelled}
