@@ -4,7 +4,8 @@ So whatever obeys `Retry-After` waits here as it would for the gateway, the Open
 
 openai.AsyncOpenAI(http_client=httpx.AsyncClient(transport=LimitTransport(admission, "worker-7")))
 
-(Type checkers miss a cast there: the SDK takes httpx's clients, its type hints name those of httpx2 alone. An SDK that takes clients of another library only, as the Anthropic SDK takes httpx2's, can use a gateway.)
+(For type checkers this takes a cast: the SDK's hints name httpx2's client alone. An SDK that does not take httpx's at
+all, as Anthropic's, can use a gateway.)
 """
 
 from __future__ import annotations
