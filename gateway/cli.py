@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import TextIO
 
+FINE: Final = 0
 FAILURE: Final = 1
 USAGE: Final = 2
 INTERRUPTED: Final = 130
 """128 + SIGINT, as shells have it; `serve` handles the signal itself and ends with 0."""
-NO_READER: Final = 141
-"""128 + SIGPIPE: whoever read the output, like `head`, has enough of it. As other programs, it ends without a word."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run(words)
     except ConfigError as error:
         return _fail(str(error), USAGE)
-    except BrokenPipeError:
-        return NO_READER
+    except BrokenPipeError:  # who reads the output, like `head`, has enough of it
+        return FINE
     except (GatewayError, OSError) as error:
         return _fail(str(error), FAILURE)
     except KeyboardInterrupt:
@@ -83,9 +82,10 @@ def _printed() -> Iterator[None]:
     finally:  # `--help` ends with SystemExit
         try:
             out.flush()
-        except OSError:
+        except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())  # Python tries once more as it exits
-            raise
+            if not isinstance(error, BrokenPipeError):
+                raise
 
 
 def _fail(message: str, code: int) -> int:

@@ -66,10 +66,6 @@ def run(options: argparse.Namespace, settings: Settings, local_url: str) -> int:
     except KeyboardInterrupt:
         if not options.watch:
             raise
-    except BrokenPipeError:  # `head` has seen enough; what is still buffered must not fail once more at the exit
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
     finally:
         source.close()
     return 0

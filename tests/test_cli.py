@@ -380,7 +380,7 @@ def test_an_interrupt_before_there_is_a_handler_is_quiet(
 
 
 @pytest.mark.parametrize("words", [["check-config"], ["--version"], ["token", "--help"]])
-@pytest.mark.parametrize(("place", "code", "told"), [(None, 141, ""), ("/dev/full", 1, "gateway: [Errno 28]")])
+@pytest.mark.parametrize(("place", "code", "told"), [(None, 0, ""), ("/dev/full", 1, "gateway: [Errno 28]")])
 def test_output_that_is_not_taken(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -395,8 +395,13 @@ def test_output_that_is_not_taken(
     os.close(reading)
     with os.fdopen(writing, "w", encoding="ascii") as output:
         monkeypatch.setattr(sys, "stdout", output)
-        assert cli.main(words) == code
-    assert capsys.readouterr().err.startswith(told)
+        try:
+            found: object = cli.main(words)
+        except SystemExit as ended:  # `--help`
+            found = ended.code
+        assert found == code
+    err = capsys.readouterr().err
+    assert err.startswith(told) if told else not err
     # It is closed without an error: nothing is left that Python would fail to write as it exits.
 
 
