@@ -49,7 +49,7 @@ def test_describe_says_everything_and_no_secret() -> None:
     assert described["RATE_LIMIT"] == "60 in 60 s"
     assert described["CONNECT_TIMEOUT"] == "5.0 s"
     assert described["MAX_BODY"] == "no limit"
-    assert described["ON_STORE_LOSS"] == "deny"
+    assert described["ON_STORE_LOSS"] == "deny"  # REDIS_URL is among them
     assert dict(describe(config(on_store_loss="allow")))["ON_STORE_LOSS"] == "allow (no matter without REDIS_URL)"
 
 

@@ -84,7 +84,7 @@ def _resolved(config: Config) -> dict[str, str]:
         "spend_guard": _spend_guard(config),
         "state_file": _state_file(config),
         "redis_url": _redis(settings.redis),
-        "on_store_loss": settings.on_store_loss + ("" if settings.redis is not None else " (no matter without REDIS_URL)"),
+        "on_store_loss": settings.on_store_loss + ("" if settings.redis else " (no matter without REDIS_URL)"),
         "gateway_listen": ", ".join(map(str, settings.listen)),
         "gateway_workers": str(settings.workers),
         "token_secret": _token_secret(config),
