@@ -324,7 +324,8 @@ class ConfigError(Exception):
     """
 
     def __init__(self, setting: str, problem: str, takes: str, example: str) -> None:
-        # A key of a TOML file may be any text: as it is, it could draw on the reader's terminal.
-        said = f"{setting}: {problem}; it takes {takes}, e.g. {example}"
+        # A key of a TOML file may be any text: as it is, it could draw on the reader's terminal, or fill it.
+        told = f"{setting}: {problem}"
+        said = f"{told if len(told) <= 600 else told[:599] + '…'}; it takes {takes}, e.g. {example}"
         super().__init__("".join(one if one.isprintable() else ascii(one)[1:-1] for one in said))
         self.setting = setting

@@ -91,6 +91,13 @@ def test_as_keyword_arguments() -> None:
     assert only(config).keyed[0].url == "http://maps.test"
     with pytest.raises(ConfigError, match=r"^targets\.maps\.url: is not set; it takes"):
         Config(target_api_url=URL, targets={"maps": {}})
+    unset = {"prefix": None, "key": None, "auth": None, "rate_limit": None, "ca_file": None, "cost": None}
+    (plain,) = Config(target_api_url=URL, targets={"maps": {"url": "https://maps.test", **unset}}).settings.targets
+    assert plain.keyed[0].prefix == b"/maps"
+    with pytest.raises(ConfigError, match=r"^targets\.maps\.url: is not set"):
+        Config(target_api_url=URL, targets={"maps": {"url": None}})
+    with pytest.raises(ConfigError, match=r"^targets\.maps\.cost\.fixed: '5' is not like"):
+        Config(target_api_url=URL, targets={"maps": {"url": "https://maps.test", "cost": {"fixed": {5: 5}}}})  # type: ignore[dict-item]
 
 
 def test_they_are_shown_without_their_secrets(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ class _CostReader:
             return () if price is None else (FixedPrice(b"*", b"/*", price),)
         if len(value) > MAX_PATTERNS:
             raise self._error("fixed", f"has {len(value)} patterns, more than {MAX_PATTERNS}")
-        return tuple(self._try("fixed", _pattern, pattern, price) for pattern, price in value.items())
+        return tuple(self._try("fixed", _pattern, str(pattern), price) for pattern, price in value.items())
 
     def _measure(self) -> Measured | None:
         given = [key for key in MEASURES if key in self._table]

@@ -150,6 +150,7 @@ class TargetReader:
         for key in table:
             if key not in KEYS:
                 raise self._unknown(name, str(key))
+        table = {key: value for key, value in table.items() if value is not None}  # as keyword arguments have it
         given = [key for key in KEY_SOURCES if key in table]
         if len(given) > 1:
             raise self._error(name, given[1], f"is there together with {given[0]}; one of them is enough")

@@ -205,7 +205,7 @@ def parse_concurrency(text: str, *, shared: bool = False) -> Policy:
     if modes not in ([], ["shadow"]):
         raise ValueError(f"{';'.join(modes)!r} after ';' is not 'shadow'; e.g. 10 or 10;shadow")
     if _QUOTA.fullmatch(quota_text) is None or len(quota_text) > 12:
-        raise ValueError(f"{quota_text[:60]!r} is not a whole number from 1 to {MAX_IN_FLIGHT}; e.g. 10")
+        raise ValueError(f"{quota_text!r} is not a whole number from 1 to {MAX_IN_FLIGHT}; e.g. 10")
     return Policy("concurrency", int(quota_text), 0, shared, Kind.LEASE, bool(modes))
 
 
