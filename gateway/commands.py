@@ -68,6 +68,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
     words, ran = _split(words)
     options, unknown = parser.parse_known_args(words)
     options.ran = ran
+    if unknown and words[0] == "run" and not ran and not unknown[0].startswith("--"):
+        raise _nothing_to_run()
     if unknown:
         name = unknown[0].partition("=")[0]
         parser.error(f"unknown option {name}" if name.startswith("--") else "unexpected argument")
@@ -173,12 +175,16 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     if not options.ran or not options.ran[0]:
-        raise ConfigError("run", "has nothing to run", "a command behind --", "gateway run -- python app.py")
+        raise _nothing_to_run()
     options.gateway_listen = "127.0.0.1:0"
     config = _load(options)
     from gateway.running import run_command  # loads the server
 
     return run_command(config, options.ran)
+
+
+def _nothing_to_run() -> ConfigError:
+    return ConfigError("run", "has nothing to run", "a command behind --", "gateway run -- python app.py")
 
 
 def _check_config(options: argparse.Namespace) -> int:

@@ -57,9 +57,9 @@ class Scope:
         methods: Sequence[str] | None = None,
         paths: Sequence[str] | None = None,
     ) -> None:
-        _check("target", targets, _TARGET, "letters, digits, '-' and '_', e.g. api")
-        _check("method", methods, _METHOD, "a method in capital letters, e.g. POST")
-        _check("path", paths, _PATH, "a path that begins with '/', e.g. /v1/chat")
+        _check("target", targets, _TARGET, "of letters, digits, '-' and '_', e.g. api")
+        _check("method", methods, _METHOD, "in capital letters, e.g. POST")
+        _check("path", paths, _PATH, "as a URL has it, from its '/' on, e.g. /v1/chat")
         for path in paths or ():
             if len(path) > MAX_PATH_CHARACTERS:
                 raise ValueError(f"a path has at most {MAX_PATH_CHARACTERS} characters")

@@ -144,6 +144,12 @@ def test_bad_usage_is_one_line_and_exit_code_2(arguments: list[str]) -> None:
     assert_no_canary(refused(run(*arguments, TARGET_API_URL=URL), 2))
 
 
+@pytest.mark.parametrize("arguments", [["run"], ["run", "--"], ["run", "app"], ["run", "python", "-c", "1"]])
+def test_run_says_where_its_command_goes(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    assert "it takes a command behind --, e.g. gateway run -- python app.py" in capsys.readouterr().err
+
+
 def test_what_verify_is_not_told_it_asks_for() -> None:
     assert "URL" in refused(run("verify"), 2)
     assert refused(run("verify", "http://10.0.0.1:3000"), 2).startswith("gateway: --yes: is missing. Admitted requests")

@@ -97,7 +97,7 @@ def test_as_keyword_arguments() -> None:
     with pytest.raises(ConfigError, match=r"^targets\.maps\.url: is not set"):
         Config(target_api_url=URL, targets={"maps": {"url": None}})
     with pytest.raises(ConfigError, match=r"^targets\.maps\.cost\.fixed: '5' is not like"):
-        Config(target_api_url=URL, targets={"maps": {"url": "https://maps.test", "cost": {"fixed": {5: 5}}}})  # type: ignore[dict-item]
+        Config(target_api_url=URL, targets={"maps": {"url": "https://maps.test", "cost": {"fixed": {5: 5}}}})
 
 
 def test_they_are_shown_without_their_secrets(tmp_path: Path) -> None:

@@ -90,11 +90,11 @@ def read_rules(budgets: list[str], limits: list[str], zone: str) -> Rules:
     try:
         found = parse_budgets(",".join(budgets), zone=zone) if budgets else ()
     except ValueError as error:
-        raise ConfigError("--budget", str(error), "budgets", "--budget '2 USD/day'") from None
+        raise ConfigError("--budget", str(error).partition("; e.g. ")[0], "budgets", "--budget '2 USD/day'") from None
     try:
         policies = parse_limits(",".join(limits)) if limits else ()
     except ValueError as error:
-        raise ConfigError("--limit", str(error), "limits", "--limit 30/minute") from None
+        raise ConfigError("--limit", str(error).partition("; e.g. ")[0], "limits", "--limit 30/minute") from None
     return Rules(found, policies, tuple(limits), zone)
 
 
