@@ -13,24 +13,13 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from gateway.errors import StoreUnavailable
-from gateway.stores.link import (
-    BACK_OFF_S,
-    CONNECT_S,
-    NOBODY,
-    START_S,
-    ask,
-    at,
-    error_code,
-    expect,
-    log_in,
-    pack,
-    why,
-)
+from gateway.stores.link import BACK_OFF_S, CONNECT_S, NOBODY, START_S, ask, at, log_in, pack
 from gateway.stores.pipeline import dial
 from gateway.stores.redirects import Follower, SentOn, first_answer
 from gateway.stores.redis import RedisStore
 from gateway.stores.redis_plan import RedisPlan
 from gateway.stores.redis_spend import REDIRECTS, RedisSpendPlan
+from gateway.stores.replies import error_code, expect, why
 from gateway.stores.slots import SLOTS, key_slot, probe_tag, read_redirect, read_shares
 from gateway.stores.two_spends import SpendSteps, TwoSpends, TwoSpendVerdicts, of_slot
 from gateway.stores.two_steps import TwoPlans, TwoSteps, TwoVerdicts

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import hiredis
 
-from gateway.stores.link import KEY_TROUBLE, NOBODY, error_code, pack
+from gateway.stores.link import KEY_TROUBLE, NOBODY, pack
+from gateway.stores.replies import error_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import random
 from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -18,7 +17,7 @@ import hiredis
 
 from gateway.errors import StoreUnavailable
 from gateway.stores.pipeline import dial
-from gateway.stores.replies import meaning
+from gateway.stores.replies import error_code, expect, why
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -296,9 +295,10 @@ class Link:
                 self.live = await self._connect(max(CONNECT_S, self._timeout_s))
             except StoreUnavailable as error:
                 self.outage = error.detail
-                if error.detail not in told and len(told) < MOST_TOLD:
+                # While it restarts it refuses, which is no news.
+                if delay_s == BACK_OFF_S[-1] and error.detail not in told and len(told) < MOST_TOLD:
                     log.warning("Redis at %s is still out: %s", self._name, error.detail)
-                told.add(error.detail)
+                    told.add(error.detail)
             else:
                 self.losses = 0
                 self._retire()
@@ -390,29 +390,7 @@ async def ask(connection: Connection, *commands: Command) -> list[object]:
     return await asyncio.gather(*futures)
 
 
-def why(error: Exception) -> str:
-    """Say in a few words what kind of failure it was; the whole text of an error may hold more than is wanted."""
-    if isinstance(error, ConnectionError) and error.errno:
-        return f"{os.strerror(error.errno)}."
-    return f"{(error.strerror if isinstance(error, OSError) else None) or type(error).__name__}."
-
-
 def pack(*command: Any) -> bytes:  # noqa: ANN401 - str, bytes and int, which hiredis checks
     """Return a command in RESP."""
     packed: bytes = hiredis.pack_command(command)
     return packed
-
-
-def expect(reply: object, what: str) -> None:
-    """Raise StoreUnavailable if the reply to `what` is an error."""
-    if isinstance(reply, hiredis.ReplyError):
-        code = error_code(reply)
-        raise StoreUnavailable(f"Redis answered {code} to {what}{meaning(code)}.")
-
-
-def error_code(reply: object) -> str:
-    """Return the first word of an error reply; the rest may quote what it was sent."""
-    if not isinstance(reply, hiredis.ReplyError):
-        return "something that is no verdict"
-    word = str(reply).partition(" ")[0]
-    return word if word.isascii() and word.isupper() and word.isalpha() else "an error"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 import hiredis
 
 from gateway.errors import StoreUnavailable
-from gateway.stores.link import NOBODY, error_code
+from gateway.stores.link import NOBODY
+from gateway.stores.replies import error_code
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence

@@ -20,12 +20,12 @@ from gateway.stores import Standing
 from gateway.stores.address import SentinelAddress
 from gateway.stores.fallback import Deny
 from gateway.stores.leases import Leases
-from gateway.stores.link import KEY_TROUBLE, NOBODY, Link, at, error_code, expect
+from gateway.stores.link import KEY_TROUBLE, NOBODY, Link, at
 from gateway.stores.redis_ledger import RedisLedger
 from gateway.stores.redis_plan import AskedLease, RedisPlan, key_of, revocation_key
 from gateway.stores.redis_spend import RedisSpendPlan, Reservation
 from gateway.stores.register import RedisLines
-from gateway.stores.replies import meaning
+from gateway.stores.replies import error_code, expect, meaning
 from gateway.stores.sentinel import Whereabouts
 from gateway.stores.spend_scripts import SPEND_SCRIPTS
 from gateway.stores.usage_redis import RedisUsage

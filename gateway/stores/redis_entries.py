@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from gateway.budgets.spending import Entry, Mark
 from gateway.errors import StoreUnavailable
 from gateway.stores.ledger import page_of
-from gateway.stores.link import expect
 from gateway.stores.redis_spend import family_keys
+from gateway.stores.replies import expect
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

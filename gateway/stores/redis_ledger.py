@@ -18,9 +18,10 @@ import hiredis
 from gateway.budgets.book import BudgetStanding
 from gateway.budgets.spending import LEASE_US, Mark, Settlement
 from gateway.stores.leases import RENEWALS
-from gateway.stores.link import KEY_TROUBLE, error_code, expect, pack
+from gateway.stores.link import KEY_TROUBLE, pack
 from gateway.stores.redis_entries import SPENDERS_KEY, RedisEntries
 from gateway.stores.redis_spend import REDIRECTS
+from gateway.stores.replies import error_code, expect
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

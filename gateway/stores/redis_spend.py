@@ -11,8 +11,9 @@ from gateway.budgets.budget import MAX_ATOMS
 from gateway.budgets.spending import LEASE_US, Entry, settled_text, with_granted
 from gateway.errors import StoreUnavailable
 from gateway.stores.ledger import SpendVerdict
-from gateway.stores.link import error_code, pack
+from gateway.stores.link import pack
 from gateway.stores.redis_plan import LEASE_TO_BE, RedisPlan, key_of
+from gateway.stores.replies import error_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

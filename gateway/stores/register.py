@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.errors import StoreUnavailable
 from gateway.stores.lines import MAX_LINES, Noted
-from gateway.stores.link import expect, pack
+from gateway.stores.link import pack
+from gateway.stores.replies import expect
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

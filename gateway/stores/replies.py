@@ -1,8 +1,13 @@
-"""What Redis's error codes mean to whoever runs it, in a few words: for the log, `/readyz` and the end of a start."""
+"""What Redis answers that is an error, in words: for the log, `/readyz`, the end of a start, and who is refused."""
 
 from __future__ import annotations
 
+import os
 from typing import Final
+
+import hiredis
+
+from gateway.errors import StoreUnavailable
 
 _MEANINGS: Final = {
     "CLUSTERDOWN": "the cluster lacks a master",
@@ -21,3 +26,25 @@ def meaning(code: str) -> str:
     """Return what an error code means, in brackets to put behind it; nothing, where there is nothing to add."""
     found = _MEANINGS.get(code)
     return "" if found is None else f" ({found})"
+
+
+def why(error: Exception) -> str:
+    """Say in a few words what kind of failure it was; the whole text of an error may hold more than is wanted."""
+    if isinstance(error, ConnectionError) and error.errno:
+        return f"{os.strerror(error.errno)}."
+    return f"{(error.strerror if isinstance(error, OSError) else None) or type(error).__name__}."
+
+
+def expect(reply: object, what: str) -> None:
+    """Raise StoreUnavailable if the reply to `what` is an error."""
+    if isinstance(reply, hiredis.ReplyError):
+        code = error_code(reply)
+        raise StoreUnavailable(f"Redis answered {code} to {what}{meaning(code)}.")
+
+
+def error_code(reply: object) -> str:
+    """Return the first word of an error reply; the rest may quote what it was sent."""
+    if not isinstance(reply, hiredis.ReplyError):
+        return "something that is no verdict"
+    word = str(reply).partition(" ")[0]
+    return word if word.isascii() and word.isupper() and word.isalpha() else "an error"

@@ -11,8 +11,9 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from gateway.errors import StoreUnavailable
-from gateway.stores.link import ask, log_in, why
+from gateway.stores.link import ask, log_in
 from gateway.stores.pipeline import dial
+from gateway.stores.replies import why
 
 if TYPE_CHECKING:
     from gateway.stores.address import RedisAddress, SentinelAddress

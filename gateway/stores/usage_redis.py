@@ -21,7 +21,8 @@ import hiredis
 
 from gateway.counts import add_up
 from gateway.metrics import MAX_TOKENS
-from gateway.stores.link import NOBODY, error_code, expect, pack
+from gateway.stores.link import NOBODY, pack
+from gateway.stores.replies import error_code, expect
 from gateway.stores.usage import MAX_TOKENS_TOLD, Overview, Used
 
 if TYPE_CHECKING:
