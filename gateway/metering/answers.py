@@ -15,7 +15,7 @@ _NAMES: Final = frozenset((b"usage", b"model", b"id", b"service_tier"))
 _BEFORE_A_NAME: Final = frozenset((b"{", b",", b" ", b"\n", b"\r", b"\t"))
 _GEMINI_NAMES: Final = frozenset((b"usageMetadata", b"modelVersion", b"responseId", b"error"))
 _SEEN_BYTES: Final = 16
-"""At the end of a piece, to look for what is no space in."""
+"""At the end of what has passed, to look for what is no space in."""
 
 
 class JsonReader:
@@ -53,7 +53,7 @@ class JsonReader:
         """See `Meter`."""
         if self._scanner is not None:
             self._scanner.feed(content)
-            self._end = content[-_SEEN_BYTES:]
+            self._end = (self._end + content[-_SEEN_BYTES:])[-_SEEN_BYTES:]
             if self._is_awaited:
                 self._awaited_bytes += len(content)
             return content

@@ -77,7 +77,7 @@ def test_a_list_that_is_left_has_cost_more_than_it_says_so_far(pad: int) -> None
 def test_a_list_is_ended_early_by_an_element_of_its_kind(pad: int, behind: bytes) -> None:
     meter = quote(LIST_PATH, {"contents": []}).meter(50, 200, [JSON])
     said = list_of(pad) + behind
-    feed(meter, said[:90], said[90:])
+    feed(meter, said[:90], said[90 : len(said) - len(behind)], behind)
     *elements, last = json.loads(said + (meter.cut_event() or b""))
     assert (len(elements), last["error"]["code"], last["error"]["status"]) == (2, 429, "RESOURCE_EXHAUSTED")
 
