@@ -123,8 +123,8 @@ class Terms:
 
     def exact(self, said: Said, counts: Counts) -> dict[str, int] | None:
         """Return what so many tokens cost; None if their prices are not known."""
-        tariff, (_, _, _, _, _, said_tier, said_speed, _, geo, told) = self.tariff, said
-        if told is not None and self.routed and (nano := routed_nano(*told)) is not None:
+        tariff, (_, _, _, _, _, said_tier, said_speed, _, geo, _) = self.tariff, said
+        if self.routed and (nano := self.billed(said)) is not None:
             return {"USD": nano, "tokens": counts[0] + counts[1]}
         if tariff is None or said_tier or said_speed:
             tier = usual_is_none(said_tier) if said_tier else self.tier
@@ -135,6 +135,10 @@ class Terms:
                 return None
         percent = percent_of(geo or self.geo) if self.shape.of_anthropic else 100
         return {"USD": tariff.nano(counts, percent), "tokens": counts[0] + counts[1]}
+
+    def billed(self, said: Said) -> int | None:
+        """Return what an answer says that it did cost, calls of tools included, in nano-USD; None where none does."""
+        return routed_nano(*said.cost) if self.routed and said.cost is not None else None
 
     def passed(self, fixed: Mapping[str, int], granted: int, said: Said) -> dict[str, int]:
         """Return what has been spent by what passed of an answer that is not over, at the most."""
@@ -272,7 +276,7 @@ class LlmMeter:
         said, gzip = self._reader.said(), self._gzip
         is_read = whole and not said.failed and (gzip is None or not gzip.lost)
         cost = self._terms.cost(self._fixed, self._granted, said, self._id, whole=is_read)
-        if self._fees is None:
+        if self._fees is None or (cost.mark is Mark.EXACT and self._terms.billed(said) is not None):
             return cost
         usd = cost.cost.get("USD", 0) + self._fees.nano(whole=whole)
         return cost._replace(cost={**cost.cost, "USD": usd}, mark=Mark.ESTIMATED)

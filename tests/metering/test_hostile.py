@@ -315,6 +315,9 @@ def test_of_openrouter_the_answer_says_what_it_did_cost(usage: dict[str, Any], u
         told = cost_of(quoted, answer, JSON)
         assert told.mark is Mark.EXACT
         assert told.cost == {"USD": usd if is_told else CHAT_COST["USD"], "tokens": CHAT_COST["tokens"]}
+        searching = json.dumps({**ASKS, "web_search_options": {}}).encode()  # that is in the cost which the answer says
+        searched = cost_of(pricing(url).quote(b"POST", CHAT_PATH.encode(), (), searching, NOW_S), answer, JSON)
+        assert searched.cost["USD"] == told.cost["USD"] + (0 if is_told else 30_000_000)
 
 
 def test_a_model_has_its_own_price_in_any_case() -> None:
