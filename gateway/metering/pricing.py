@@ -19,7 +19,7 @@ from gateway.metering.measured import MeasuredQuote
 from gateway.metering.rates import PICO_IN_NANO, Rates, Tariff
 from gateway.metering.readers import name_of
 from gateway.metering.requests import LEAST_OUTPUT, LIMITS, PICTURE_TOKENS, TOOLS_TOKENS, Wanted, asks_usage, read
-from gateway.metering.shapes import Shape, is_free, shape_of
+from gateway.metering.shapes import MAX_TOKENS, Shape, is_free, shape_of
 from gateway.scope import is_ambiguous, names_another
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ _SEARCHES: Final = re.compile("-search-(?:preview|api)")
 
 
 @lru_cache(maxsize=1024)  # of paths up to `MAX_PATH_BYTES`
-def _shape_of(base: bytes, path: bytes) -> tuple[Shape, str] | None:
-    """See `shape_of`; None as well if some server could read another path, or the answer may leave its usage out.
+def _shape_of(base: bytes, path: bytes) -> tuple[Shape, str, bool] | None:
+    """See `shape_of`, and `masks`; None as well if some server could read another path.
 
     Args:
         base: The target's path.
@@ -65,7 +65,8 @@ def _shape_of(base: bytes, path: bytes) -> tuple[Shape, str] | None:
     """
     plain, _, query = path.partition(b"?")
     plain = plain or b"/"
-    return None if is_ambiguous(plain) or masks(query) else shape_of(b"POST", base + plain)
+    shaped = None if is_ambiguous(plain) else shape_of(b"POST", base + plain)
+    return None if shaped is None else (*shaped, masks(query))
 
 
 @lru_cache(maxsize=1024)
@@ -147,12 +148,15 @@ class LlmPricing:
             plain, _, query = path.partition(b"?")
             path = plain + b"?fields" if masks(query) else plain  # all of a query that has a say
         shaped = _shape_of(self._base, path) if method == b"POST" and len(path) <= MAX_PATH_BYTES else None
-        if shaped is None or (lines and (names_another(lines) or names_mask(lines))):
+        if shaped is None or (lines and names_another(lines)):
             plain = path.partition(b"?")[0] or b"/"
             if is_free(method, plain, lines):
                 return FixedQuote({}, body)
-            return unknown(table, body, "this method, path and query", "give it one in `fixed`")
-        shape, named = shaped
+            return unknown(table, body, "this method and path", "give it one in `fixed`")
+        shape, named, is_masked = shaped
+        if is_masked or (lines and names_mask(lines)):
+            # Where that is not refused, what its answer says counts all the same.
+            unknown(table, body, "a request for a part of the answer", "leave `fields` and X-Goog-FieldMask out")
         if body is None or (lines and not is_plain(lines)):
             what, mend = "a request that is compressed or longer than 1 MiB, or not in UTF-8", "set `reserve`"
             held = FixedQuote(table.reserve, body) if table.reserve else unknown(table, body, what, mend)
@@ -203,7 +207,9 @@ class LlmPricing:
                 unknown(table, None, what, "leave it out")
         if tariff is None:
             tariff, notice = self._unknown(model)
-        most = least = (wanted.limit or table.max_output) * wanted.choices if shape in LIMITS else 0
+        # No answer is longer; and stores can count what that costs.
+        most = min((wanted.limit or table.max_output) * wanted.choices, MAX_TOKENS) if shape in LIMITS else 0
+        least = most
         limit = self._limit_of(shape) if most else ""
         if limit:
             # A budget for thinking must be below the limit.

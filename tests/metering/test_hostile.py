@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway.budgets.budget import MAX_ATOMS
 from gateway.budgets.spending import Mark
 from gateway.errors import PriceUnknown
 from gateway.metering.costs import CostTable, FixedPrice
@@ -143,8 +144,12 @@ def test_what_an_answer_did_cost_cannot_be_left_out_of_it(query: str, line: byte
     _, kept, _ = asked([b"", b"A: b"], b"A: b")
     assert pricing().quote(b"POST", usual, kept, b"{}", NOW_S).model == "m"
     is_usual, _, _ = asked([b"", line], line)
-    with pytest.raises(PriceUnknown, match="query"):
-        pricing().quote(b"POST", path, () if is_usual else (b"", line), b"{}", NOW_S)
+    asks = path, () if is_usual else (b"", line), b"{}", NOW_S
+    with pytest.raises(PriceUnknown, match="`fields` and X-Goog-FieldMask"):
+        pricing().quote(b"POST", *asks)
+    lenient = pricing(unknown_price="warn").quote(b"POST", *asks)
+    said = json.dumps({"usageMetadata": {"promptTokenCount": 100, "totalTokenCount": 107}}).encode()
+    assert cost_of(lenient, said, JSON).cost["tokens"] == 107
 
 
 MAPS = CostTable(
@@ -261,6 +266,8 @@ def test_each_of_many_prompts_has_an_answer() -> None:
     quoted = quote("/v1/completions", {"model": "m", "prompt": ["hi"] * 4000, "max_tokens": 50}, clamp=True)
     assert quoted.most == 4000 * 50
     assert json.loads(quoted.body(4000 * 20) or b"")["max_tokens"] == 20
+    most = quote("/v1/completions", {"model": "m", "prompt": ["hi"] * 40_000, "n": 100_000, "max_tokens": 10**7})
+    assert all(0 < atoms < MAX_ATOMS for atoms in most.unanswered(most.most, 0).cost.values())
 
 
 def test_what_hides_a_name_is_sent_as_it_was_read() -> None:
