@@ -28,6 +28,8 @@ QUIET_S: Final = 1.0
 MOST_AGE_S: Final = 300.0
 """One that is never idle would follow no change of DNS. So each ends behind an answer when it is that old. Some
 names live for a minute; but TLS is set up again then, and a request waits for that."""
+SPREAD_S: Final = 60
+"""Up to so much earlier: those that were made together, as a burst came, would all set up TLS again together."""
 _NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 _log = logging.getLogger("gateway.upstream")
@@ -167,7 +169,7 @@ class UpstreamPool:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._dial(connection)
-            connection.old_at_s = self._clock.now_s + MOST_AGE_S
+            connection.old_at_s = self._clock.now_s + MOST_AGE_S - len(self._open) % SPREAD_S
             self._open.add(connection)
             if health.on_success():
                 _log.info("target %s can be connected to again: its requests pass", self._name)

@@ -95,6 +95,17 @@ def test_one_that_is_never_idle_ends_behind_an_answer_when_it_is_old(make_play: 
     assert (play.dials, play.upstream.state) == (2, "open")
 
 
+def test_those_that_were_made_together_do_not_end_together(make_play: Callable[..., Playbook]) -> None:
+    play = make_play(upstream_idle="600s", keepalive_timeout="600s")
+    upstreams = three_at_once(play)
+    play.pass_time(298)
+    for client in (play.client, play.connect(), play.connect()):
+        client.sends(play.request(b"GET", b"/api/y"))
+    for upstream in upstreams:
+        upstream.answers()
+    assert [upstream.state for upstream in upstreams] == ["open", "open", "aborted"]
+
+
 def test_one_in_use_is_not_idle(make_play: Callable[..., Playbook]) -> None:
     play = make_play(upstream_idle="1s")
     play.client.sends(play.request(b"GET", b"/api/x"))
