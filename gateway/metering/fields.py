@@ -40,7 +40,7 @@ _UTF_8: Final = frozenset((b"utf-8", b"utf8", b'"utf-8"', b'"utf8"', b"us-ascii"
 _ACCEPTS: Final = re.compile(rb"(?i)\r\naccept-encoding:")
 _ACCEPTED: Final = re.compile(_ACCEPTS.pattern + rb"[^\r]*")
 # A value that is not the same in all heads of a form.
-_VARIES: Final = re.compile(rb"(?i)\r\ncontent-(?:type|encoding):[^\r]*%b")
+_VARIES: Final = re.compile(rb"(?i)\r\n(?:content-type|content-encoding|anthropic-beta):[^\r]*%b")
 
 
 # RFC 9110 §12.5.3: a coding, or all that are not named, unless its weight is 0.
@@ -101,7 +101,7 @@ def _asked(form: bytes) -> tuple[bool, bytes]:
 
 def _is_usual(lines: bytes) -> bool:
     some = (lines,)
-    is_plain_one = not names_another(some) and not names_mask(some) and is_plain(some)
+    is_plain_one = not names_another(some) and not names_mask(some) and not wants_long(some) and is_plain(some)
     return is_plain_one and b"\r\nupgrade:" not in (CRLF + lines).lower()
 
 
@@ -116,6 +116,14 @@ def masks(query: bytes) -> bool:
 def names_mask(lines: Sequence[bytes]) -> bool:
     """Whether a field of a request says so; see `masks`."""
     return b"\r\nx-goog-fieldmask:" in (CRLF + CRLF.join(lines)).lower()
+
+
+def wants_long(texts: Sequence[bytes]) -> bool:
+    """Whether a field, or a member of the body, asks for a longer context than a model has by itself.
+
+    Source: https://platform.claude.com/docs/en/build-with-claude/context-windows
+    """
+    return any(b"context-1m" in text for text in texts)
 
 
 def answered(lines: Sequence[bytes], form: bytes) -> tuple[bytes, bool, str]:

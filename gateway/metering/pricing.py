@@ -12,7 +12,7 @@ from gateway.errors import PriceUnknown
 from gateway.metering.catalogue import Catalogue
 from gateway.metering.costs import plain_path
 from gateway.metering.fees import most_nano
-from gateway.metering.fields import is_plain, masks, names_mask
+from gateway.metering.fields import is_plain, masks, names_mask, wants_long
 from gateway.metering.fixed import FixedQuote
 from gateway.metering.llm import LlmQuote, Terms, may_think_unseen, percent_of
 from gateway.metering.measured import MeasuredQuote
@@ -184,7 +184,7 @@ class LlmPricing:
         tokens, rate = len(body), terms.rate
         if rate is not None:
             return LlmQuote(terms, {"USD": -(-tokens * rate // PICO_IN_NANO), "tokens": tokens}, body, wanted)
-        fixed, each = self._bounds(terms, wanted, body)
+        fixed, each = self._bounds(terms, wanted, lines, body)
         if terms.most and each != terms.each:
             terms = replace(terms, each=each)
         return LlmQuote(terms, fixed, body, wanted)
@@ -280,7 +280,9 @@ class LlmPricing:
             return ""
         return self._limit if shape is Shape.CHAT else LIMITS[shape][0]
 
-    def _bounds(self, terms: Terms, wanted: Wanted, body: bytes) -> tuple[dict[str, int], Mapping[str, int]]:
+    def _bounds(
+        self, terms: Terms, wanted: Wanted, lines: Sequence[bytes], body: bytes
+    ) -> tuple[dict[str, int], Mapping[str, int]]:
         """Return what is reserved for a request but for its output, and what for each token of that."""
         tokens, reserve, unbounded, tariff = len(body), self._table.reserve, 0, terms.tariff
         assert tariff is not None  # noqa: S101 - `_terms` finds one
@@ -289,7 +291,8 @@ class LlmPricing:
         more = wanted.open or wanted.pictures > 0
         if more:
             context = tariff.context or CONTEXT_TOKENS
-            if tariff.tiers and context <= tariff.tiers[-1][0]:  # who has a price for more takes more
+            # Who has a price for more takes more, of who asks for it.
+            if tariff.tiers and context <= tariff.tiers[-1][0] and (b"\\u00" in body or wants_long((*lines, body))):
                 context = max(context, CONTEXT_TOKENS)
             unbounded = context if wanted.open else min(wanted.pictures * PICTURE_TOKENS, context)
             tokens += 0 if reserve else unbounded

@@ -276,12 +276,38 @@ def test_what_hides_a_name_is_sent_as_it_was_read() -> None:
     assert quote(CHAT_PATH, text.encode()).body(5) == b'{"model":"m","max_tokens":5,"messages":[{"content":"b"}]}'
 
 
-def test_who_may_take_more_than_its_context_has_a_price_for_it() -> None:
-    """Of Claude Sonnet 4.5, the context is 200,000 tokens, and a million with a field of the request."""
-    body = {**ASKS, "model": "claude-sonnet-4-5", "messages": [{"role": "user", "content": [{"type": "document"}]}]}
+@pytest.mark.parametrize(
+    ("lines", "more", "is_long"),
+    [
+        ((), {}, False),
+        ((b"x", b"anthropic-beta: other"), {}, False),
+        ((b"x", b"a: b\r\nanthropic-beta: other,context-1m-2025-08-07"), {}, True),
+        ((), {"anthropic_beta": ["context-1m-2025-08-07"]}, True),
+    ],
+)
+def test_who_asks_for_more_than_its_context_is_reserved_more(
+    lines: tuple[bytes, ...], more: dict[str, object], *, is_long: bool
+) -> None:
+    """Of Claude Sonnet 4.5, the context is 200,000 tokens, and a million for who asks for that."""
+    document = [{"role": "user", "content": [{"type": "document"}]}]
+    body = {**ASKS, **more, "model": "claude-sonnet-4-5", "messages": document}
     claude = pricing_of(CostTable(llm=True), "https://api.anthropic.com", clamp=False)
-    quoted = claude.quote(b"POST", b"/v1/messages", (), json.dumps(body).encode(), NOW_S)
-    assert quoted.fixed["tokens"] > 1_000_000
+    quoted = claude.quote(b"POST", b"/v1/messages", lines, json.dumps(body).encode(), NOW_S)
+    assert quoted.fixed["tokens"] > (1_000_000 if is_long else 200_000)
+    assert (quoted.fixed["tokens"] > 1_000_000) is is_long
+
+
+@pytest.mark.parametrize(
+    ("form", "is_usual"),
+    [
+        (b"anthropic-beta: other\r\nx-request-id: %b", True),
+        (b"anthropic-beta: context-1m-2025-08-07", False),
+        (b"x-request-id: %b\r\nAnthropic-Beta: %b", False),
+    ],
+)
+def test_what_asks_for_more_is_looked_at_in_each_request(form: bytes, *, is_usual: bool) -> None:
+    value = b"context-1m-2025-08-07"
+    assert asked([b"Host: h", form.replace(b"%b", value)], form)[0] is is_usual
 
 
 @pytest.mark.parametrize(
