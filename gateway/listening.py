@@ -124,10 +124,10 @@ class Listener:
     """
 
     __slots__ = (
-        "_exclusive",
         "_calm_from_s",
         "_clock",
         "_descriptors",
+        "_exclusive",
         "_files",
         "_loop",
         "_make",
@@ -159,9 +159,8 @@ class Listener:
         self._tls = tls
         self.handshake_timeout_s = handshake_timeout_s
         self._sockets: list[socket.socket] = []
-        self._exclusive: list[
-            socket.socket
-        ] = []  # of these, those that are no other process's, unless it has shared them
+        # Of these, those that are no other process's, unless it has shared them.
+        self._exclusive: list[socket.socket] = []
         self._others: list[socket.socket] = []
         self._files: list[SocketFile] = []
         self._starting: dict[socket.socket, asyncio.Task[None]] = {}
@@ -245,6 +244,10 @@ class Listener:
         """Let nobody else into the queues of sockets that are this process's alone; `end` has to follow."""
         for sock in self._exclusive:
             turn_away(sock)
+            if sock.family == socket.AF_UNIX and not self._paused:
+                # To the loop there is something to read there ever after, and it would look without an end.
+                self._loop.remove_reader(sock)
+                self._accept(sock, MOST_WAITING)
 
     def end(self, *, handed_over: bool = False) -> None:
         """Give up listening in good order: first accept who waits in the kernel's queues, as long as there is room.

@@ -22,6 +22,7 @@ from tests.kit.upstream import soon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
 
 class Greeter(asyncio.Protocol):
@@ -39,6 +40,16 @@ class Greeter(asyncio.Protocol):
         self._lost(self)
 
 
+class Looked(Descriptors):
+    """Counts how often somebody was about to be accepted."""
+
+    looks = 0
+
+    def room(self, clients: int) -> int:
+        self.looks += 1
+        return super().room(clients)
+
+
 class Door:
     """A listener with a limit, and the clients behind it."""
 
@@ -46,7 +57,8 @@ class Door:
         self.clients: set[Greeter] = set()
         self.upstreams: set[int] = set()
         self.clock = Clock(asyncio.get_running_loop())
-        self.listener = Listener(self.clock, self._make, Descriptors(limit, self.upstreams))
+        self.descriptors = Looked(limit, self.upstreams)
+        self.listener = Listener(self.clock, self._make, self.descriptors)
 
     @property
     def address(self) -> Address:
@@ -290,6 +302,22 @@ async def test_who_comes_as_listening_ends_is_not_let_in_and_who_is_halfway_in_i
             assert await greeted(sockets[0]) == b"hello"
             with pytest.raises(OSError, match="not connected"):
                 sockets[1].getpeername()
+
+
+async def test_a_unix_socket_that_lets_in_nobody_any_more_takes_no_turns_of_the_loop(
+    sockets: list[socket.socket], tmp_path: Path
+) -> None:
+    async with door(100) as opened:
+        await opened.listener.bind(UnixAddress(str(tmp_path / "s")))
+        opened.listener.start()
+        sockets.append(socket.socket(socket.AF_UNIX))
+        sockets[0].connect(str(tmp_path / "s"))
+        sockets[0].setblocking(False)
+        opened.listener.turn_away()
+        assert await greeted(sockets[0]) == b"hello"
+        looks = opened.descriptors.looks
+        await turns(5)
+        assert opened.descriptors.looks == looks
 
 
 async def test_listening_ends_for_one_of_several_processes_alone(sockets: list[socket.socket]) -> None:
