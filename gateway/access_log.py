@@ -162,7 +162,8 @@ class AccessLog:
         self._timer.cancel()
         self._timer = None
         lines, count = self.lines.take()
-        failed, self._failed = self._sink.failed - self._failed, self._sink.failed
+        known, self._failed = self._failed, self._sink.failed  # read once: the thread counts on
+        failed = self._failed - known
         reason = f"stdout cannot be written to: {self._sink.problem}" if failed else "stdout is not read fast enough"
         dropped = failed if self._sink.put(lines, count) else failed + count
         if dropped:

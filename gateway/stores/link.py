@@ -31,9 +31,9 @@ Command: TypeAlias = tuple[str | bytes | int, ...]
 Locate: TypeAlias = "Callable[[float], Awaitable[RedisAddress]]"
 
 LOSSES_TO_OPEN: Final = 3
+"""Losses in a row after which checks are no longer sent. One may be chance; more would each wait for nothing."""
 MOST_TOLD: Final = 3
 """So many causes of one outage are logged, the first included: each attempt could find another."""
-"""Losses in a row after which checks are no longer sent. One may be chance; more would each wait for nothing."""
 BACK_OFF_S: Final = (0.0, 0.05, 0.1, 0.25)
 """Before each try for a new connection; the last one repeats, short enough to be back within a second."""
 KEY_TROUBLE: Final = frozenset({"ERR", "WRONGTYPE"})

@@ -182,10 +182,9 @@ class AskedLease:
         self._plan.on_late_reply(connection, reply)
 
     def on_loss(self, connection: Connection, waiter: Waiter, reason: str) -> None:
-        """Tell the loss; if no reply can come any more, have the lease given back."""
+        """Tell the loss; have the lease given back, for a late reply may come or not."""
         plan = self._plan
-        if connection.end_reason is not None:
-            plan.store.leases.owe(self._lease, plan.places_taken(0))
+        plan.store.leases.owe(self._lease, plan.places_taken(0))
         plan.on_loss(connection, waiter, reason)
 
 

@@ -185,7 +185,7 @@ class Reservation:
     def on_loss(self, connection: Connection, context: object, reason: str) -> None:
         """Tell the loss; should it be reserved all the same, it is given back."""
         del context
-        if self._asked_lease and connection.end_reason is not None:
+        if self._asked_lease:
             self.plan.store.leases.owe(self._asked_lease, self.plan.places_taken(0))
         self.plan.link.on_trouble(connection, reason)
         self.lose(reason)

@@ -233,6 +233,22 @@ async def test_a_lost_connection_loses_what_is_in_flight_and_comes_back() -> Non
         ]
 
 
+async def test_a_check_without_an_answer_whose_connection_then_breaks_may_have_taken_a_place() -> None:
+    async with started(timeout_s=0.01) as (scripted, store):
+        plan = store.plan("abc", (*MINUTE, parse_concurrency("9")))
+        spends = store.spend_plan("abc", plan.policies, ())
+        asked = [reserve(store, spends, Ask("1", {})), ask(store, plan)]
+        lost = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(one, StoreUnavailable) for one in lost)
+        leases = [(await scripted.commands.get())[1][7 + more] for more in (3, 0)]  # see above
+        scripted.drop_all()
+        async with asyncio.timeout(TIMEOUT_S):
+            while leases:
+                _, command = await scripted.commands.get()
+                if command[0] == b"ZREM" and command[2] in leases:
+                    leases.remove(command[2])
+
+
 async def test_closing_loses_what_is_in_flight_and_everything_later() -> None:
     async with started() as (scripted, store):
         plan = store.plan("abc", MINUTE)
