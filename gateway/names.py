@@ -6,6 +6,7 @@ would take half a minute longer, whatever `DRAIN_TIMEOUT` says.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import socket
@@ -15,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
 
 class Loop(uvloop.Loop):
-    """An event loop."""
+    """An event loop. A name has one look-up at a time: one that hangs outlives those who wait, and they ask again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._looking_up: dict[tuple[object, ...], asyncio.Future[list[Any]]] = {}
 
     async def getaddrinfo(
         self,
@@ -35,32 +39,36 @@ class Loop(uvloop.Loop):
         """See `asyncio.AbstractEventLoop`."""
         if host is None or _is_address(host):  # this takes no thread
             return await super().getaddrinfo(host, port, family=family, type=type, proto=proto, flags=flags)
-        name = (
-            host.encode() if isinstance(host, str) and host.isascii() else host
-        )  # else Python loads its codec of IDNA
+        # Of a str, Python loads its codec of IDNA.
+        name = host.encode() if isinstance(host, str) and host.isascii() else host
+        question = (name, port, family, type, proto, flags)
+        found = self._looking_up.get(question)
+        if found is None:
+            found = self._begin(question)
+        return await asyncio.shield(found)
+
+    def _begin(self, question: tuple[Any, ...]) -> asyncio.Future[list[Any]]:
         found: asyncio.Future[list[Any]] = self.create_future()
 
         def look_up() -> None:
             try:
-                result = socket.getaddrinfo(name, port, family, type, proto, flags)
+                result = socket.getaddrinfo(*question)
             except (OSError, UnicodeError) as error:
-                self._tell(found, found.set_exception, error)
+                self._tell(found.set_exception, error)
             else:
-                self._tell(found, found.set_result, result)
+                self._tell(found.set_result, result)
 
         try:
             threading.Thread(target=look_up, name="look-up", daemon=True).start()
         except RuntimeError as error:
             raise OSError(errno.EAGAIN, str(error)) from None
-        return await found
+        self._looking_up[question] = found
+        found.add_done_callback(lambda _: self._looking_up.pop(question).exception())  # all who asked may have left
+        return found
 
-    def _tell(self, found: asyncio.Future[list[Any]], tell: Callable[[Any], None], what: object) -> None:
-        def told() -> None:
-            if not found.done():  # nobody waits any longer
-                tell(what)
-
+    def _tell(self, tell: Callable[[Any], None], what: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self.call_soon_threadsafe(told)
+            self.call_soon_threadsafe(tell, what)
 
 
 def _is_address(host: str | bytes) -> bool:

@@ -27,6 +27,8 @@ RENEWALS: Final = 3
 """In the time of a lease: two may fail."""
 _BATCH: Final = 500
 """Leases in one command: Redis is kept for a fraction of a millisecond."""
+_FOR_GOOD: Final = KEY_TROUBLE | {"NOPERM"}
+"""Errors that a lease would have again: it has to wait for its end. What else refuses it refuses checks as well."""
 
 
 class Leases:
@@ -132,7 +134,7 @@ class Leases:
 
     def on_reply(self, context: tuple[bytes, tuple[str, ...], bytes], reply: object) -> None:
         """Give a lease back elsewhere, or once more, if it is not taken back."""
-        if isinstance(reply, hiredis.ReplyError) and error_code(reply) not in KEY_TROUBLE:
+        if isinstance(reply, hiredis.ReplyError) and error_code(reply) not in _FOR_GOOD:
             lease, keys, packed = context
             if not self._send_on(reply, packed, NOBODY):
                 self.owe(lease, keys)

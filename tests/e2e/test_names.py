@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gateway import Config, Gateway
+from gateway.names import Loop
 from gateway.proxy import pool
 from tests.e2e import connected, fetch, request
 from tests.kit.redis import free_ports, running_redis
@@ -208,3 +210,33 @@ async def test_a_gateway_knows_the_name_that_it_listens_by(names: Names) -> None
             for name in (b"gateway.test:3000", b"Gateway.test", b"rebound.test:3000")
         }
     assert [answer.status for answer in asked.values()] == [201, 201, 403]
+
+
+def test_who_asks_again_and_again_for_a_name_that_gets_no_answer_holds_one_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[object] = []
+    answered = threading.Event()
+
+    def look_up(*question: object) -> list[object]:
+        asked.append(question[0])
+        answered.wait()
+        raise UNKNOWN
+
+    async def ask() -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0):
+                    await loop.getaddrinfo("redis.test", 6379)
+        last = [asyncio.ensure_future(loop.getaddrinfo("redis.test", 6379)) for _ in range(2)]
+        await asyncio.sleep(0)
+        answered.set()
+        assert await asyncio.gather(*last, return_exceptions=True) == [UNKNOWN, UNKNOWN]
+        with pytest.raises(socket.gaierror):
+            await loop.getaddrinfo("redis.test", 6379)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(ask())
+    assert asked == [b"redis.test"] * 2

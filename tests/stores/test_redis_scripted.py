@@ -249,6 +249,20 @@ async def test_a_check_without_an_answer_whose_connection_then_breaks_may_have_t
                     leases.remove(command[2])
 
 
+async def test_a_lease_is_given_back_until_redis_takes_it_or_says_that_it_never_will() -> None:
+    async with started() as (scripted, store):
+        assert store.link.live is not None
+        store.leases.give_back_late(store.link.live, b"lease", ("places",))
+        for reply in (b"-LOADING Redis is loading\r\n", b"-NOPERM no permissions to run 'zrem'\r\n"):
+            writer, command = await scripted.commands.get()
+            assert command == [b"ZREM", b"places", b"lease"]
+            writer.write(reply)
+            await store.ping()  # which is answered behind that
+            store.leases.renew()
+        await store.ping()
+        assert scripted.commands.empty()
+
+
 async def test_closing_loses_what_is_in_flight_and_everything_later() -> None:
     async with started() as (scripted, store):
         plan = store.plan("abc", MINUTE)
