@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _NO_TARGET: Final = "http://target.invalid"
 """`Config` wants to know where requests go. Here it is nobody's business, and this name is no host's (RFC 2606 §2)."""
+_STARTED: Final = "it was started already"
 
 
 class Grant:
@@ -113,10 +114,12 @@ class Admission:
             RuntimeError: It was started already.
         """
         if self._store is not None:
-            raise RuntimeError("it was started already")
+            raise RuntimeError(_STARTED)
         store = make_store(replace(self._settings, state_file=None))
         try:
             await store.start()
+            if self._store is not None:  # by somebody else meanwhile
+                raise RuntimeError(_STARTED)
         except BaseException:
             await to_the_end(store.close)()
             raise

@@ -198,8 +198,13 @@ async def test_a_stop_whose_caller_is_cancelled_gives_all_sockets_back(
 
 
 @pytest.mark.parametrize("of", [Admission, Gateway])
-async def test_what_runs_is_not_started_again_unless_it_was_stopped(of: type[Admission | Gateway]) -> None:
-    one = of(Config(target_api_url="http://127.0.0.1:9"))
+async def test_what_runs_is_not_started_again_unless_it_was_stopped(
+    redis: RedisServer, of: type[Admission | Gateway]
+) -> None:
+    one = of(Config(target_api_url="http://127.0.0.1:9", redis_url=redis.url))
+    both = await asyncio.gather(one.start(), one.start(), return_exceptions=True)
+    assert {type(outcome) for outcome in both} == {type(None), RuntimeError}
+    await one.close()
     for _ in range(2):
         async with one:
             with pytest.raises(RuntimeError, match="already"):
