@@ -24,14 +24,13 @@ _URL: Final = re.compile(rb"(?i)(https?)://([^/?]*?)(?::([0-9]*))?([/?].*)?")
 _DEFAULT_PORTS: Final = {b"http": b"80", b"https": b"443"}
 
 # What servers take for the end of a path segment, each its own: what one splits in two, and climbs out of twice, is one
-# segment for another. And what some server might take for a dot segment: with parameters behind it, or with what it
-# cuts off when it has decoded that (controls, blanks, '#', '?').
+# segment for another. And what some server might take for a dot segment, or an empty one: with parameters behind it, or
+# with what it cuts off when it has decoded that (controls, blanks, '#', '?').
 _SEPARATORS: Final = tuple(
     re.compile(b"(?i)" + ends) for ends in (b"/", rb"/|\\", rb"/|%2f", rb"/|\\|%5c", rb"/|\\|%2f|%5c")
 )
-_DOT: Final = re.compile(rb"(?i)\.|%2e")
 _PARAMETERS: Final = re.compile(rb";[^/]*")
-_BEHIND: Final = re.compile(rb"(?i)(?:;|%(?:[01][0-9a-f]|2[03]|3[bf])).*")
+_DOTS: Final = re.compile(rb"(?i)(\.|%2e)?(\.|%2e)?(?:(?:;|%(?:[01][0-9a-f]|2[03]|3[bf])).*)?")
 
 
 _LONG_KEY: Final = 8
@@ -229,11 +228,11 @@ def _climbs(path: bytes) -> bool:
 def _climbs_out(segments: list[bytes]) -> bool:
     depth = 0
     for segment in segments:
-        plain = _DOT.sub(b".", _BEHIND.sub(b"", segment))
-        if plain == b"..":
+        dots = _DOTS.fullmatch(segment)
+        if dots is None:
+            depth += 1
+        elif dots.lastindex == 2:
             depth -= 1
             if depth < 0:
                 return True
-        elif plain not in (b".", b""):
-            depth += 1
     return False
