@@ -221,19 +221,25 @@ class _Life:
             self._starting.cancel()
             await asyncio.wait([self._starting])
         loop = asyncio.get_running_loop()
-        if self._place is not None and self._place.is_alone(self._environ):
-            self._gateway.own_sockets()
+        self._own_sockets()
+        # Who signals each process of a group, as systemd does, may have told this one before its supervisor.
+        owning = loop.call_later(NOTICE_S / 2, self._own_sockets)
         notice_s = 0.0 if self._is_relieved else NOTICE_S
         handed_over = self._is_relieved and not self._is_orphaned
         draining = loop.create_task(self._gateway.drain(notice_s=notice_s, handed_over=handed_over))
         hurrying = loop.create_task(self._at_once.wait())
         await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)
         hurrying.cancel()
+        owning.cancel()
         if not draining.done():
             draining.cancel()
             _log.warning("told to stop at once: what was in flight is cut off")
         elif not draining.result():
             _log.warning("some exchanges did not end within DRAIN_TIMEOUT and were cut off")
+
+    def _own_sockets(self) -> None:
+        if self._place is not None and self._place.is_alone(self._environ):
+            self._gateway.own_sockets()
 
     async def leave(self) -> None:
         """Turn this process into the supervisor of its successor, if it has one; or clean up for one that is gone."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from gateway import Config
+from gateway import Config, workers
 from gateway.supervising import SHARED_DIR, Place, Successor
 from gateway.supervisor.plan import Plan
 from tests.kit.upstream import soon
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from gateway import Gateway
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,37 @@ def test_a_successor_that_cannot_be_started_leaves_nothing_behind(
     with pytest.raises(FileNotFoundError):
         Successor([os.dup(0)], {"TMPDIR": str(tmp_path)}, settings, exclusive=True)
     assert (os.listdir("/proc/self/fd"), os.listdir(tmp_path)) == (before, [])  # noqa: PTH208
+
+
+class Stopping:
+    """A gateway that has nothing left to do as soon as its sockets are its own."""
+
+    def __init__(self) -> None:
+        self.owned = asyncio.Event()
+
+    def own_sockets(self) -> None:
+        self.owned.set()
+
+    async def drain(self, *, notice_s: float, handed_over: bool) -> bool:
+        del notice_s, handed_over
+        return await self.owned.wait()
+
+
+async def test_a_worker_that_is_told_to_stop_before_its_supervisor_still_hears_that_all_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "NOTICE_S", 0.01)
+    none, gateway = (-1, -1), Stopping()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        place = Place(0, [sock], *none)
+        place.sockets(1)
+        settings = Config(target_api_url="http://127.0.0.1:9").settings
+        environ = {SHARED_DIR: str(tmp_path)}
+        life = workers._Life(cast("Gateway", gateway), settings, place, environ, is_activated=False)
+        draining = asyncio.create_task(life.drain())
+        await asyncio.sleep(0)
+        Plan(["x"], sockets=[], lifeline=none, signals=none, shared=str(tmp_path), exclusive=True).stop_listening()
+        await soon(draining)
 
 
 async def test_a_successor_that_ends_early_leaves_nothing_behind(
