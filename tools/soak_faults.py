@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import subprocess
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from perf.lab import ROOT
@@ -80,11 +81,11 @@ class Faults:
                 await _paused(server.process.pid, hold_s)
 
     async def _on_workers(self) -> None:
+        gateway, count = max(self._gateways, key=itemgetter(1))
+        what = "restarted"  # in a soak of a minute, it might not come by chance
         while True:
             await self._between()
-            gateway, count = self._chance.choice(self._gateways)
             pids = workers(gateway, count)
-            what = self._chance.choice(("paused", "paused", "killed", "killed", "restarted"))
             # One that is killed again and again is started again later and later.
             if count == 1 or len(pids) != count or what == "paused":
                 hold_s = self._chance.uniform(*HOLD_S)
@@ -98,6 +99,8 @@ class Faults:
             else:
                 self._note("workers restarted")
                 gateway.process.send_signal(signal.SIGUSR2)
+            gateway, count = self._chance.choice(self._gateways)
+            what = self._chance.choice(("paused", "paused", "killed", "killed", "restarted"))
 
 
 def workers(gateway: Server, count: int) -> list[int]:
