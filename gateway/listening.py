@@ -226,8 +226,7 @@ class Listener:
     def own(self) -> None:
         """Hear that no other process accepts from this one's sockets any longer; leave the others' to those."""
         for sock in self._others:
-            if not self._paused:
-                self._accept(sock, MOST_WAITING)  # for a process that is not there
+            self._accept(sock, MOST_WAITING)  # for a process that is not there
             sock.close()
         self._others.clear()
         self._exclusive = list(self._sockets)
@@ -244,7 +243,7 @@ class Listener:
         """Let nobody else into the queues of sockets that are this process's alone; `end` has to follow."""
         for sock in self._exclusive:
             turn_away(sock)
-            if sock.family == socket.AF_UNIX and not self._paused:
+            if sock.family == socket.AF_UNIX:
                 # To the loop there is something to read there ever after, and it would look without an end.
                 self._loop.remove_reader(sock)
                 self._accept(sock, MOST_WAITING)
@@ -258,8 +257,7 @@ class Listener:
         if not handed_over:
             self.turn_away()
             for sock in (*self._sockets, *self._others):
-                if not self._paused:
-                    self._accept(sock, MOST_WAITING)
+                self._accept(sock, MOST_WAITING)
         self.stop()
 
     def stop(self) -> None:
@@ -309,10 +307,12 @@ class Listener:
             if not self._others:
                 self._clock.watched.discard(self)
         for sock in self._others:
-            if not self._paused:
-                self._accept(sock)
+            self._accept(sock)
 
     def _accept(self, listening: socket.socket, most: int = ACCEPTS_A_TURN) -> None:
+        """Accept so many at most, unless there is no room."""
+        if self._paused:
+            return
         for _ in range(most):
             if self._descriptors.room(self.clients + 1) < 0:
                 self._pause(self._descriptors.describe(self.clients))

@@ -53,9 +53,9 @@ class JsonReader:
         """See `Meter`."""
         if self._scanner is not None:
             self._scanner.feed(content)
-            self._end = (self._end + content[-_SEEN_BYTES:])[-_SEEN_BYTES:]
-            if self._is_awaited:
-                self._awaited_bytes += len(content)
+            if self._is_list:
+                self._end = (self._end + content[-_SEEN_BYTES:])[-_SEEN_BYTES:]
+                self._awaited_bytes += len(content) if self._is_awaited else 0
             return content
         self._kept.append(content)
         self._kept_bytes += len(content)
