@@ -1,15 +1,15 @@
-"""Asking a running gateway as its admin, over TCP, TLS or a unix socket: what commands do."""
+"""Asking a running gateway over TCP, TLS or a unix socket: what commands do, with the admin key or a token."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import socket
+import ssl
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from gateway.config.values import quoted
 from gateway.errors import ConfigError, GatewayError
-from gateway.healthcheck import UnixConnection
 
 ASK_TIMEOUT_S: Final = 10.0
 """Longer than a gateway waits for its Redis, shorter than a person does."""
@@ -25,8 +25,8 @@ class AdminClient:
     """A running gateway.
 
     Args:
-        url: Its address.
-        key: The admin key, or None.
+        url: Its address, as `connection_to` takes it.
+        key: The admin key, or a token where one is enough; None: neither.
 
     Attributes:
         name: What messages call it.
@@ -36,31 +36,37 @@ class AdminClient:
     """
 
     def __init__(self, url: str, key: bytes | None) -> None:
-        self._connection, self.name = _connection(url)
+        self._connection, self.name = connection_to(url, ASK_TIMEOUT_S, verifies=True)
         self._fields = {} if key is None else {"Authorization": f"Bearer {key.decode()}"}
 
-    def ask(self, method: str, target: str) -> tuple[int, dict[str, Any]]:
+    def ask(self, method: str, target: str, members: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         """Send a request, and return its answer's status and members.
+
+        Args:
+            method: The request's.
+            target: Its request-target.
+            members: Those of the JSON object that it carries; None: it has no content.
 
         Raises:
             NoAnswer: There is nobody to ask.
             GatewayError: There is no right to, or it is no gateway.
         """
+        content = None if members is None else json.dumps(members)
         was_open = self._connection.sock is not None
         try:
             try:
-                status, content = self._ask(method, target)
+                status, answer = self._ask(method, target, content)
             except ConnectionError:
-                # The worker that had it may have ended, and another one be there.
+                # The worker that had the connection may have ended, and another one be there.
                 self._connection.close()
                 if not was_open:
                     raise
-                status, content = self._ask(method, target)
+                status, answer = self._ask(method, target, content)
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             raise NoAnswer(f"no gateway answers at {self.name}: {error or type(error).__name__}") from None
         try:
-            told: dict[str, Any] = json.loads(content)
+            told: dict[str, Any] = json.loads(answer)
             detail = told.get("detail")
         except (ValueError, AttributeError):
             raise self.is_no_gateway() from None
@@ -72,8 +78,8 @@ class AdminClient:
         """Make the error that tells of an answer which no gateway gives."""
         return GatewayError(f"what answers at {self.name} is no gateway")
 
-    def _ask(self, method: str, target: str) -> tuple[int, bytes]:
-        self._connection.request(method, target, headers=self._fields)
+    def _ask(self, method: str, target: str, content: str | None) -> tuple[int, bytes]:
+        self._connection.request(method, target, content, self._fields)
         response = self._connection.getresponse()
         return response.status, response.read()
 
@@ -82,16 +88,54 @@ class AdminClient:
         self._connection.close()
 
 
-def _connection(url: str) -> tuple[http.client.HTTPConnection, str]:
+def connection_to(url: str, timeout_s: float, *, verifies: bool) -> tuple[http.client.HTTPConnection, str]:
+    """Return a connection to a gateway, which is not opened yet, and what messages call it.
+
+    Args:
+        url: `http://host:port`, `https://host:port` or `unix:/path`; the mode that `GATEWAY_LISTEN` may have behind a
+            path is passed over.
+        timeout_s: For each step.
+        verifies: Whether a certificate has to be good. Without that, nothing secret may be sent.
+
+    Raises:
+        ConfigError: It is no such address.
+    """
     if url.startswith("unix:/"):
-        return UnixConnection(url.removeprefix("unix:").partition(";")[0], ASK_TIMEOUT_S), url
+        path = url.removeprefix("unix:").partition(";")[0]
+        return _UnixConnection(path, timeout_s), f"unix:{path}"
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
         host = port = None
     if not host or parts.scheme not in {"http", "https"}:
-        takes = "a gateway's address: http://, https:// or unix:/path"
-        raise ConfigError("--url", f"{quoted(url)} is no URL", takes, "--url http://127.0.0.1:3000")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    return kind(host, port, timeout=ASK_TIMEOUT_S), parts.netloc
+        takes = "http://host:port, https://host:port or unix:/path"
+        # Without what was given: it could be a key, in the wrong place.
+        raise ConfigError("--url", "is not the address of a gateway", takes, "--url http://127.0.0.1:3000")
+    if parts.scheme == "http":
+        return http.client.HTTPConnection(host, port, timeout=timeout_s), parts.netloc
+    context = ssl.create_default_context() if verifies else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if not verifies:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context), parts.netloc
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP on a unix socket.
+
+    Args:
+        path: The socket's.
+        timeout_s: For each step.
+    """
+
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+        self._timeout_s = timeout_s
+
+    def connect(self) -> None:
+        """See `HTTPConnection`."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self._timeout_s)
+        self.sock.connect(self._path)

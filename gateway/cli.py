@@ -1,7 +1,4 @@
-"""The `gateway` command.
-
-Exit codes: 0 fine, 1 failure at run time, 2 bad usage or configuration, each failure with one line on stderr.
-"""
+"""The `gateway` command: each failure is told in one line on stderr, and by an exit code (see `exit_codes`)."""
 
 from __future__ import annotations
 
@@ -9,20 +6,15 @@ import contextlib
 import io
 import os
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from gateway.errors import ConfigError, GatewayError
+from gateway.exit_codes import FAILURE, FINE, INTERRUPTED, USAGE
 from gateway.serving import named_file, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import TextIO
-
-FINE: Final = 0
-FAILURE: Final = 1
-USAGE: Final = 2
-INTERRUPTED: Final = 130
-"""128 + SIGINT, as shells have it; `serve` handles the signal itself and ends with 0."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from gateway.config import SETTINGS, UnixAddress, listen_address, load
 from gateway.config.describing import describe
 from gateway.errors import ConfigError
+from gateway.exit_codes import FAILURE, FINE, INTERRUPTED, USAGE
 from gateway.ledger.options import add_ledger, add_reconcile, add_simulate
 from gateway.serving import named_file, serve
 from gateway.token_options import add_actions
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.config import Config, Settings
-
-FINE, FAILURE, USAGE = 0, 1, 2
-INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
 
 _ANY_TARGET = "http://target.invalid"
 _WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (where a check connects, not a listener)

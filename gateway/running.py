@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from gateway.config import SETTINGS
 from gateway.errors import StoreUnavailable, TokenError
+from gateway.exit_codes import DIED_OF_SIGNAL, NOT_EXECUTABLE, NOT_FOUND
 from gateway.names import Loop
 from gateway.server import Gateway
 
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
 
     from gateway.config import Config
     from gateway.metrics import Metrics
-
-NOT_FOUND, NOT_EXECUTABLE = 127, 126
-"""As shells have it."""
-DIED_OF_SIGNAL = 128
 
 _PASSED_ON: Final = frozenset(
     getattr(signal, name) for name in ("SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGWINCH")

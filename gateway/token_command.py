@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.client
 import json
 import os
-import re
 import sys
 import time
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
+from gateway.admin_client import AdminClient
 from gateway.admission import Admission
 from gateway.budgets.grammar import parse_budgets
-from gateway.config.values import lifetime_s, quoted
+from gateway.config.values import lifetime_s, without_example
 from gateway.errors import ConfigError, GatewayError, TokenError
 from gateway.limits import parse_limits
 from gateway.scope import Scope
@@ -37,11 +35,8 @@ if TYPE_CHECKING:
     from gateway.stores.ledger import SpendStore
     from gateway.tokens import Claims
 
-ASK_TIMEOUT_S: Final = 10.0
-"""Longer than a gateway waits for its Redis, shorter than a person does."""
 MAX_STDIN_BYTES: Final = 64 * 1024
 
-_CUT: Final = re.compile(r"[;,] e\.g\. ")
 _TAKES: Final = "a token, its id, or '-' to read it from stdin"
 
 
@@ -136,7 +131,7 @@ def _wishes(options: argparse.Namespace) -> dict[str, Any]:
                 parse(value)
         except ValueError as error:
             name = f"--{option.rstrip('s')}"
-            raise ConfigError(name, _CUT.split(str(error))[0], "such a value", f"{name} {example}") from None
+            raise ConfigError(name, without_example(error), "such a value", f"{name} {example}") from None
     return {name: value for name, value in wishes.items() if value is not None}
 
 
@@ -223,29 +218,11 @@ async def _signer(store: SpendStore, settings: Settings) -> TokenSigner:
 
 def _ask(url: str, method: str, path: str, key: bytes | None, wishes: dict[str, Any] | None = None) -> dict[str, Any]:
     """Ask a running gateway, and return the members of its answer."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if not host or parts.scheme not in {"http", "https"}:
-        raise ConfigError("--url", f"{quoted(url)} is no URL", "a gateway's address", "--url http://127.0.0.1:3000")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(host, port, timeout=ASK_TIMEOUT_S)
-    fields = {} if key is None else {"Authorization": f"Bearer {key.decode()}"}
-    try:
-        connection.request(method, path, json.dumps(wishes) if wishes else None, fields)
-        response = connection.getresponse()
-        content = response.read()
-        members = json.loads(content)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise GatewayError(f"no gateway answers at {parts.netloc}: {error or type(error).__name__}") from None
-    finally:
-        connection.close()
-    if response.status >= 300 or not isinstance(members, dict):
-        detail = members.get("detail") if isinstance(members, dict) else None
-        raise GatewayError(f"{parts.netloc} answered {response.status}: {detail or 'and does not say why'}")
-    return members
+    with contextlib.closing(AdminClient(url, key)) as gateway:
+        status, members = gateway.ask(method, path, wishes or None)
+        if status >= 300:
+            raise GatewayError(f"{gateway.name} answered {status}: {members.get('detail', 'and does not say why')}")
+        return members
 
 
 def _text(argument: str) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gateway.config.table import SETTINGS
-from gateway.config.values import kind_of
+from gateway.config.values import kind_of, without_example
 from gateway.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,9 +14,6 @@ if TYPE_CHECKING:
     from gateway.config.settings import Config
 
 _T = TypeVar("_T")
-
-_OWN_EXAMPLE = re.compile(r"[;,] e\.g\. ")
-"""Where a reader's message goes on to an example of its own: the one that a ConfigError ends with is enough."""
 
 
 class Spelling(NamedTuple):
@@ -57,7 +53,7 @@ class Reader:
             return parse(str(value))
         except ValueError as error:
             # Not chained: a traceback through the parsers could show a value that is a secret.
-            raise self.error(name, _OWN_EXAMPLE.split(str(error))[0]) from None
+            raise self.error(name, without_example(error)) from None
 
     def optional(self, name: str, parse: Callable[[str], _T]) -> _T | None:
         """Parse a setting that may have no value: then None."""

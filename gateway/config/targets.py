@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from gateway.config.budgets import COST_EXAMPLE, COST_TAKES, cost_of
 from gateway.config.target import FIELD_NAME, NOT_FOR_KEYS, Target, parse_key_style, parse_url, with_key
-from gateway.config.values import duration_s, kind_of, quoted
+from gateway.config.values import duration_s, kind_of, quoted, without_example
 from gateway.errors import ConfigError
 from gateway.limits import parse_concurrency, parse_limits
 from gateway.stamps import stamp
@@ -242,8 +242,8 @@ class TargetReader:
             return parse(value)
         except ValueError as error:
             # Not chained: a traceback through the parsers could show a value that is a secret.
-            problem = str(error).replace("TARGET_API_KEY", "key")
-            raise self._error(name, key, re.split(r"[;,] e\.g\. ", problem)[0]) from None
+            problem = without_example(error).replace("TARGET_API_KEY", "key")
+            raise self._error(name, key, problem) from None
 
     def _error(self, name: str, key: str, problem: str) -> ConfigError:
         row = KEYS[key]

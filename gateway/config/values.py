@@ -29,6 +29,8 @@ _SOCKET_PATH = re.compile(r"/[^\x00-\x1f\x7f]*[^\x00-\x1f\x7f/]")
 _SOCKET_PATH_BYTES = 107  # sockaddr_un has 108, with a zero byte behind the path (unix(7))
 _MODE = re.compile(r"mode=0?([0-7]{3})")
 
+_EXAMPLE = re.compile(r"[;,] e\.g\. ")
+
 SECRET_MIN_CHARACTERS = 32
 MAX_WORKERS: Final = 256
 """Beyond the cores of any machine that one would give to this; more is a slip."""
@@ -241,6 +243,11 @@ def readable_file(text: str) -> str:
             return text
     except OSError as error:
         raise ValueError(f"{quoted(text, 200)} cannot be read: {error.strerror}") from None
+
+
+def without_example(error: ValueError) -> str:
+    """Return what a reader says is wrong, without the example it may end with: a ConfigError has one of its own."""
+    return _EXAMPLE.split(str(error))[0]
 
 
 def quoted(text: str, most: int = 60) -> str:

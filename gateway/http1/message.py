@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 CRLF: Final = b"\r\n"
 HEAD_END: Final = b"\r\n\r\n"
 
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
 NO_BODY: Final = 0
 CHUNKED: Final = -1
 UNTIL_CLOSE: Final = -2

@@ -11,6 +11,7 @@ from gateway.budgets.budget import spelled
 from gateway.budgets.grammar import all_written, parse_budgets
 from gateway.budgets.replay import Fate, Replayed, replay
 from gateway.budgets.told import spelled_us
+from gateway.config.values import without_example
 from gateway.errors import ConfigError
 from gateway.ledger.source import ask, print_whole, wanted
 from gateway.ledger.table import aligned, amounts, seconds, short
@@ -90,11 +91,11 @@ def read_rules(budgets: list[str], limits: list[str], zone: str) -> Rules:
     try:
         found = parse_budgets(",".join(budgets), zone=zone) if budgets else ()
     except ValueError as error:
-        raise ConfigError("--budget", str(error).partition("; e.g. ")[0], "budgets", "--budget '2 USD/day'") from None
+        raise ConfigError("--budget", without_example(error), "budgets", "--budget '2 USD/day'") from None
     try:
         policies = parse_limits(",".join(limits)) if limits else ()
     except ValueError as error:
-        raise ConfigError("--limit", str(error).partition("; e.g. ")[0], "limits", "--limit 30/minute") from None
+        raise ConfigError("--limit", without_example(error), "limits", "--limit 30/minute") from None
     return Rules(found, policies, tuple(limits), zone)
 
 

@@ -39,13 +39,7 @@ class Cost(NamedTuple):
 
 
 class Meter(Protocol):
-    """Reads out of one answer what it cost. To be made when the answer's head has come, once.
-
-    Attributes:
-        edits: Whether `feed` may return other bytes than it took: then the answer's `Content-Length` no longer holds.
-    """
-
-    edits: bool
+    """Reads out of one answer what it cost. To be made when the answer's head has come, once."""
 
     def feed(self, content: bytes) -> bytes:
         """Take what has come of the content, without its transfer coding; return what to forward.

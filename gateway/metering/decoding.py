@@ -18,6 +18,11 @@ _GZIP: Final = 31
 """zlib's name for a gzip header and the largest window."""
 
 
+def gzip_of(coding: bytes) -> Gzip | None:
+    """Return what decodes a `Content-Encoding`, given in lower case; None for any but gzip."""
+    return Gzip() if coding in {b"gzip", b"x-gzip"} else None
+
+
 class Gzip:
     """Decodes one answer. What is longer than an honest one could be, or broken, is given up.
 

@@ -15,6 +15,7 @@ from gateway.metering.rates import Counts
 from gateway.metering.readers import KEPT_BYTES, Said, parsed
 from gateway.metering.scan import Scanner
 from gateway.metering.shapes import Shape
+from gateway.tuples import new
 
 # Where a piece ends between the CR and the LF of an empty line, the event goes on: the LF would be taken for the next
 # one's, and be taken out with it.
@@ -64,8 +65,6 @@ _MEMBERS: Final = {shape: _members_of(shape) for shape in Shape}
 _NO_CHOICE: Final = re.compile(rb'"choices"[ \t]*:[ \t]*\[[ \t]*\]')
 _SEQUENCE: Final = re.compile(rb'"sequence_number"[ \t]*:[ \t]*([0-9]{1,9})')
 
-_new: Final = tuple.__new__
-"""Makes a NamedTuple in half the time that its constructor takes."""
 
 _LONG_NAMES: Final = frozenset((b"usage", b"usageMetadata", b"model", b"modelVersion", b"id", b"service_tier"))
 
@@ -149,7 +148,7 @@ class EventReader:
             # A usage with text behind it is not that of all, be the stream whole or not.
             failed = failed or (not final and text_bytes > self._told_all_bytes)
             text_bytes -= self._told_bytes
-        return _new(Said, (counts, final, text_bytes, failed, *names))
+        return new(Said, (counts, final, text_bytes, failed, *names))
 
     def cut_event(self) -> bytes:
         """See `Meter`."""
@@ -240,8 +239,8 @@ class EventReader:
             else:
                 says = True
         if is_repeated:
-            new = self._members_of(event, max(event.find(b'"delta"'), 0))
-            text_bytes = before_bytes + sum(len(text) for name, text, _ in new if name not in _APART)
+            behind = self._members_of(event, max(event.find(b'"delta"'), 0))
+            text_bytes = before_bytes + sum(len(text) for name, text, _ in behind if name not in _APART)
         self._text_bytes = before_bytes + len(event.strip(b"\r\n")) if is_filled else text_bytes
         self._tells = says
         if not says:

@@ -50,10 +50,9 @@ class FixedQuote:
 class FixedMeter:
     """See `Meter`: a cost that nothing in the answer changes."""
 
-    __slots__ = ("_cost", "edits")
+    __slots__ = ("_cost",)
 
     def __init__(self, cost: Cost) -> None:
-        self.edits = False
         self._cost = cost
 
     def feed(self, content: bytes) -> bytes:

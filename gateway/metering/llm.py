@@ -16,7 +16,7 @@ from gateway.budgets.spending import Mark
 from gateway.metering import Cost
 from gateway.metering.answers import JsonReader, said_of_text
 from gateway.metering.costs import UnitPrice
-from gateway.metering.decoding import Gzip
+from gateway.metering.decoding import gzip_of
 from gateway.metering.events import EventReader
 from gateway.metering.fees import FeeReader
 from gateway.metering.fields import answered, upstream_id
@@ -24,6 +24,7 @@ from gateway.metering.fixed import FixedMeter
 from gateway.metering.measured import number, priced
 from gateway.metering.readers import KEPT_BYTES, Said
 from gateway.metering.requests import Changes, rewritten, usual_is_none
+from gateway.tuples import new
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -46,8 +47,6 @@ _DOLLARS: Final = UnitPrice("USD", NANO)
 UNANSWERED: Final = frozenset((504, 524))
 """Who stands before the model has not waited for it (RFC 9110 §15.6.5): it may have answered, and billed."""
 
-_new: Final = tuple.__new__
-"""Makes a NamedTuple in half the time that its constructor takes."""
 
 # Models that may think before they write, unseen.
 _THINKING: Final = re.compile(
@@ -117,7 +116,7 @@ class Terms:
         if counts is not None and (whole or final):
             cost = self.exact(said, counts)
             if cost is not None:
-                return _new(Cost, (cost, Mark.EXACT, units_of(counts), model, id_))
+                return new(Cost, (cost, Mark.EXACT, units_of(counts), model, id_))
         cost = self.reserved(fixed, granted) if whole else self.passed(fixed, granted, said)
         return Cost(cost, Mark.ESTIMATED, model=model, upstream_id=id_)
 
@@ -229,7 +228,7 @@ class LlmMeter:
         is_stream: Likewise.
     """
 
-    __slots__ = ("_fees", "_fixed", "_granted", "_gzip", "_id", "_reader", "_terms", "edits")
+    __slots__ = ("_fees", "_fixed", "_granted", "_gzip", "_id", "_reader", "_terms")
 
     def __init__(
         self, terms: Terms, fixed: Mapping[str, int], granted: int, coding: bytes, id_: str, *, is_stream: bool
@@ -238,8 +237,7 @@ class LlmMeter:
         self._fixed = fixed
         self._granted = granted
         self._id = id_
-        self._gzip = Gzip() if coding and coding in {b"gzip", b"x-gzip"} else None
-        self.edits = is_stream and terms.strips and not coding
+        self._gzip = gzip_of(coding) if coding else None
         self._reader: Reader
         if coding and coding != b"identity" and self._gzip is None:
             self._reader = Blind()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.budgets.budget import MAX_ATOMS
 from gateway.budgets.spending import Mark
 from gateway.metering import Cost
-from gateway.metering.decoding import Gzip
+from gateway.metering.decoding import gzip_of
 from gateway.metering.fields import CONTENT_ENCODING, Fields
 from gateway.metering.fixed import FixedMeter
 
@@ -81,14 +81,13 @@ class MeasuredMeter:
         fields: The answer's.
     """
 
-    __slots__ = ("_bytes", "_fields", "_gzip", "_kept", "_kept_bytes", "_measured", "_reserved", "edits")
+    __slots__ = ("_bytes", "_fields", "_gzip", "_kept", "_kept_bytes", "_measured", "_reserved")
 
     def __init__(self, measured: Measured, reserved: Mapping[str, int], fields: Fields) -> None:
-        self.edits = False
         self._measured = measured
         self._reserved = reserved
         self._fields = fields
-        self._gzip = Gzip() if fields.get(CONTENT_ENCODING).lower() in {b"gzip", b"x-gzip"} else None
+        self._gzip = gzip_of(fields.get(CONTENT_ENCODING).lower())
         self._kept: list[bytes] = []
         self._kept_bytes = self._bytes = 0
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gateway.errors import BadRequest
 from gateway.metering.shapes import Shape
+from gateway.tuples import new
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,8 +96,6 @@ _NOT_LOOKED_AT: Final = frozenset(
 )
 _USUAL: Final = (_NOT_LOOKED_AT - _READ_IN_ANY_CASE) | _LIMITED | {"model", "stream"}
 """Most requests have no other members."""
-_new: Final = tuple.__new__
-"""Makes a NamedTuple in half the time that its constructor takes."""
 
 
 class Wanted(NamedTuple):
@@ -192,7 +191,7 @@ def _wanted_usually(shape: Shape, members: dict[str, Any], body: bytes, *, has_t
         members, model, limited, 1, streams, is_open, fees, pictures, False, False, False, 0, "", "", "", False,
     )
     # fmt: on
-    return _new(Wanted, asked)
+    return new(Wanted, asked)
 
 
 def _brought(shape: Shape, members: Mapping[str, Any], body: bytes, *, is_open: bool) -> tuple[bool, bool, int]:

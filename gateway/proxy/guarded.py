@@ -5,12 +5,12 @@ What `exchange` has is done here as well. A longer body than `MAX_READ_BYTES` go
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from gateway.errors import BadRequest, GatewayError, LoopDetected
 from gateway.http1 import fields
 from gateway.http1.chunked import ChunkedBody
-from gateway.http1.message import CHUNKED, CRLF
+from gateway.http1.message import CHUNKED, CONTINUE, CRLF
 from gateway.metering import MAX_READ_BYTES
 from gateway.proxy import repeats, waiting
 from gateway.proxy.clock import NEVER
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from gateway.proxy.client import ClientConnection
     from gateway.proxy.context import Destination
     from gateway.subject import Subject
-
-_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class GuardedExchange(Exchange):
@@ -48,7 +46,7 @@ class GuardedExchange(Exchange):
         upload.hold(MAX_READ_BYTES)
         if head.expects_continue:
             self._continued = True
-            self.client.write(_CONTINUE)
+            self.client.write(CONTINUE)
         waiting.await_upstream(self)
 
     def on_client_bytes(self, data: bytes) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from gateway.http1.message import CONTINUE
 from gateway.proxy.sockets import is_lost
 
 if TYPE_CHECKING:
@@ -67,6 +68,6 @@ class HangupWatch:
             self._on_hangup()
             return
         if self._may_probe is not None and self._may_probe():
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._transport.write(CONTINUE)
         self._may_probe = None
         self._timer = self._loop.call_later(LOOK_EVERY_S, self._look)

@@ -15,7 +15,7 @@ from gateway.errors import (
     RequestTimeout,
 )
 from gateway.http1 import framing
-from gateway.http1.message import CHUNKED
+from gateway.http1.message import CHUNKED, CONTINUE
 from gateway.proxy import own
 from gateway.usage import Stream
 
@@ -94,7 +94,7 @@ class LocalExchange:
         elif head.length == CHUNKED or head.length > MAX_BODY_BYTES:
             self._refuse(BodyTooLarge(f"Endpoints take at most {MAX_BODY_BYTES} bytes, with a Content-Length."))
         elif not self._answer_whole() and head.expects_continue:
-            self._client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._client.write(CONTINUE)
 
     def on_client_bytes(self, data: bytes) -> bytes:
         """Take what came on the client connection; return what belongs to the next request."""

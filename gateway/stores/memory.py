@@ -17,6 +17,7 @@ from gateway.stores.counters import BucketCounter, PlacesCounter, WindowCounter
 from gateway.stores.ledger import SpendVerdict
 from gateway.stores.lines import MemoryLines, Noted
 from gateway.stores.usage import MemoryUsage
+from gateway.tuples import new
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 _Windows: TypeAlias = "tuple[tuple[str, int, int], ...]"
 """Key, quota and segment in microseconds of each limit of a plan that has windows only."""
 
-_verdict: Final = tuple.__new__
-"""Makes a Verdict in half the time that its constructor takes."""
 _MAKE: Final[dict[Kind, Callable[[], Counter]]] = {
     Kind.WINDOW: WindowCounter,
     Kind.BUCKET: BucketCounter,
@@ -147,7 +146,7 @@ class MemoryStore:
                 counter.total = total = counter.total + 1
                 past = counter.past
                 frees_us = ((past[0][0] if past else counter.newest) + SEGMENTS + 1) * segment_us
-                waiter.on_verdict(_verdict(Verdict, (True, 0, quota - total, frees_us - now_us, now_us, 0, b"")))
+                waiter.on_verdict(new(Verdict, (True, 0, quota - total, frees_us - now_us, now_us, 0, b"")))
                 return
         verdict = self._charge_windows(windows, now_us) if windows else None
         waiter.on_verdict(self._decide(plan, now_us) if verdict is None else verdict)  # type: ignore[arg-type]
@@ -173,7 +172,7 @@ class MemoryStore:
             verdict = SpendVerdict(False, len(own.limits) + offer.refusing, 0, offer.frees_us, self._now_us())
         else:
             self.check(plan, self._limited)
-            verdict = _verdict(SpendVerdict, self._limited.verdict)
+            verdict = new(SpendVerdict, self._limited.verdict)
         if verdict[0]:
             try:
                 verdict.used = ledger.reserve(own.subject, ask, offer)
@@ -306,7 +305,7 @@ class MemoryStore:
         counter = found[nearest][0]
         past = counter.past
         frees_us = ((past[0][0] if past else counter.newest) + SEGMENTS + 1) * windows[nearest][2]
-        return _verdict(Verdict, (True, nearest, least, frees_us - now_us, now_us, 0, b""))
+        return new(Verdict, (True, nearest, least, frees_us - now_us, now_us, 0, b""))
 
     def _decide(self, plan: _Plan, now_us: int) -> Verdict:
         limits = plan.limits

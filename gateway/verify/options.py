@@ -131,7 +131,7 @@ def _read(option: str, text: str, parse: Callable[[str], _T], takes: str, exampl
     try:
         return parse(text)
     except ValueError as error:
-        raise ConfigError(option, str(error).partition("; e.g. ")[0], takes, f"{option} {example}") from None
+        raise ConfigError(option, values.without_example(error), takes, f"{option} {example}") from None
 
 
 def _most(text: str) -> int:
