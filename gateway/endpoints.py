@@ -24,13 +24,11 @@ if TYPE_CHECKING:
     from gateway.admission import Admission
     from gateway.http1.message import RequestHead
     from gateway.metrics import Metrics
+    from gateway.proxy.context import Answer
     from gateway.proxy.peer import Peer
     from gateway.stores import Store
     from gateway.tokens import Claims
     from gateway.usage import Told
-
-Answer = tuple[int, list[tuple[str, str]], bytes]
-"""Status, fields and content."""
 
 _JSON: Final = ("Content-Type", "application/json")
 _NO_STORE: Final = ("Cache-Control", "no-store")

@@ -20,8 +20,6 @@ from gateway.subject import Subject
 from gateway.tokens import Claims
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from gateway.errors import StoreUnavailable
     from gateway.stores import Store, Verdict
 
@@ -76,9 +74,7 @@ class Grant:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         # Used, even if it failed: what was sent may have cost something. Who knows better has settled already.
         self.settle()
 
@@ -137,9 +133,7 @@ class Admission:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def admit(self, subject: str) -> Grant:

@@ -45,42 +45,25 @@ class _Collector:
     def collect(self) -> Iterator[Metric]:
         """See `prometheus_client.registry.Collector`."""
         core: Any = import_module("prometheus_client.core")
-        requests = core.CounterMetricFamily(
-            PREFIX + "requests", "Requests that are over, by what became of them.", labels=["target", "result"]
-        )
-        refused = core.CounterMetricFamily(
-            PREFIX + "refused_requests",
-            "Requests that the gateway refused, by error code.",
-            labels=["target", "reason"],
-        )
-        answers = core.CounterMetricFamily(
-            PREFIX + "answers", "Answers, the gateway's own included, by class of status.", labels=["target", "status"]
-        )
-        retries = core.CounterMetricFamily(
-            PREFIX + "retried_requests", "Refused or failed requests that an SDK had sent again.", labels=["target"]
-        )
-        received = core.CounterMetricFamily(
-            PREFIX + "received_bytes", "Bytes of the bodies that clients sent.", labels=["target"]
-        )
-        sent = core.CounterMetricFamily(
-            PREFIX + "sent_bytes", "Bytes of the bodies that clients got.", labels=["target"]
-        )
+
+        def counter(name: str, meaning: str, *labels: str) -> Any:  # noqa: ANN401 - the library's, loaded late
+            return core.CounterMetricFamily(PREFIX + name, meaning, labels=["target", *labels])
+
+        def histogram(name: str, meaning: str) -> Any:  # noqa: ANN401 - likewise
+            return core.HistogramMetricFamily(PREFIX + name, meaning, labels=["target"])
+
+        requests = counter("requests", "Requests that are over, by what became of them.", "result")
+        refused = counter("refused_requests", "Requests that the gateway refused, by error code.", "reason")
+        answers = counter("answers", "Answers, the gateway's own included, by class of status.", "status")
+        retries = counter("retried_requests", "Refused or failed requests that an SDK had sent again.")
+        received = counter("received_bytes", "Bytes of the bodies that clients sent.")
+        sent = counter("sent_bytes", "Bytes of the bodies that clients got.")
+        own = histogram("own_seconds", "The gateway's own share of the time to the answer's head.")
+        upstream = histogram("upstream_seconds", "The upstream's share of the time to the answer's head.")
+        cost = counter("cost", "What requests cost, in US dollars or what the unit says.", "unit")
+        settled = counter("settled_requests", "Requests whose cost was settled, by how sure it is.", "mark")
         in_flight = core.GaugeMetricFamily(
             PREFIX + "requests_in_flight", "Requests that are not over.", labels=["target"]
-        )
-        own = core.HistogramMetricFamily(
-            PREFIX + "own_seconds", "The gateway's own share of the time to the answer's head.", labels=["target"]
-        )
-        upstream = core.HistogramMetricFamily(
-            PREFIX + "upstream_seconds", "The upstream's share of the time to the answer's head.", labels=["target"]
-        )
-        cost = core.CounterMetricFamily(
-            PREFIX + "cost", "What requests did cost, in US dollars or what the unit says.", labels=["target", "unit"]
-        )
-        settled = core.CounterMetricFamily(
-            PREFIX + "settled_requests",
-            "Requests whose cost was settled, by how sure it is.",
-            labels=["target", "mark"],
         )
         for name, told in self._targets.items():
             counts = told["counts"]

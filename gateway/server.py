@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
-    from types import TracebackType
 
     from gateway.access_log import AccessLog, LineWriter
     from gateway.config import Config, Settings
@@ -65,8 +64,7 @@ class Gateway:
         config: What it does. `gateway_listen` is a free port of 127.0.0.1 unless it says otherwise.
         sockets: Listening stream sockets to accept from in place of `gateway_listen`; the gateway closes them.
         others: More of these, that other processes accept from; see `Listener`.
-        shared_dir: A directory by which the workers of one program tell each other what they have counted; None: there
-            is but this one.
+        shared_dir: Where the workers of one program tell each other what they have counted; None: this is the only one.
 
     Attributes:
         metrics: What became of the requests so far.
@@ -143,19 +141,23 @@ class Gateway:
                 clock, lambda: ClientConnection(context), descriptors, with_clients, settings.header_timeout_s
             )
             context.on_client_gone = listener.on_client_gone
-            for sock in self._sockets:
-                listener.adopt(sock)
-            for sock in self._others:
-                listener.adopt(sock, is_own=False)
-            for address in () if self._sockets else settings.listen:
-                await listener.bind(address)
-            listener.start()
+            await self._listen(listener)
         except BaseException:
             await self.close()
             raise
         if settings.redis is None and not settings.token_secrets:
             _log.info("tokens end with this process: neither TOKEN_SECRET nor REDIS_URL is set")
         _log.info("listening on %s, sending to %s", ", ".join(self.urls), settings.sent_to)
+
+    async def _listen(self, listener: Listener) -> None:
+        """Accept from the sockets that the gateway was given, or else where `GATEWAY_LISTEN` says."""
+        for sock in self._sockets:
+            listener.adopt(sock)
+        for sock in self._others:
+            listener.adopt(sock, is_own=False)
+        for address in () if self._sockets else self._settings.listen:
+            await listener.bind(address)
+        listener.start()
 
     def _log_on(self, loop: asyncio.AbstractEventLoop) -> AccessLog | None:
         if self._settings.access_log == "off":
@@ -386,14 +388,11 @@ class Gateway:
         await self._upstreams.closed()
         for sock in (*self._sockets, *self._others):  # where it did not come to listening
             sock.close()
-        # Transports tell their protocols of the end in the next turn of the loop.
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # for those transports: see above
 
     async def __aenter__(self) -> Self:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from gateway.tally import TargetUsage
     from gateway.usage import Stream
 
-    LocalAnswer = tuple[int, list[tuple[str, str]], bytes]
+    Answer = tuple[int, list[tuple[str, str]], bytes]
     """Status, fields and content of an answer of the gateway's own."""
 
-    Endpoint = Callable[[RequestHead, bytes, Peer], Awaitable[LocalAnswer | Stream]]
+    Endpoint = Callable[[RequestHead, bytes, Peer], Awaitable[Answer | Stream]]
     """Answers a request to the gateway itself, given its head, its body and whose it is.
 
     Raises a GatewayError to refuse.

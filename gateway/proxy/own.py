@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gateway.errors import GatewayError
     from gateway.http1.message import RequestHead
     from gateway.proxy.client import ClientConnection
-    from gateway.proxy.context import LocalAnswer, ProxyContext
+    from gateway.proxy.context import Answer, ProxyContext
     from gateway.proxy.exchange import Exchange
 
 _PROXY_ADVICE: Final = (
@@ -23,7 +23,7 @@ _PROXY_ADVICE: Final = (
 def send(
     client: ClientConnection,
     context: ProxyContext,
-    answer: LocalAnswer,
+    answer: Answer,
     head: RequestHead | None,
     *,
     keep_alive: bool,

@@ -88,30 +88,10 @@ class Upstreams:
             context.clock.watched.add(pool)
             self._ends.append((pool, dialer))
             limited = admission.beside(target.name, target.common_limits)
-            metered: Callable[[Destination, ClientConnection], Exchange] | None = None
-            if target.cost is not None:
-                # Only here: whose requests cost nothing should not pay for what meters them.
-                from gateway.metering.pricing import pricing_of
-                from gateway.proxy.metered import MeteredExchange
-
-                pricing = pricing_of(target.cost, target.keyed[0].url, clamp=settings.budget_clamp)
-                metered = partial(MeteredExchange, pricing)
-            elif settings.loop_guard is not None:
-                from gateway.proxy.guarded import GuardedExchange  # likewise
-
-                metered = GuardedExchange
+            shared = (context, own, context.clock, context.metrics, limited)
+            metered = _metered(target, own)
             destinations = [
-                Destination(
-                    context,
-                    own,
-                    context.clock,
-                    context.metrics,
-                    limited,
-                    TargetRoute(keyed, target.name),
-                    pool,
-                    metered=metered,
-                )
-                for keyed in target.keyed
+                Destination(*shared, TargetRoute(keyed, target.name), pool, metered=metered) for keyed in target.keyed
             ]
             first = destinations[0]
             if len(destinations) > 1:
@@ -133,3 +113,19 @@ class Upstreams:
 
     def _all(self) -> list[tuple[UpstreamPool, Dialer]]:
         return [*self._ends, *self._retired.items()]
+
+
+def _metered(target: TargetSettings, settings: Settings) -> Callable[[Destination, ClientConnection], Exchange] | None:
+    """Return what makes exchanges with a target, where plain ones will not do; see `Destination`."""
+    if target.cost is not None:
+        # Only here: whose requests cost nothing should not pay for what meters them.
+        from gateway.metering.pricing import pricing_of
+        from gateway.proxy.metered import MeteredExchange
+
+        pricing = pricing_of(target.cost, target.keyed[0].url, clamp=settings.budget_clamp)
+        return partial(MeteredExchange, pricing)
+    if settings.loop_guard is not None:
+        from gateway.proxy.guarded import GuardedExchange  # likewise
+
+        return GuardedExchange
+    return None

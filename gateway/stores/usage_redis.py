@@ -21,7 +21,8 @@ import hiredis
 
 from gateway.counts import add_up
 from gateway.metrics import MAX_TOKENS
-from gateway.stores.link import NOBODY, pack
+from gateway.stores.link import KEY_TROUBLE, NOBODY, pack
+from gateway.stores.redis_plan import key_of
 from gateway.stores.replies import error_code, expect
 from gateway.stores.usage import MAX_TOKENS_TOLD, Overview, Used
 
@@ -51,8 +52,6 @@ _INSTANCES_KEY: Final = "gateway:{global}:usage-instances"
 _BUSIEST_KEPT: Final = 10_000
 _BUSIEST_LIVES_S: Final = 3 * 86_400
 _TEXTS: Final = frozenset(("name", "limits", "targets", "above", "budgets", "above_budgets"))
-_KEY_TROUBLE: Final = frozenset({"ERR", "WRONGTYPE"})
-"""Errors that come from the value of one key: the next try would have them again."""
 
 
 class RedisUsage:
@@ -247,7 +246,7 @@ class _Sent:
     def on_reply(self, context: object, reply: object) -> None:
         """Keep them for the next batch, if they were refused for a reason that may pass."""
         del context
-        if isinstance(reply, hiredis.ReplyError) and error_code(reply) not in _KEY_TROUBLE:
+        if isinstance(reply, hiredis.ReplyError) and error_code(reply) not in KEY_TROUBLE:
             self._book.restore(self._token_id, self._counts, self._about)
 
     def on_loss(self, connection: Connection, context: object, reason: str) -> None:
@@ -263,9 +262,8 @@ class _Sent:
 
 
 def usage_key(token_id: str) -> str:
-    """Return the key of a token's usage; those of a whole family are in one slot of a cluster."""
-    first, _, rest = token_id.partition(".")
-    return f"gateway:{{{first}}}:{rest}:usage" if rest else f"gateway:{{{first}}}:usage"
+    """Return the key of a token's usage."""
+    return key_of(token_id, "usage")
 
 
 def _instance_key(instance: str) -> str:

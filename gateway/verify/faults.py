@@ -7,13 +7,13 @@ import contextlib
 import os
 import signal
 import ssl
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import hiredis
 
 from gateway.errors import ConfigError, StoreUnavailable
+from gateway.verify.tally import now_us
 
 if TYPE_CHECKING:
     from gateway.stores.address import RedisAddress
@@ -150,10 +150,10 @@ def _not_killable(problem: str) -> ConfigError:
 async def pause(faults: Faults) -> Outage:
     """Make Redis wait. It goes on by itself, whatever becomes of this process."""
     redis = Redis(faults.address)
-    begin_us = _now_us()
+    begin_us = now_us()
     await redis.ask("CLIENT", "PAUSE", int(faults.outage_s * 1000), "ALL")
     await redis.answers()
-    return Outage("paused", begin_us, _now_us(), kept_data=True)
+    return Outage("paused", begin_us, now_us(), kept_data=True)
 
 
 async def kill(faults: Faults, pid: int) -> Outage:
@@ -164,7 +164,7 @@ async def kill(faults: Faults, pid: int) -> Outage:
     redis = Redis(faults.address)
     mark = os.urandom(8).hex()
     await redis.ask("SET", _MARK, mark, "EX", _MARK_LIVES_S)
-    begin_us = _now_us()
+    begin_us = now_us()
     os.kill(pid, signal.SIGKILL)
     try:
         await asyncio.sleep(faults.outage_s)
@@ -179,8 +179,4 @@ async def kill(faults: Faults, pid: int) -> Outage:
                 start_new_session=True,
             )
     await redis.answers()
-    return Outage("killed", begin_us, _now_us(), kept_data=await redis.ask("GET", _MARK) == mark.encode())
-
-
-def _now_us() -> int:
-    return time.monotonic_ns() // 1000
+    return Outage("killed", begin_us, now_us(), kept_data=await redis.ask("GET", _MARK) == mark.encode())

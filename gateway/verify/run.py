@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 from gateway.config import SETTINGS
 from gateway.errors import GatewayError
 from gateway.verify import faults, report
-from gateway.verify.tally import Tally
-from gateway.verify.worker import GRACE_S, READY, TELL_S, now_us
+from gateway.verify.tally import Tally, now_us
+from gateway.verify.worker import GRACE_S, READY, TELL_S
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

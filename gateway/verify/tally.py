@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Self
@@ -22,6 +23,11 @@ UNREACHABLE = "unreachable"
 
 MOST_POLICIES = 4
 """More than one is wrong already."""
+
+
+def now_us() -> int:
+    """Read the clock that all processes of a machine share, in microseconds."""
+    return time.monotonic_ns() // 1000
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from gateway.http1 import framing
 from gateway.http1.message import HEAD_END, MAX_HEAD_BYTES
 from gateway.http1.parser import AnswerParser
 from gateway.verify.plan import Load
-from gateway.verify.tally import ADMITTED, MOST_POLICIES, UNANSWERED, UNREACHABLE, Tally
+from gateway.verify.tally import ADMITTED, MOST_POLICIES, UNANSWERED, UNREACHABLE, Tally, now_us
 
 if TYPE_CHECKING:
     from gateway.http1.framing import Body
@@ -37,11 +37,6 @@ GRACE_S: Final = 5.0
 
 _ERROR: Final = re.compile(rb"\r\nx-gateway-error: *([!-~]{1,64})", re.IGNORECASE)
 _POLICY: Final = re.compile(rb"\r\nratelimit-policy: *([ -~]{1,1000})", re.IGNORECASE)
-
-
-def now_us() -> int:
-    """Read the clock that all processes of a machine share, in microseconds."""
-    return time.monotonic_ns() // 1000
 
 
 class Sender:
