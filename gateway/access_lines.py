@@ -78,7 +78,7 @@ class Record(NamedTuple):
         received, sent: The bytes of the bodies.
         timing: How long it took, as in `writer.TIMING`.
         error: The code of what went wrong.
-        spent: What it did cost, where it went to a target whose requests cost something.
+        spent: What it cost, where it went to a target whose requests cost something.
     """
 
     head: RequestHead | None

@@ -178,7 +178,7 @@ class Admission:
         self._store.reserve(self._store.spend_plan(subject.id, (), subject.budgets), ask, waiter)
 
     def settle(self, subject: Subject, ask: Ask, granted: int, settlement: Settlement) -> None:
-        """Say what a request that was admitted did cost; see `Ledger.settle`."""
+        """Say what a request that was admitted cost; see `Ledger.settle`."""
         self._store.ledger.settle(subject.spend_plan or self._spend_plan(subject), ask, granted, settlement)
 
     def _spend_plan(self, subject: Subject) -> SpendPlan:

@@ -113,7 +113,7 @@ def _parser() -> _Parser:
     usage.add_argument("--json", action="store_true", help="as JSON, as GET /admin/usage has it")
     usage.add_argument("--url", help="ask the gateway there (default: from GATEWAY_LISTEN; if none answers, Redis)")
     _add_file(usage)
-    add_ledger(command("ledger", _ledger, "print what requests did cost, and release what is reserved", _SECRETS_HELP))
+    add_ledger(command("ledger", _ledger, "print what requests cost, and release what is reserved", _SECRETS_HELP))
     add_reconcile(command("reconcile", _reconcile, "compare a provider's invoice with the ledger", _SECRETS_HELP))
     add_simulate(command("simulate", _simulate, "replay the ledger against other limits and budgets", _SECRETS_HELP))
     command("demo", _demo, "send 8 requests through a gateway with RATE_LIMIT=5 to a mock API; needs nothing")

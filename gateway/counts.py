@@ -112,7 +112,7 @@ def told(counts: Mapping[str, int], in_flight: int) -> dict[str, Any]:
 
 
 def cost_of(counts: Mapping[str, int]) -> dict[str, str]:
-    """Return what requests did cost by unit, as decimal numbers in full: as texts, which lose nothing."""
+    """Return what requests cost by unit, as decimal numbers in full: as texts, which lose nothing."""
     units = {name.removeprefix(COST): atoms for name, atoms in sorted(counts.items()) if name.startswith(COST)}
     return {unit: spelled(atoms, unit) for unit, atoms in units.items()}
 

@@ -81,7 +81,7 @@ async def open_of(ledger: Ledger, token: str | None) -> list[Entry]:
 
 
 async def of_request(ledger: Ledger, token: str, request: str) -> dict[str, Any]:
-    """Answer `GET /usage/requests/REQUEST`: say what a request did cost, or may cost as long as it is not over.
+    """Answer `GET /usage/requests/REQUEST`: say what a request cost, or may cost as long as it is not over.
 
     Args:
         ledger: Where it is.

@@ -43,7 +43,7 @@ class Tally:
         own_s, upstream_s: Of each answer, how long the gateway and the upstream took, to its head. Two lists of the
             same length: to sort them when they are gathered costs less than to find a bucket for each on the way.
         statuses: The answers' statuses, but for those of 200: these are the rest.
-        settled: What requests did cost, and how sure that is.
+        settled: What requests cost, and how sure that is.
         about: What is known of the token, as fields for people to read.
 
     All but the last are since it was last folded.

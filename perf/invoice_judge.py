@@ -53,8 +53,8 @@ class Held(NamedTuple):
         upstream_id: The provider's; "" if nobody heard it.
         user: The name of the token.
         mark: `exact`, `estimated`, `assumed` or `released`.
-        nano, reserved: Nano-USD: what it did cost, and what was reserved for it.
-        tokens: What it did cost of these.
+        nano, reserved: Nano-USD: what it cost, and what was reserved for it.
+        tokens: What it cost of these.
     """
 
     id: str

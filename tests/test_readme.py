@@ -577,7 +577,7 @@ def test_the_ledger(tmp_path: Path) -> None:
     assert marks == [*Mark, OPEN]
 
 
-def test_what_a_request_did_cost(api: Api, tmp_path: Path) -> None:
+def test_what_a_request_cost(api: Api, tmp_path: Path) -> None:
     serve = runnable(block(SERVE), api=api.url)
     with serving(serve, tmp_path, TARGET_COST="0.005 USD", BUDGET="1 USD/hour") as ((url,), _):
         token = register(url)["token"]
@@ -587,7 +587,7 @@ def test_what_a_request_did_cost(api: Api, tmp_path: Path) -> None:
         (budget,) = json.loads(request(url, "GET", "/usage", token)[2])["budgets"]
     assert list(told) == list(json.loads(block(ENTRY)))
     assert told["cost"] == {"USD": "0.005"}
-    section = README.partition("### What a request did cost\n")[2].partition("\n#")[0]
+    section = README.partition("### The cost of one request\n")[2].partition("\n#")[0]
     for name in ("limit", "spent", "held", "remaining", "reset"):
         assert name in budget
         assert f"`{name}`" in section

@@ -208,7 +208,7 @@ def test_what_it_says(served: str, capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == [
         "2 USD/day, 3/minute for each token, 2025-11-26T20:00:00Z to 2025-11-26T21:00:00Z",
-        "8 requests of 2 tokens did cost 4 USD",
+        "8 requests of 2 tokens cost 4 USD",
         "3 would have been refused, the first at 2025-11-26T20:46:43Z: saved 1.75 USD, left 2.25 USD",
     ]
     assert [line.split() for line in lines[4:7]] == [
@@ -234,7 +234,7 @@ def test_json_has_every_token(served: str, capsys: pytest.CaptureFixture[str]) -
 
 def test_one_token_alone(served: str, capsys: pytest.CaptureFixture[str]) -> None:
     run(served, "--limit", "1/minute", "--token", "mine")
-    assert "4 requests of 1 tokens" in capsys.readouterr().out
+    assert "4 requests of 1 token cost" in capsys.readouterr().out
 
 
 def test_nobody_refused_is_said(served: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 A `Budget` is an amount of a unit in a window. Before a request leaves, an `Ask` says the most that it can cost, and
 that is reserved under all of its budgets, or nothing is; `Book` is the rule for one budget. When the answer has
-passed, a `Settlement` says what it did cost, and an `Entry` of the ledger remembers it. A reservation that nobody
+passed, a `Settlement` says what it cost, and an `Entry` of the ledger remembers it. A reservation that nobody
 renews is settled at its full amount: the money may be gone.
 
 Amounts are integers of a unit's atoms: billionths (`NANO`) of money and of anything else that may be divided, single

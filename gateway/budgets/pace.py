@@ -132,7 +132,7 @@ class Pace:
         self._history = _Sum()  # the window is a part of it
 
     def spend(self, guard: SpendGuard, atoms: int, at_us: int, share: float = 1.0) -> None:
-        """Enter what a request did cost.
+        """Enter what a request cost.
 
         Args:
             guard: The same one always.

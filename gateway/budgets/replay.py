@@ -1,8 +1,8 @@
 """Replays the ledger against other limits and budgets: who would have been refused, and what that would have saved.
 
-Each request asks again when it began, for what it reserved then, and is settled when it was settled, for what it did
-cost; one that would have been refused is charged nowhere. What a client would have done after a refusal is not known:
-it may have given up, or have come again. Limits and budgets begin empty.
+Each request asks again when it began, for what it reserved then, and is settled when it was settled, for what it cost;
+one that would have been refused is charged nowhere. What a client would have done after a refusal is not known: it may
+have given up, or have come again. Limits and budgets begin empty.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Fate:
         refused: How many of them would have been refused.
         first_us: When the first of these began, in microseconds since the epoch; 0: none.
         by: How many would have been refused by each limit and budget, by label.
-        cost: What all of them did cost, atoms by unit.
-        saved: What those did cost that would have been refused.
+        cost: What all of them cost, atoms by unit.
+        saved: What those that would have been refused cost.
     """
 
     requests: int = 0

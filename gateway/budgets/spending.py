@@ -1,4 +1,4 @@
-"""What a request may cost, what it did cost, and what the ledger remembers of it."""
+"""What a request may cost, what it cost, and what the ledger remembers of it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Ask(NamedTuple):
 
 
 class Settlement(NamedTuple):
-    """What a request did cost, and how it is remembered.
+    """What a request cost, and how it is remembered.
 
     Args:
         cost: Atoms by unit; empty: nothing.

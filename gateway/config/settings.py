@@ -49,7 +49,7 @@ class Settings:
         budgets: What tokens may cost, each and together, and where the days of budgets begin.
         budget_clamp: Requests ask for no more output tokens than there is money for.
         budget_cut: A stream that costs more than was reserved, and can reserve no more, is ended.
-        disconnect_drain_s: How long an answer is still read whose client has left, for what it did cost; 0: not at all.
+        disconnect_drain_s: How long an answer is read on when its client has left, to learn its cost; 0: not at all.
         loop_guard: How often the same request may be sent, as the bucket that each is counted in; None: any.
         spend_guard: How many times its usual pace a token may spend; None: any.
         state_file: Where the embedded store keeps budgets; None: in memory.

@@ -1,4 +1,4 @@
-"""`gateway ledger`: what requests did cost, and what is reserved for those under way."""
+"""`gateway ledger`: what requests cost, and what is reserved for those under way."""
 
 from __future__ import annotations
 

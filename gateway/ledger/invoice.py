@@ -162,7 +162,7 @@ def reconcile(billed: Iterable[Billed], entries: Iterable[Entry]) -> Reconciled:
 
 
 def usd_of(entry: Entry) -> int:
-    """Return what a request did cost, in atoms of USD."""
+    """Return what a request cost, in atoms of USD."""
     return entry.cost.get("USD", 0)
 
 

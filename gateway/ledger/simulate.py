@@ -105,7 +105,7 @@ def as_text(replayed: Replayed, rules: Rules, since_us: int, until_us: int) -> s
     tried = ", ".join([*([all_written(rules.budgets)] if rules.budgets else []), *rules.texts])
     lines = [
         f"{tried} for each token, {seconds(since_us)} to {seconds(until_us)}",
-        f"{total.requests} requests of {len(replayed.tokens)} tokens did cost {amounts(total.cost)}",
+        f"{_count(total.requests, 'request')} of {_count(len(replayed.tokens), 'token')} cost {amounts(total.cost)}",
     ]
     if total.refused:
         lines.append(
@@ -132,6 +132,10 @@ def as_members(replayed: Replayed, rules: Rules, since_us: int, until_us: int) -
         "tokens": [{"token": token, **_members(fate)} for token, fate in replayed.tokens.items()],
         "notes": list(NOTES),
     }
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _members(fate: Fate) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a request may cost, and what it did cost, read out of its answer as that passes. Pure: no I/O, no clock.
+"""What a request may cost, and what it cost, read out of its answer as that passes. Pure: no I/O, no clock.
 
 `pricing.pricing_of` makes the `Pricing` of a target from its `costs.CostTable`. Of each request it makes a `Quote`: the
 most that the request can cost, as `budgets.Ask` has it, and the body to send. Of the answer to it, the quote makes a
@@ -21,7 +21,7 @@ MAX_READ_BYTES: Final = 1 << 20
 
 
 class Cost(NamedTuple):
-    """What a request did cost.
+    """What a request cost.
 
     Args:
         cost: Atoms by unit; empty: nothing.
@@ -61,7 +61,7 @@ class Meter(Protocol):
         ...
 
     def result(self, *, whole: bool, elapsed_ms: int) -> Cost:
-        """Return what the request did cost.
+        """Return what the request cost.
 
         Args:
             whole: Whether the answer came to its end.

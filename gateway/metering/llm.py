@@ -70,7 +70,7 @@ class Terms:
         fees: Whether something may be billed that no usage tells of.
         strips: Whether the client has not asked for the event that says the usage.
         several: Whether it asks for several answers in one.
-        routed: Whether somebody answers whose prices nobody knows before: the answer says what it did cost.
+        routed: Whether the prices of who answers are not known before: then the answer says what it cost.
         each, most, least, accepts, notice: As of `Quote`.
         limit: The name of the output's limit, where that may be set or lowered; "" where it may not.
         rate: What a byte of the request can cost, in picodollars, where nothing else of it counts; None: something may.
@@ -102,7 +102,7 @@ class Terms:
         return {unit: atoms + self.each.get(unit, 0) * granted for unit, atoms in fixed.items()}
 
     def cost(self, fixed: Mapping[str, int], granted: int, said: Said, id_: str, *, whole: bool) -> Cost:
-        """Return what a request did cost whose answer is over.
+        """Return what a request whose answer is over cost.
 
         Args:
             fixed: As of `Quote`.
@@ -136,7 +136,7 @@ class Terms:
         return {"USD": tariff.nano(counts, percent), "tokens": counts[0] + counts[1]}
 
     def billed(self, said: Said) -> int | None:
-        """Return what an answer says that it did cost, calls of tools included, in nano-USD; None where none does."""
+        """Return the cost that an answer states, calls of tools included, in nano-USD; None where it states none."""
         return routed_nano(*said.cost) if self.routed and said.cost is not None else None
 
     def passed(self, fixed: Mapping[str, int], granted: int, said: Said) -> dict[str, int]:
@@ -320,7 +320,7 @@ def units_of(counts: Counts) -> dict[str, int]:
 
 
 def routed_nano(cost: object, is_byok: object, details: object) -> int | None:
-    """Return what OpenRouter says that an answer did cost, in nano-USD; None if that is no cost.
+    """Return what an answer cost by OpenRouter's account, in nano-USD; None if that is no cost.
 
     Args:
         cost: The usage's, in USD.

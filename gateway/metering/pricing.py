@@ -315,7 +315,7 @@ class LlmPricing:
         return fixed, each
 
     def _unread(self, shape: Shape, model: str, body: bytes | None, now_s: float, held: FixedQuote) -> Quote:
-        """Quote a request that is not read: its answer may say what it did cost, and must be counted if it does.
+        """Quote a request that is not read: its answer may say what it cost, and must be counted if it does.
 
         Args:
             shape: Its own.

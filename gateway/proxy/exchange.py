@@ -54,7 +54,7 @@ class Exchange:
     # fmt: on
 
     spent: Spent | None = None
-    """What the log has to know of what it did cost; see `metered`."""
+    """What the log has to know of what it cost; see `metered`."""
 
     def __init__(self, context: Destination, client: ClientConnection) -> None:
         self.context = context

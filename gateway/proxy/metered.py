@@ -60,7 +60,7 @@ class MeteredExchange(GuardedExchange):
     """See `GuardedExchange`.
 
     Attributes:
-        spent: What it did cost, for the log; None: nothing was sent, or it is not settled.
+        spent: What it cost, for the log; None: nothing was sent, or it is not settled.
     """
 
     # fmt: off
@@ -194,7 +194,7 @@ class MeteredExchange(GuardedExchange):
         self._sent_s = perf_counter()
         GuardedExchange.on_connected(self, connection)
 
-    # --- what it did cost ----------------------------------------------------------------------------------------
+    # --- what it cost ----------------------------------------------------------------------------------------
 
     def on_answer(self, head: AnswerHead, rest: bytes) -> None:
         """See `Exchange`."""

@@ -65,7 +65,7 @@ class Pacing:
         self._seeding: asyncio.Task[None] | None = None
 
     def spent(self, token_id: str, atoms: int) -> None:
-        """Enter what a request did cost, 0 or more, for its token's parents too; log it of who is too fast by that."""
+        """Enter what a request cost, 0 or more, for its token and its parents; log who of them is too fast by that."""
         if atoms:
             for one in _generations(token_id):
                 self._enter(one, atoms, self._now_us())

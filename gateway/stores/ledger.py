@@ -53,7 +53,7 @@ class Ledger(Protocol):
             plan: The one it was reserved under.
             ask: As reserved.
             granted: `SpendVerdict.granted`.
-            settlement: What it did cost. A cost of nothing with an empty `entry` leaves no entry: nothing was sent.
+            settlement: What it cost. A cost of nothing with an empty `entry` leaves no entry: nothing was sent.
         """
         ...
 
@@ -99,7 +99,7 @@ class Ledger(Protocol):
     async def release(self, request: str) -> Entry | None:
         """Settle a reservation that is open, or was assumed, for nothing; return what it was, None if it is neither.
 
-        Of one that was open, `settle` counts all the same, once: it was under way, and did cost something.
+        Of one that was open, `settle` counts all the same, once: it was under way, and cost something.
 
         Raises:
             StoreUnavailable: The store does not answer.

@@ -210,7 +210,7 @@ class MemoryLedger:
             return None
         was, is_open = self._journal.line(request) or _as_open(request, reservation), request in self._open
         self._settle(request, Settlement({}, Mark.RELEASED, reservation.text))
-        if is_open:  # nothing is held, but who has it under way will say what it did cost
+        if is_open:  # nothing is held any more, but its holder will say what it cost
             self._released[request] = reservation
             for account in reservation.accounts:
                 account.reserve(request, 0)

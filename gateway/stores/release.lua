@@ -1,5 +1,5 @@
--- Settles a request by hand, for nothing, if it is open, or was assumed. Who still has it under way may yet say, once,
--- what it did cost.
+-- Settles a request by hand, for nothing, if it is open, or was assumed. Whoever still has it under way may yet say
+-- what it cost, once.
 --
 -- KEYS     as expire.lua's; in the names of what is open and assumed are the budgets that it is held in, in the same slot
 -- ARGV     the request

@@ -1,4 +1,4 @@
--- Settles a request, once: what was held for it is spent at what it did cost; so is what was assumed of it.
+-- Settles a request, once: what was held for it is spent at what it cost; so is what was assumed of it.
 --
 -- KEYS     three for each budget (see budgets.lua); then the family's `open`, `open:ends`, `open:settled`, `open:assumed`
 --          and `ledger`

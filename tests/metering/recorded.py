@@ -51,7 +51,7 @@ def feed(meter: Meter, *pieces: bytes) -> bytes:
 
 
 def cost_of(quoted: Quote, answer: bytes, kind: bytes, *, whole: bool = True, lines: tuple[bytes, ...] = ()) -> Cost:
-    """Return what an answer did cost, that comes as one piece: whether its meter knows that it is all or not."""
+    """Return what an answer cost, that comes as one piece: whether its meter knows that it is all or not."""
     head = (b"HTTP/1.1 200 OK", *lines, kind)
     meter = quoted.meter(quoted.most, 200, head)
     passed = feed(meter, answer)

@@ -138,7 +138,7 @@ def test_what_a_field_may_turn_into_another_request_is_not_priced(line: bytes, m
         ("alt=sse", b"x-goog-fieldMask: candidates"),
     ],
 )
-def test_what_an_answer_did_cost_cannot_be_left_out_of_it(query: str, line: bytes) -> None:
+def test_what_an_answer_cost_cannot_be_left_out_of_it(query: str, line: bytes) -> None:
     """Google's APIs let the client choose members of the answer: those that count output would be missing."""
     path, usual = f"{GEMINI_PATH}?{query}".encode(), f"{GEMINI_PATH}?alt=sse&x=fields".encode()
     _, kept, _ = asked([b"", b"A: b"], b"A: b")
@@ -340,7 +340,7 @@ def test_sound_and_pictures_are_not_had_at_the_price_of_text(url: str, model: st
         ({}, None),
     ],
 )
-def test_of_openrouter_the_answer_says_what_it_did_cost(usage: dict[str, Any], usd: int | None) -> None:
+def test_of_openrouter_the_answer_says_what_it_cost(usage: dict[str, Any], usd: int | None) -> None:
     """A model has many prices there, and `provider` in the request chooses among them."""
     answer = json.dumps(CHAT | {"usage": CHAT["usage"] | usage}).encode()  # type: ignore[operator]
     for url, is_told in (("https://openrouter.ai/api/v1", usd is not None), ("https://api.example/v1", False)):
@@ -412,7 +412,7 @@ def test_a_discount_has_to_be_confirmed() -> None:
     assert cost_of(quoted, json.dumps(answer | {"service_tier": "flex"}).encode(), JSON).cost["USD"] == whole / 2
 
 
-def test_what_a_message_says_at_its_begin_is_not_what_it_did_cost() -> None:
+def test_what_a_message_says_at_its_begin_is_not_what_it_cost() -> None:
     """Some servers that speak as Anthropic's tell no usage at the end, or none of the input at the begin."""
     quoted = quote("/v1/messages", {**STREAMS, "max_tokens": 5000})
     said = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x" * 1000}}

@@ -123,7 +123,7 @@ def test_a_field_names_the_cost() -> None:
     assert (two.cost, two.mark) == (RESERVE, Mark.ESTIMATED)
 
 
-def test_an_error_that_says_what_it_did_cost_is_not_free() -> None:
+def test_an_error_that_says_what_it_cost_is_not_free() -> None:
     quoted = quote(measured=Measured(kind="header", price=UnitPrice("USD", 10**9), place="x-cost"), reserve=RESERVE)
     for line, cost in ((b"X-Cost: 0.25", {"USD": 250_000_000}), (b"X-Cost: much", {}), (b"A: b", {})):
         told = quoted.meter(0, 502, (b"", line)).result(whole=True, elapsed_ms=1)

@@ -1,4 +1,4 @@
-"""What requests did cost, as who pays sees it: in `/usage`, `/admin/usage`, at `/usage/requests/ID` and in the log."""
+"""What requests cost, as who pays sees it: in `/usage`, `/admin/usage`, at `/usage/requests/ID` and in the log."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def of(play: Playbook, id_: bytes, token: bytes | None = None) -> dict[str, Any]
     return told(play, b"/usage/requests/" + id_, token)
 
 
-def test_a_request_is_told_with_what_it_did_cost(play: Playbook) -> None:
+def test_a_request_is_told_with_what_it_cost(play: Playbook) -> None:
     id_ = passes(play)
     entry = of(play, id_)
     assert entry["began"] <= entry["at"]
@@ -228,7 +228,7 @@ def logged(play: Playbook) -> list[dict[str, Any]]:
     return [json.loads(line) for line in play.logged.read()]
 
 
-def test_a_line_of_the_log_has_what_its_request_did_cost(make: Callable[..., Playbook]) -> None:
+def test_a_line_of_the_log_has_what_its_request_cost(make: Callable[..., Playbook]) -> None:
     play = make(access_log="json")
     # So that heads begin alike, and the log remembers what it says of such.
     ids = [passes(play, b"X-Number: %d" % number).decode() for number in range(9)]

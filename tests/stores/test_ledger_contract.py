@@ -95,7 +95,7 @@ ODD_STEPS = [
 
 @dataclass
 class Passed:
-    """A request that was admitted: what was reserved of each unit, and what it did cost, when."""
+    """A request that was admitted: what was reserved of each unit, and what it cost, when."""
 
     who: int
     reserved: dict[str, int]

@@ -130,7 +130,7 @@ async def test_what_is_held_in_two_slots_is_released_by_hand_in_both(cluster: Cl
         assert released is not None
         assert (released.id, released.token) == ("r-1", "abc")
         assert await stands(other, plan) == [(0, 0), (0, 0)]
-        # Its holder does not bring it back, but says what it did cost when it is over.
+        # Its holder does not bring it back, but says what it cost when it is over.
         store.ledger.renew()
         await arrived(store)
         assert await stands(other, plan) == [(0, 0), (0, 0)]
