@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from perf import parts
+from perf import heads, parts
 from perf.bench import EVENT_BODIES, EXCHANGES, LARGE_BODIES, ROUND, SLOW_ROUND
 
 if TYPE_CHECKING:
@@ -50,17 +50,17 @@ def _metered(name: str) -> Callable[[], Bench]:
 
 
 CASES: Final = (
-    Case("parse-request", "parse a request head, 14 lines of an SDK's", parts.parse_request, ROUND),
-    Case("parse-request-again", "the same, the next one on its connection", parts.parse_request_again, ROUND),
+    Case("parse-request", "parse a request head, 14 lines of an SDK's", heads.parse_request, ROUND),
+    Case("parse-request-again", "the same, the next one on its connection", heads.parse_request_again, ROUND),
     Case(
         "parse-request-h11",
         "the same with one odd spelling, so by h11",
-        parts.parse_request_by_h11,
+        heads.parse_request_by_h11,
         SLOW_ROUND,
     ),
-    Case("parse-answer", "parse an answer head, 12 lines", parts.parse_answer, ROUND),
-    Case("write-request", "write the upstream's request head", parts.write_request, ROUND),
-    Case("write-answer", "write the client's answer head", parts.write_answer, ROUND),
+    Case("parse-answer", "parse an answer head, 12 lines", heads.parse_answer, ROUND),
+    Case("write-request", "write the upstream's request head", heads.write_request, ROUND),
+    Case("write-answer", "write the client's answer head", heads.write_answer, ROUND),
     Case("chunked-64k", "frame and scan 64 KiB in chunks of 4 KiB", parts.chunked_64k, LARGE_BODIES),
     Case("chunked-tiny", "frame and scan 1000 chunks of 51 bytes, read together", parts.chunked_tiny, EVENT_BODIES),
     Case("chunked-events", "the same 1000 chunks, read one by one", parts.chunked_events, EVENT_BODIES),
