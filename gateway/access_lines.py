@@ -1,4 +1,4 @@
-"""What a line of the access log says: of each request one, in JSON or in the common log format. Pure."""
+"""The lines of the access log: one for each request, in JSON or in the common log format. Pure."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ A longer line could be torn by those of another worker."""
 
 _ESCAPED: Final = re.compile(rb'["\\]')
 _AUTHORITY: Final = re.compile(rb"\A[A-Za-z]+://[^/]*")
-# What it has begun to take, it keeps: else a path of nothing but `gw_` would take the square of its length.
+# What begins like a token is taken as a whole: else a path of nothing but `gw_` would take the square of its length.
 _TOKEN: Final = re.compile(rb"gw_[A-Za-z0-9_-]{32,}(?:\.[A-Za-z0-9_-]+)?")
 _OWN_TIME, _UPSTREAM_TIME, _ = writer.TIMING.split(b"%.3f")
 _TIMES_AT: Final = len(_OWN_TIME)
-# Where both times are if the first is less than 10 ms: to look whether it is takes less than to look for them.
+# Where both times stand if the first is below 10 ms: to check that is quicker than to search for them.
 _DOT_AT: Final = _TIMES_AT + 1
 _DOT: Final = ord(".")
 _OWN: Final = slice(_TIMES_AT, _TIMES_AT + len(b"0.000"))
@@ -45,7 +45,7 @@ _ANY: Final = (
 _FORM: Final = (
     b'%b",%b,"status":%d,"gateway_ms":%%b,"upstream_ms":%%b,"bytes_in":%%d,"bytes_out":%%d,"error":null,"trace":%b}\n'
 )
-"""Takes what requests have in common that go one way, and then what each has of its own."""
+"""To be filled twice: with what requests to one place have in common, then with what each has of its own."""
 _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 

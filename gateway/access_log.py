@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FLUSH_S: Final = 0.1
 MAX_LINES: Final = 32_768
-"""Under way at most: about 10 MB."""
+"""Waiting to be written, at most: about 10 MB."""
 ATOMIC_BYTES: Final = 4096
 """What a pipe takes in one piece (PIPE_BUF), so that the lines of several workers on one pipe do not mix."""
 FILE_BYTES: Final = 1 << 20
@@ -110,7 +110,7 @@ class LineWriter:
         while piece:
             try:
                 piece = piece[os.write(self._descriptor, piece) :]
-            except BlockingIOError:  # whoever shares it with this process does not want to wait
+            except BlockingIOError:  # somebody who shares it with this process has set it so
                 select.select((), (self._descriptor,), ())
 
 

@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 MAX_SUBJECTS: Final = 8192
 """How many verified tokens are remembered: about 1 kB each."""
 MAX_POLICIES: Final = 50
-"""Of one token with those it was made from and the common ones: what one check costs is bounded."""
+"""Limits of a token, of those it was made from and common ones in all: so what one check costs is bounded."""
 MAX_BUDGETS: Final = 20
-"""Of one token with those it was made from and the shared ones, likewise."""
+"""Budgets of a token, of those it was made from and shared ones in all, likewise."""
 MAX_REVOKED: Final = 65_536
 """How many revoked tokens are remembered: about 100 bytes each. The store knows the others."""
 FOR_EVER_S: Final = 10 * 366 * 86_400
-"""How long a revocation lasts of a token that has no end: longer than any Redis, but every key expires."""
+"""How long the revocation of a token without an end lasts: longer than any Redis does, and yet every key expires."""
 
 _ENDED: Final = float("-inf")
 _NO_BUDGETS: Final = GatewayBudgets()
@@ -102,11 +102,11 @@ class Admission:
         return other
 
     def give_way_to(self, other: Admission) -> None:
-        """Tell the one that goes on of tokens that this one still learns to be revoked, for requests under way."""
+        """Pass on to another one which tokens this one still learns to be revoked, by requests that are under way."""
         self._memories[:] = other._memories
 
     def beside(self, target: str, limits: Sequence[Policy]) -> Admission:
-        """Return one for the same tokens, which checks these limits as well: those of one target, given by its name.
+        """Return one for the same tokens that checks the limits of one target, given by its name, as well.
 
         What either learns of revoked tokens, both know; and this one issues no token that would be under too many.
         """
@@ -198,7 +198,7 @@ class Admission:
         return subject.refusal(verdict, now_s)
 
     def subject_of(self, claims: Claims) -> Subject:
-        """Return what is under a token's limits. Raises ValueError if they cannot be read."""
+        """Return the subject that a token stands for. Raises ValueError if its limits or budgets cannot be read."""
         policies = policies_of(claims, self._limits, self._common_limits, shadow=self._shadow)
         budgets = self._budgets.of(claims.budgets_by_generation())
         return Subject(claims, policies, self._store.plan(claims.id, policies), budgets)

@@ -23,7 +23,7 @@ _log = logging.getLogger("gateway")
 
 
 def server_context(cert: str, key: str | None) -> ssl.SSLContext:
-    """Make what clients are spoken to with.
+    """Make the context of TLS with clients.
 
     Args:
         cert: The path of the certificate, with those that signed it behind it.
@@ -39,7 +39,7 @@ def server_context(cert: str, key: str | None) -> ssl.SSLContext:
 
 
 def client_context(ca_file: str | None, cert: str | None, key: str | None) -> ssl.SSLContext:
-    """Make what the upstream is spoken to with: it is verified, always.
+    """Make the context of TLS with an upstream, which is always verified.
 
     Args:
         ca_file: The path of the trusted roots; None: the system's.

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run(words)
     except ConfigError as error:
         return _fail(str(error), USAGE)
-    except BrokenPipeError:  # who reads the output, like `head`, has enough of it
+    except BrokenPipeError:  # the reader of the output, like `head`, has enough of it
         return FINE
     except (GatewayError, OSError) as error:
         return _fail(str(error), FAILURE)
@@ -51,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fill_standard_streams() -> None:
-    """Have the descriptors 0, 1 and 2 be something: who starts us may have closed them.
+    """Open the descriptors 0, 1 and 2, where this process was started with them closed.
 
-    The next socket would have the number of one that is not, and get the access log; libuv aborts when it closes that.
+    Else the next socket would be one of them, and get the access log; and libuv aborts when it closes one of them.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
@@ -62,7 +62,7 @@ def _fill_standard_streams() -> None:
 
 @contextlib.contextmanager
 def _printed() -> Iterator[None]:
-    """See that all that is printed inside has left: what fails as Python exits has an exit code that means nothing."""
+    """Flush what is printed inside: if that failed as Python exits, the exit code would mean nothing."""
     out: TextIO | None = sys.stdout
     if out is None:  # started with it closed
         yield

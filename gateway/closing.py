@@ -1,4 +1,4 @@
-"""Turning away who would come to a listening socket, so that its queue can be emptied before it is closed.
+"""Turning newcomers away from a listening socket, so that its queue can be emptied before it is closed.
 
 Closing resets whoever waits in the queue, and between the last accept and the close there is time for another one.
 """
@@ -25,11 +25,11 @@ _DROP_OPENING_SEGMENTS: Final = (
 def turn_away(sock: socket.socket) -> None:
     """Let no new connection into the queue; what is there, or halfway there, may still be accepted.
 
-    On TCP the first segment of who comes is dropped, so a second later his machine sends it again, and is refused by
-    then. On a unix socket he is refused at once. Where a system has neither, nothing changes.
+    On TCP a newcomer's first segment is dropped; its machine sends it again a second later, and is refused by then. On
+    a unix socket it is refused at once. Where a system can do neither, nothing changes.
 
     Args:
-        sock: It must be no other process's as well, as it never lets in anybody again.
+        sock: No other process may use it: it never lets anybody in again.
     """
     with contextlib.suppress(OSError):
         if sock.family == socket.AF_UNIX:

@@ -132,7 +132,7 @@ class Endpoints:
     async def _register(self, head: RequestHead, body: bytes, peer: Peer) -> Answer:
         is_admin = self._is_admin(head.bearer)
         if not is_admin:
-            # Before anything else, so that it counts as well who guesses at the key.
+            # Before anything else, so that guesses at the key are counted, too.
             await count_registration(self._store, peer.name)
         self._need_right(head, "Registering", peer, by_dashboard=False)
         return _issued(self._admission.issue, body if is_admin else b"")
@@ -161,7 +161,7 @@ class Endpoints:
         return _json(200, {"id": token_id, "revoked": True})
 
     def _need_right(self, head: RequestHead, what: str, peer: Peer, *, by_dashboard: bool = True) -> None:
-        """Refuse who is no admin nor, where there is no admin key, a program or the dashboard on this machine."""
+        """Refuse all but admins and, where there is no admin key, programs and the dashboard on this machine."""
         if self._is_admin(head.bearer):
             return
         if self._admin_key is not None:

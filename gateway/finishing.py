@@ -1,4 +1,4 @@
-"""What has to be done to its end, whoever is cancelled meanwhile: to give sockets back."""
+"""What has to run to its end even if its caller is cancelled: giving sockets back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _P = ParamSpec("_P")
 
 
 def to_the_end(work: Callable[_P, Coroutine[Any, Any, None]]) -> Callable[_P, Coroutine[Any, Any, None]]:
-    """Have a coroutine function, which ends by itself, be awaited to its end: a caller that is cancelled is so then."""
+    """Have a coroutine function, which ends by itself, run to its end; a cancelled caller is cancelled after that."""
 
     @functools.wraps(work)
     async def whole(*args: _P.args, **kwargs: _P.kwargs) -> None:

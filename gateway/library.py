@@ -75,7 +75,7 @@ class Grant:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        # Used, even if it failed: what was sent may have cost something. Who knows better has settled already.
+        # Used, even if it failed: what was sent may have cost something. One that knows better has settled already.
         self.settle()
 
 

@@ -1,8 +1,8 @@
 """Listening and accepting: a `Listener` takes connections in, and never more than `Descriptors` has room for.
 
 It accepts by itself: asyncio's server accepts all that wait before the first of them can be counted, and uvloop's,
-out of descriptors, ends the connections of all that wait and says nothing. Who is not accepted waits in the kernel's
-queue. A listener knows nothing of HTTP, and reaches the rest of the gateway only through what it is given.
+out of descriptors, ends the connections of all that wait and says nothing. A client that is not accepted waits in the
+kernel's queue. A listener knows nothing of HTTP, and reaches the rest of the gateway only through what it is given.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def soft_limit() -> int:
 
 @contextlib.contextmanager
 def listening_on(address: Address | UnixAddress) -> Iterator[None]:
-    """Have an OSError inside say where it was tried to listen, and what that takes.
+    """Make an OSError inside say on which address listening failed, and what would mend that.
 
     Raises:
         OSError: That one, with the same errno.
@@ -106,8 +106,8 @@ def listening_on(address: Address | UnixAddress) -> Iterator[None]:
 class Listener:
     """The listening sockets of a gateway. Where something is to be done at each tick, also the clock's `Watched`.
 
-    Where several processes listen, each has sockets of its own. To the others' it looks at each tick: who waits there
-    for longer than that has come to a process that is busy, or is not there.
+    Where several processes listen, each has sockets of its own, and looks at the others' at each tick: a client that
+    still waits there then has come to a process that is busy, or gone.
 
     Args:
         clock: The process's coarse time.
@@ -249,10 +249,10 @@ class Listener:
                 self._accept(sock, MOST_WAITING)
 
     def end(self, *, handed_over: bool = False) -> None:
-        """Give up listening in good order: first accept who waits in the kernel's queues, as long as there is room.
+        """Give up listening in good order: first accept the clients in the kernel's queues, as long as there is room.
 
         Args:
-            handed_over: Another process accepts from the same sockets: who waits there is left to it.
+            handed_over: Another process accepts from the same sockets: clients in their queues are left to it.
         """
         if not handed_over:
             self.turn_away()
@@ -261,7 +261,7 @@ class Listener:
         self.stop()
 
     def stop(self) -> None:
-        """Give up listening: where no other process does, who waits in the kernel's queue is reset. May be repeated."""
+        """Give up listening: unless another process does, clients in the kernel's queue are reset. May be repeated."""
         if not self._paused:
             self._rest()
         self._clock.watched.discard(self)

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 NOTICE_SHARE: Final = 0.25
 """How much of `DRAIN_TIMEOUT` may go by before listening ends: what comes last needs the rest."""
 HANDSHAKE_S: Final = 0.25
-"""From turning clients away to the end of listening, after a notice: so long a round trip may take of who is halfway
-connected, and would be reset with a request on its way."""
+"""From turning clients away to the end of listening, after a notice. A client that is halfway connected has so long for
+its round trip; else it would be reset with a request on its way."""
 TURNS: Final = 8
 """Of the loop: in so many at most, each connection that was aborted has heard of it."""
 _SECRET_BYTES: Final = 32
@@ -299,8 +299,8 @@ class Gateway:
         stay idle are closed a second later.
 
         Args:
-            notice_s: Listen on for as long, that who balances load may notice first; and again as long as new clients
-                came meanwhile, up to a quarter of `DRAIN_TIMEOUT`.
+            notice_s: Go on listening for so long, so that load balancers notice first, and again as long as new clients
+                come meanwhile, up to a quarter of `DRAIN_TIMEOUT`.
             handed_over: Another process accepts from the same sockets, so nobody needs notice.
 
         Returns:

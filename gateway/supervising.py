@@ -149,7 +149,7 @@ def become_supervisor(settings: Settings, environ: Mapping[str, str]) -> NoRetur
 def _open(address: Address | UnixAddress, workers: int) -> tuple[list[socket.socket], list[str]]:
     """Listen on an address, with one socket for all workers or one for each (`SO_REUSEPORT`).
 
-    The kernel deals connections out to the latter by a hash. Of one for all, who is quickest takes most. Measured on
+    The kernel deals connections out to the latter by a hash. Of one for all, the quickest takes most. Measured on
     two cores with other work on them, the busiest worker's part of a fair share, as the median of five runs:
 
     | connections | 2 workers: each | all | 4 workers: each | all |

@@ -39,7 +39,7 @@ class Tally:
         retries: How many of the refused and the upstream's errors an SDK had sent again by itself.
         bytes_in: Of the bodies that the client sent; chunk framing not counted.
         bytes_out: Likewise of those that it got, but for those in `passed`.
-        begun: How many requests have begun. Who finds `MAX_LISTED` calls `fold`.
+        begun: How many requests have begun. At `MAX_LISTED`, `fold` is to be called.
         own_s, upstream_s: Of each answer, how long the gateway and the upstream took, to its head. Two lists of the
             same length: to sort them when they are gathered costs less than to find a bucket for each on the way.
         statuses: The answers' statuses, but for those of 200: these are the rest.

@@ -84,7 +84,7 @@ def _make_way(path: str) -> None:
     """Remove the socket of somebody who has ended without doing so.
 
     Raises:
-        OSError: It is somebody's who has not ended, or no socket; or that cannot be found out.
+        OSError: Its owner has not ended, or it is no socket; or that cannot be found out.
     """
     try:
         mode = os.lstat(path).st_mode

@@ -33,7 +33,7 @@ GC_THRESHOLDS: Final = (50_000, 20, 50)
 """Requests leave almost no cycles behind; the default of 700 allocations would scan for them all the time."""
 
 NOTICE_S: Final = 1.0
-"""From SIGTERM to the end of listening, at least: `/readyz` tells it meanwhile to who asks once a second."""
+"""From SIGTERM to the end of listening, at least: a load balancer that asks `/readyz` once a second hears of it."""
 
 _log = logging.getLogger("gateway")
 
@@ -150,7 +150,7 @@ class _Life:
         settings: Its configuration.
         place: What this process was given by its supervisor; None if it has none.
         environ: The environment that the process was started with.
-        is_activated: Who has started it has opened the listening sockets, and keeps them.
+        is_activated: Whoever started it has opened the listening sockets, and keeps them.
 
     Attributes:
         ending: Set when the process is to end.

@@ -5,8 +5,8 @@ window that it is settled in. A provider bills at some time between the two. So 
 request that was admitted in that window was admitted with this one counted: what is billed in any window is never more
 than the budget, as long as no request costs more than was reserved for it.
 
-Of a window that slides, time is cut in sixtieths, as in `limits.window`; of a calendar's, each window is one segment,
-named by the second it starts.
+The time of a sliding window is cut in sixtieths, as in `limits.window`; a calendar window is one segment, named by the
+second in which it starts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RETRY_US: Final = 1_000_000
 """When to ask again where only reservations are in the way: nobody knows when they will be settled, but soon."""
 NEVER_US: Final = -1
-"""When a request may pass that could cost more than the whole budget."""
+"""In place of a wait: the request could cost more than the whole budget, so it can never pass."""
 
 
 class Held(NamedTuple):
@@ -118,11 +118,11 @@ class Book(NamedTuple):
         return BudgetStanding(spent, held, reset_us)
 
     def reserved(self, id_: str, atoms: int, ends_us: int) -> Book:
-        """Return the state with a reservation more; nothing is not reserved."""
+        """Return the state with one more reservation, unless it is of nothing."""
         return self._replace(held={**self.held, id_: Held(atoms, ends_us)}) if atoms else self
 
     def renewed(self, id_: str, atoms: int, ends_us: int) -> Book:
-        """Return the state with a reservation that lasts longer, or is more or less by now.
+        """Return the state with a reservation that lasts longer, perhaps with another amount.
 
         One that had ended is there again; and one that this book never knew, for then the store has lost its data.
         """

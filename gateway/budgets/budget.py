@@ -109,9 +109,9 @@ class Budget:
         return tuple(int(day.timestamp()) for day in days)
 
 
-def amount_of(texts: Mapping[str, int]) -> str:
+def amount_of(amounts: Mapping[str, int]) -> str:
     """Spell amounts for people: `0.0123 USD, 456 tokens`."""
-    return ", ".join(f"{spelled(atoms, unit)} {unit}" for unit, atoms in texts.items())
+    return ", ".join(f"{spelled(atoms, unit)} {unit}" for unit, atoms in amounts.items())
 
 
 def spelled(atoms: int, unit: str) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 LONG_S: Final = 86_400
-"""From so long a window on, a budget has to outlive the process that counts it: a restart a day is nothing unusual."""
+"""A budget whose window is so long has to outlive the process that counts it: a restart a day is nothing unusual."""
 
 
 class Forgotten(ValueError):

@@ -19,11 +19,11 @@ HISTORY_US: Final = 86_400_000_000
 MIN_WINDOWS: Final = 12
 """A history is no shorter than so many windows; of windows longer than two hours, it goes back further than a day."""
 MIN_REQUESTS: Final = 20
-"""Of so many requests an average says something; or of fewer, in a quarter of the history's parts."""
+"""From so many requests on, an average says something; or with fewer, spread over a quarter of the history's parts."""
 FLOOR: Final = 10_000_000
 """Atoms: 0.01 USD in a window is nothing to warn of."""
 MOST_WAIT_US: Final = 5_000_000
-"""What a request waits for at most while its token is slowed."""
+"""The longest that a request waits while its token is slowed."""
 
 
 class Level(IntEnum):
@@ -63,11 +63,11 @@ class SpendGuard:
         object.__setattr__(self, "span_us", history_us // SPANS)
 
     def warns_at(self, usual: int) -> int:
-        """Return how many atoms in a window are too many, of so many that are usual."""
+        """Return from how many atoms in a window on it warns, if so many are usual."""
         return max(usual * self.times, FLOOR)
 
     def stops_at(self, usual: int) -> int:
-        """Return with how many a token is stopped."""
+        """Return likewise from how many on it stops the token."""
         return 2 * self.warns_at(usual)
 
 
@@ -138,7 +138,7 @@ class Pace:
             guard: The same one always.
             atoms: 0 or more.
             at_us: When it was settled, in microseconds since the epoch; older ones may come later.
-            share: Of it, as much counts.
+            share: How much of it counts, 0 to 1.
         """
         history, span = self._history, at_us // guard.span_us
         window, segment = self._window, at_us // guard.segment_us

@@ -1,4 +1,4 @@
-"""What whoever is refused by a budget is told."""
+"""What a client is told when a budget refuses its request."""
 
 from __future__ import annotations
 
@@ -50,6 +50,6 @@ def _number(atoms: int, unit: str) -> float:
 
 
 def _rfc3339(moment_s: float) -> str:
-    """Spell a moment, rounded up to whole seconds: what is to be then has to be by then."""
+    """Spell a moment, rounded up to whole seconds: what is promised for then must be so by then."""
     # Two clocks are read for it: what is a millisecond late is on time.
     return datetime.fromtimestamp(-(-round(moment_s, 2) // 1), UTC).isoformat().replace("+00:00", "Z")

@@ -106,7 +106,7 @@ def replay(entries: Iterable[Entry], policies: Sequence[Policy], budgets: Sequen
 
 
 class _Owner:
-    """Whose limits and budgets they are, as they stand."""
+    """The limits and budgets of one token with those made from it, as they stand."""
 
     __slots__ = ("_books", "_policies", "_states")
 

@@ -10,7 +10,7 @@ _ANY_PORT = 9
 
 
 def leads_to(host: str, listening: str) -> bool:
-    """Whether who connects to a host from this machine comes to who listens on another, the port being the same.
+    """Whether a connection to one host from this machine reaches a listener on another, the port being the same.
 
     Args:
         host: A name in lower case, or a literal without brackets.

@@ -56,7 +56,7 @@ class UnixAddress(NamedTuple):
 
     Args:
         path: Absolute, without control characters; at most 107 bytes.
-        mode: Its file's permission bits. Who may write to it may connect.
+        mode: Its file's permission bits. Whoever may write to it may connect.
     """
 
     path: str

@@ -71,10 +71,10 @@ ANSWER_FIELDS: Final[dict[bytes, int]] = {
 }
 
 # The only member of `TE` that is a promise for all downstream clients (RFC 9110 §10.1.4); the codings are for the next
-# server, which is the gateway, and it has none. Who sends TE must name it in Connection.
+# server, which is the gateway, and it has none. A sender of TE must name it in Connection.
 TAKES_TRAILERS: Final = b"TE: trailers\r\nConnection: TE"
 
-# Who sends `Upgrade` must name it in Connection (RFC 9110 §7.8).
+# A sender of `Upgrade` must name it in Connection (RFC 9110 §7.8).
 UPGRADES_TO: Final = b"Connection: Upgrade\r\nUpgrade: "
 _PROTOCOL: Final = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?+")
 # HTTP of any version or spelling, and TLS, in which HTTP would go on (RFC 2817): with these behind a 101, one counted

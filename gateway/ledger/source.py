@@ -111,7 +111,7 @@ def ask(url: str | None, settings: Settings, local_url: str, do: Callable[[Sourc
 
 
 def print_whole(text: str) -> None:
-    """Print, should `head` have seen enough before its end."""
+    """Print a text; a reader that has seen enough before its end, like `head`, is no failure."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

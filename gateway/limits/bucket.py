@@ -1,9 +1,9 @@
 """The token bucket, as the generic cell rate algorithm (GCRA): one number, and a pace instead of a log.
 
-A bucket of `quota` places fills up evenly, one place in `window / quota`. Who was idle may use all of them at once
-(the burst is the quota, as with nginx's and Stripe's buckets, so that a window and a bucket of the same text allow the
-same to who comes once); who keeps asking gets one in each interval. So an interval as long as the window can hold
-nearly twice the quota: that is the price of the even pace, and why it is not the default.
+A bucket of `quota` places fills up evenly, one place in `window / quota`. A client that was idle may use all of them at
+once (the burst is the quota, as with nginx's and Stripe's buckets, so that a window and a bucket of the same text allow
+the same to a client that comes once); one that keeps asking gets one in each interval. So an interval as long as the
+window can hold nearly twice the quota: that is the price of the even pace, and why it is not the default.
 
 Source: ITU-T I.371 (03/2004), Annex A, the virtual scheduling algorithm, with T the interval and tau = (quota - 1) T.
 """

@@ -1,6 +1,6 @@
 """Requests in flight: each holds a lease on a place, with an end, so that a killed process gives its places back.
 
-Who holds a lease renews it long before its end, and gives it back when its request is over. One of a process that is
+Its holder renews a lease long before its end, and gives it back when the request is over. That of a process that is
 gone ends by itself. Leases go by the store's clock as it is, not by the newest time charged: they are renewed apart
 from the other limits.
 """

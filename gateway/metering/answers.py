@@ -45,7 +45,7 @@ class JsonReader:
         self._said: Said | None = None
         self._is_list = False
         self._end = b""
-        self._is_awaited = False  # the end of an element, by who would end the list there
+        self._is_awaited = False  # the end of an element, to end the list there
         self._awaited_bytes = 0
 
     def feed(self, content: bytes) -> bytes:

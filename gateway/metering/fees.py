@@ -1,4 +1,4 @@
-"""What a language model's API takes beside tokens for tools of its own, and does not say in its usage.
+"""What a language model's API charges beside tokens, for tools of its own, and does not say in its usage.
 
 The calls are counted in the answer. Prices are list prices; what is priced otherwise is told of as an estimate.
 
@@ -24,7 +24,7 @@ CALLS_NANO: Final = {
     b"code_execution": 4_200_000,
     b"bash_code_execution": 4_200_000,
 }
-"""Nano-USD of each call. A container is paid once, but who knows whose it is; one of Anthropic's for five minutes."""
+"""Nano-USD of each call. A container is paid once, but whose it is cannot be told; Anthropic's is for five minutes."""
 PREVIEW_NANO: Final = 25_000_000
 """Of a search in the web by the older tool."""
 _PREVIEW: Final = b"web_search_preview"

@@ -45,7 +45,7 @@ An upstream goes on until it notices that nobody reads: some make a thousand tok
 
 _DOLLARS: Final = UnitPrice("USD", NANO)
 UNANSWERED: Final = frozenset((504, 524))
-"""Who stands before the model has not waited for it (RFC 9110 §15.6.5): it may have answered, and billed."""
+"""A server before the model has not waited for it (RFC 9110 §15.6.5): the model may have answered, and billed."""
 
 
 # Models that may think before they write, unseen.

@@ -246,7 +246,7 @@ class LlmPricing:
     def _find(self, now_s: float, model: str, tier: str, speed: str) -> Tariff | None:
         own = self._own
         if own:
-            # Who serves a model by any case of its name would else serve it at the price of a pattern.
+            # An API that takes a model's name in any case would else serve it at the price of a pattern.
             folded, known = model.casefold(), self._folded
             tariff = (
                 own.get(model)

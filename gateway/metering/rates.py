@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 PICO_IN_NANO: Final = 1000
 MAX_USD: Final = 100_000
-"""No million of tokens costs as much: who writes such a price has the unit wrong."""
+"""No million of tokens costs as much: such a price has the wrong unit."""
 _PICO: Final = 1_000_000
 """Picodollars each token, where a million of them cost one USD."""
 

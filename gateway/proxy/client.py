@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MAX_PIPELINED_BYTES: Final = 64 * 1024
 REQUESTS_A_TURN: Final = 32
-"""How many requests of one client are refused before others have their turn: about a millisecond's."""
+"""How many requests of one client may be refused before others have their turn: about a millisecond's."""
 
 GRACE_S: Final = 1.0
 """When the gateway stops, a request may be on its way on a connection that is idle here, and no answer has said so

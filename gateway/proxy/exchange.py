@@ -39,7 +39,7 @@ class Exchange:
         context: What all exchanges with its target share.
         client: The connection that the request came on.
 
-    What has no underscore, those modules and the client connection read as well. One that ended well, so that nothing
+    Those modules and the client connection read what has no underscore. An exchange that ended well, so that nothing
     refers to it any more, may take the next request: `start` sets all that is a request's.
     """
 
@@ -112,7 +112,7 @@ class Exchange:
                 subject.scope.check(context.route.name, head.method, context.route.path_of(head.target))
                 subject.scope.check_fields(CRLF.join(head.lines))
             self._start = context.route.start_of(head)
-            if context.pool.health.is_open:  # before anything is charged; and nobody hears of it who has no good token
+            if context.pool.health.is_open:  # before anything is charged, and for good tokens only
                 context.pool.check()
         except GatewayError as error:
             self._refuse(error)
@@ -148,7 +148,7 @@ class Exchange:
     def _acquire(self) -> None:
         context = self.context
         if not self._request:
-            if context.keys is not None:  # not before now: who is refused must not turn the ring
+            if context.keys is not None:  # not before now: a refused request must not turn the ring
                 self.context = context = context.keys.take()
                 self._start = context.route.start_of(self.head)
             self._request = context.route.write_head(self.head, self._start, self._content)
@@ -179,7 +179,7 @@ class Exchange:
         self.lap_began_s = sent_s
         connection.begin(self, request)
         subject, verdict = self.subject, self.verdict
-        assert subject is not None and verdict is not None  # noqa: S101, PT018 - who has none does not get this far
+        assert subject is not None and verdict is not None  # noqa: S101, PT018 - without them nobody gets this far
         self.limits = subject.limit_lines(verdict)  # while the upstream is at work
         if upload is not None:
             upload.open(connection.transport)
@@ -290,7 +290,7 @@ class Exchange:
         return 0 if self.upload is None else self.upload.body.least_left
 
     def on_client_ended(self) -> bool:
-        """Say whether the answer has begun, behind the whole request: who ends his side now has read enough."""
+        """Say whether the answer has begun, behind the whole request: then a client that ends its side has read enough."""
         return self.answer_started and not self._answered_early
 
     @property
@@ -402,7 +402,7 @@ class Exchange:
         self.client.on_exchange_done(self.keep_alive)
 
     def _forgets(self) -> bool:
-        """Where its head is written late: have nothing of this request; say whether that can be. See `metered`."""
+        """Forget what a subclass knows of this request, if that is possible; return whether it is. See `metered`."""
         return False
 
     def _end(self) -> None:

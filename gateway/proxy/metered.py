@@ -75,11 +75,10 @@ class MeteredExchange(GuardedExchange):
         super().__init__(context, client)
         self._pricing = pricing
         self._needs_body = pricing.needs_body or context.settings.loop_guard is not None
-
         self._clear()
 
     def _clear(self) -> None:
-        """Have nothing of a request."""
+        """Know nothing of any request."""
         self._waits = self._gone = False
         self._asked: tuple[Quote, Ask, Entry] | None = None  # until it is settled
         self._granted = 0

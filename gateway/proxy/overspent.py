@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gateway.subject import Subject
 
 SHARE: Final = 4
-"""A part of what was reserved at first is asked for at a time."""
+"""One part in so many of what was reserved at first is asked for at a time."""
 
 
 class Held(Protocol):

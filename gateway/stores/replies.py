@@ -1,4 +1,4 @@
-"""What Redis answers that is an error, in words: for the log, `/readyz`, the end of a start, and who is refused."""
+"""What Redis answers that is an error, in words: for the log, `/readyz`, a start that fails, and refusals."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class StateFile:
     __slots__ = ("_db", "_forgotten", "_is_lost", "_lock", "_path", "_until_trim", "keeps_sums")
 
     def __init__(self, path: str) -> None:
-        # As it is found now, whatever the working directory is later; who comes by a link meets the same lock.
+        # As it is found now, whatever the working directory is later; a process that comes by a link meets this lock.
         self._path = os.path.realpath(path)
         self.keeps_sums = True
         self._lock = -1

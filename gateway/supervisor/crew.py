@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 
 
 CALM_S = 60.0
-"""Who lived for so long did not end because of how the program starts: another one starts at once."""
+"""A worker that lived for so long did not end because of how the program starts: another one starts at once."""
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 5.0
 """A cause that passes, as a Redis that is out, is over soon; and starting takes 0.2 s of a core."""
 QUIT_TIMEOUT_S = 5.0
-"""Ending at once is a few turns of the loop; who takes longer hangs."""
+"""Ending at once takes a few turns of the loop; a worker that takes longer hangs."""
 
 
 STARTING, SERVING, LEAVING = "starting", "serving", "leaving"
@@ -148,7 +148,7 @@ class Supervisor:
 
     @property
     def is_settled(self) -> bool:
-        """Whether there is nothing under way that would be forgotten by who comes after."""
+        """Whether nothing is under way that the next supervisor would not know of."""
         return not self.stops and not any(one.stage == STARTING for one in self.workers.values())
 
     @property
@@ -181,7 +181,7 @@ class Supervisor:
                 if worker.stage == SERVING:
                     self._actions.kill(pid, signal.SIGHUP)
         elif number == signal.SIGUSR2 and not self.stops:
-            # Who is starting already may have read what has changed since.
+            # A worker that is starting already may have read what has changed since.
             self._is_due_again = self._is_replacing
             if not self._is_due_again:
                 self._actions.log("info", "SIGUSR2: starting the new program beside the old one")
@@ -219,7 +219,7 @@ class Supervisor:
             return
         how = f"exit status {code}" if code >= 0 else f"killed by signal {-code}"
         if self.stops or worker.stage == LEAVING:
-            if code not in {0, -signal.SIGTERM}:  # which ends who was not far enough yet to drain
+            if code not in {0, -signal.SIGTERM}:  # which ends one that was not far enough yet to drain
                 self._actions.log("warning", f"worker {pid} did not end in good order ({how})")
             return
         if worker.fresh:

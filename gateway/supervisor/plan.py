@@ -35,7 +35,7 @@ class Plan:
             heard. A mask alone would not do: it is a thread's, and another thread may be given the signal.
         shared: A directory for the workers, to be removed at the end.
         files: What to remove when listening ends, each as `DEVICE:INODE:PATH`.
-        exclusive: The sockets were opened for this program: who has started it has them not.
+        exclusive: The sockets were opened for this program: whoever started it does not have them.
         level: The least important that is logged.
         wanted, serving, leaving, stops: See `Supervisor`.
     """
@@ -198,7 +198,7 @@ def spawn_worker(plan: Plan, index: int, environ: Mapping[str, str]) -> tuple[in
             os.set_inheritable(descriptor, True)
         place = f"{index}:{','.join(map(str, plan.sockets))}:{writing}:{plan.lifeline[0]}"
         made = {**environ, "GATEWAY_WORKER": place, "GATEWAY_SHARED_DIR": plan.shared}
-        # Ctrl-C is the supervisor's to hear of; who is not far enough to ignore it would end with a traceback.
+        # Ctrl-C is the supervisor's to hear of; a worker not far enough yet to ignore it would end with a traceback.
         pid = os.posix_spawn(plan.command[0], plan.command, made, setsigmask=(signal.SIGINT,))
     except BaseException:
         os.close(reading)

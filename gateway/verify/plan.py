@@ -117,7 +117,7 @@ class Plan:
 
     @property
     def needs_consent(self) -> bool:
-        """Whether it may cost somebody something who is not surely the one who typed the command."""
+        """Whether it may cost something to somebody else than the one who typed the command."""
         return not self.is_local or (self.faults is not None and self.faults.kill)
 
     def announce(self) -> list[str]:
