@@ -290,7 +290,7 @@ class Exchange:
         return 0 if self.upload is None else self.upload.body.least_left
 
     def on_client_ended(self) -> bool:
-        """Say whether the answer has begun, behind the whole request: then a client that ends its side has read enough."""
+        """Whether the answer has begun, behind the whole request: a client that ends its side then has read enough."""
         return self.answer_started and not self._answered_early
 
     @property
