@@ -46,7 +46,7 @@ class Scope:
             with `/` allows only what is below it.
 
     Raises:
-        ValueError: One of them is none, or there are none or too many in a list.
+        ValueError: An entry cannot be one of its kind, or a list is empty or too long.
     """
 
     __slots__ = ("_exact", "_methods", "_starts", "methods", "paths", "targets")

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace, settings: Settings, local_url: str) -> int:
 
     Args:
         options: As `token_options` reads them.
-        settings: The gateway's, of which the target is not looked at.
+        settings: The gateway's; which target it has does not matter.
         local_url: Where a gateway of this machine would be, if one has to be asked and nobody said where.
 
     Returns:
@@ -72,7 +72,7 @@ async def _issue(options: argparse.Namespace, settings: Settings, local_url: str
             return str(_ask(options.url or local_url, "POST", "/tokens", parent, wishes)["token"])
         if wishes and settings.admin_key is None:
             what = ", ".join(f"--{name.rstrip('s')}" for name in wishes)
-            raise ConfigError(what, "is for who has the admin key", "ADMIN_KEY, or TOKEN_SECRET", "ADMIN_KEY=…")
+            raise ConfigError(what, "is for the holder of the admin key", "ADMIN_KEY, or TOKEN_SECRET", "ADMIN_KEY=…")
         answer = _ask(options.url or local_url, "POST", "/register", settings.admin_key, wishes)
         return str(answer["token"])
     async with _store(settings, offline=bool(settings.token_secrets)) as store:
@@ -229,7 +229,7 @@ def _text(argument: str) -> str:
     """Return a token from the command line or, for `-`, from stdin: others can read a process's arguments."""
     text = sys.stdin.read(MAX_STDIN_BYTES).strip() if argument == "-" else argument
     if not text or not text.isascii():
-        raise ConfigError("TOKEN", "is none", _TAKES, "gateway token inspect -")
+        raise ConfigError("TOKEN", "is not a token", _TAKES, "gateway token inspect -")
     return text
 
 

@@ -46,14 +46,14 @@ def run(options: argparse.Namespace, settings: Settings, local_url: str) -> int:
 
     Args:
         options: `url`, `json` and `watch`.
-        settings: The gateway's, of which the target is not looked at.
+        settings: The gateway's; which target it has does not matter.
         local_url: Where a gateway of this machine would be, if nobody said where.
 
     Returns:
         0.
 
     Raises:
-        ConfigError: The address is none.
+        ConfigError: `--url` is not an address.
         GatewayError, OSError: There is nobody to ask, or no right to.
     """
     source = _source(options.url, settings, local_url)

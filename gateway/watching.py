@@ -19,7 +19,7 @@ POLL_S: Final = 1.0
 class FileWatch:
     """Looks at files once a second. The clock's `Watched`.
 
-    A change is told of when it has stood still for one look: an editor may be in the middle of it.
+    A change is reported when nothing more has changed until the next look: an editor may be in the middle of it.
 
     Args:
         known: The files, which need not exist, as they were before they were read. May be replaced.

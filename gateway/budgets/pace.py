@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 SEGMENTS: Final = 12
-"""Parts of a window, the last of which is not over: of a steady pace, the window is never seen as more than it is."""
+"""Parts of a window. The last one is not over, so that a steady pace is never overstated."""
 SPANS: Final = 48
 """Parts of the history. What lies before it is forgotten a part at a time."""
 HISTORY_US: Final = 86_400_000_000

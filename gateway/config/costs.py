@@ -114,7 +114,7 @@ def parse_amounts(text: str) -> dict[str, int]:
     """Read amounts of different units, joined by commas, as atoms by unit.
 
     Raises:
-        ValueError: One is none, or two are of the same unit.
+        ValueError: One is not an amount, or two are of the same unit.
     """
     amounts: dict[str, int] = {}
     for part in text.split(","):

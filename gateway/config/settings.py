@@ -39,7 +39,7 @@ class Settings:
 
     Args:
         target: The upstream API.
-        targets: Others beside it, none of which has its prefix.
+        targets: Others beside it, with other prefixes.
         target_cost: What requests to the first cost; None: nobody counts that.
         limits: Per token; all must allow.
         global_limits: All tokens together; all must allow. May be empty.

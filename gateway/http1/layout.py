@@ -42,7 +42,7 @@ class Memo:
 
     Args:
         request_id, trace: Which of the values are the request's id, and what follows the version in `traceparent`; -1
-            where there is no such field, None where there is one whose value is no such.
+            where there is no such field, None where its value is of another form.
 
     Attributes:
         ids_at: Both.

@@ -22,7 +22,7 @@ def run(options: argparse.Namespace, settings: Settings, local_url: str) -> int:
 
     Args:
         options: As `options.add_ledger` reads them.
-        settings: The gateway's, of which the target is not looked at.
+        settings: The gateway's; which target it has does not matter.
         local_url: Where a gateway of this machine would be, if nobody said where.
 
     Returns:

@@ -56,7 +56,7 @@ class Billed(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A request that was billed and is held, of which the amounts differ."""
+    """A request that the invoice and the ledger have, with different amounts."""
 
     billed: Billed
     held: tuple[Entry, ...]
@@ -69,7 +69,7 @@ class Reconciled(NamedTuple):
         agreed: How many requests are in both, with the same amount.
         only_billed: Those that the ledger does not have.
         only_held: Those that cost something, and are not in the invoice.
-        different: Those of which the amounts differ.
+        different: Those that are in both, with different amounts.
         billed_usd: What the invoice says in all.
         held: Atoms of USD that the ledger says in all.
         repeated: How many requests have several lines in the invoice, which were added up.
@@ -101,7 +101,7 @@ def read_invoice(lines: Iterable[str], id_column: str | None = None, cost_column
         What was billed, by request, in the order in which they come first; amounts of several lines added up.
 
     Raises:
-        InvoiceError: It is no such invoice.
+        InvoiceError: It cannot be read as one.
     """
     reader = _rows(lines)
     try:
@@ -167,7 +167,7 @@ def usd_of(entry: Entry) -> int:
 
 
 def _rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Cut lines into cells, at what the head has most of; with each the line that it begins at. Empty ones are none."""
+    """Yield the rows, cut at the separator that the head has most of, each with its first line; none for empty lines."""
     whole, before = iter(lines), 1
     head = next(whole, "").removeprefix("\ufeff")
     while head and not head.strip():

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace, settings: Settings, local_url: str) -> int:
 
     Args:
         options: As `options.add_simulate` reads them.
-        settings: The gateway's, of which the target is not looked at.
+        settings: The gateway's; which target it has does not matter.
         local_url: Where a gateway of this machine would be, if nobody said where.
 
     Returns:
@@ -79,7 +79,7 @@ def read_rules(budgets: list[str], limits: list[str], zone: str) -> Rules:
     """Read what is to be tried.
 
     Raises:
-        ConfigError: It is none, or nothing.
+        ConfigError: A text cannot be read, or there is nothing to try.
     """
     example = "gateway simulate --budget '2 USD/day' --limit 30/minute"
     if not (budgets or limits):

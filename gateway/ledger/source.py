@@ -92,12 +92,12 @@ def ask(url: str | None, settings: Settings, local_url: str, do: Callable[[Sourc
 
     Args:
         url: The address, or None.
-        settings: The gateway's, of which the target is not looked at.
+        settings: The gateway's; which target it has does not matter.
         local_url: Where a gateway of this machine would be.
         do: Asks.
 
     Raises:
-        ConfigError: The address is none.
+        ConfigError: The address is not one.
         GatewayError, OSError: There is nobody to ask, or no right to.
     """
     with contextlib.closing(_Gateway(url or local_url, settings.admin_key)) as gateway:

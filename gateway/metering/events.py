@@ -33,7 +33,7 @@ _TEXTS: Final = {
     Shape.MESSAGES: b"text|partial_json|thinking|name|signature|data",
     Shape.GEMINI: b"text|code|output|thoughtSignature",
 }
-# Content of other kinds: all of such an event counts. Events of responses say `"logprobs":[]`, which is none.
+# Content of other kinds: all of such an event counts. Events of responses say `"logprobs":[]`, which has none.
 _FILLED: Final = frozenset((b"functionCall", b"inlineData", b"audio", b"logprobs"))
 # An object of these names says what was used, or what went wrong.
 _TELLING: Final = frozenset((b"usage", b"usageMetadata", b"error"))
@@ -122,7 +122,7 @@ class EventReader:
         return content
 
     def _feed_telling(self, content: bytes) -> bytes:
-        """Pass on whole events, of which one is more than text; if that tells the usage, the next one may do so too."""
+        """Pass on whole events, one of them more than text; if that one tells the usage, the next one may do so too."""
         lines = content.splitlines()
         if lines.index(b"") != len(lines) - 1:  # there are several
             return self._feed_apart(content)
@@ -232,7 +232,7 @@ class EventReader:
                 continue
             elif name == b"error":
                 self._failed = True
-                # As by the status of an answer that is none: others may have thought before their first event.
+                # As an error's status would say. With other APIs, the model may have thought before its first event.
                 self._refused = self._first is event and self._shape.of_anthropic
             elif name == b"message":
                 is_repeated = True

@@ -1,6 +1,6 @@
 """What a language model's API charges beside tokens, for tools of its own, and does not say in its usage.
 
-The calls are counted in the answer. Prices are list prices; what is priced otherwise is told of as an estimate.
+The calls are counted in the answer. Prices are list prices, so the cost is marked as an estimate.
 
 Source: https://platform.openai.com/docs/pricing#built-in-tools, https://ai.google.dev/gemini-api/docs/pricing,
 https://platform.claude.com/docs/en/about-claude/pricing#code-execution-tool

@@ -70,7 +70,7 @@ class Terms:
         fees: Whether something may be billed that no usage tells of.
         strips: Whether the client has not asked for the event that says the usage.
         several: Whether it asks for several answers in one.
-        routed: Whether the prices of who answers are not known before: then the answer says what it cost.
+        routed: Whether it is not known before who answers, at which prices: the answer then says what it cost.
         each, most, least, accepts, notice: As of `Quote`.
         limit: The name of the output's limit, where that may be set or lowered; "" where it may not.
         rate: What a byte of the request can cost, in picodollars, where nothing else of it counts; None: something may.
@@ -149,7 +149,7 @@ class Terms:
         each, counts = self.each, said.counts
         if not each:
             return dict(fixed)
-        # Some say of the input that it is none until they say it all.
+        # Some say 0 for the input until they say all of it.
         begun = None if counts is None or not counts.input else self.exact(said, counts._replace(output=0))
         spent = fixed if begun is None else begun
         return {unit: atoms + each.get(unit, 0) * output for unit, atoms in spent.items()}

@@ -291,7 +291,7 @@ class LlmPricing:
         more = wanted.open or wanted.pictures > 0
         if more:
             context = tariff.context or CONTEXT_TOKENS
-            # Who has a price for more takes more, of who asks for it.
+            # A model that has a price for longer requests takes them, from clients that ask for it.
             if tariff.tiers and context <= tariff.tiers[-1][0] and (b"\\u00" in body or wants_long((*lines, body))):
                 context = max(context, CONTEXT_TOKENS)
             unbounded = context if wanted.open else min(wanted.pictures * PICTURE_TOKENS, context)

@@ -79,7 +79,7 @@ def parsed(text: bytes) -> object:
 
 
 def name_of(value: object) -> str:
-    """Return a name that an answer gives; "" if it is none that can be written to a log."""
+    """Return a name that an answer gives; "" if it is no text, or cannot be written to a log."""
     if type(value) is str and len(value) <= MAX_ID_CHARACTERS and value.isprintable():
         return value
     return ""

@@ -115,7 +115,7 @@ class Wanted(NamedTuple):
         unseen: Whether it asks for output that does not show in its stream, or goes on when that is left.
         thinking_tokens: How many tokens of its output are for that, at the least.
         tier, speed, geo: Its `service_tier`, `speed` and `inference_geo`; "" if it leaves them to the provider.
-        ambiguous: Whether it has two members of a name, of which others may read the first.
+        ambiguous: Whether it has two members of one name: others may read the first of them.
     """
 
     members: dict[str, Any]
@@ -215,7 +215,7 @@ def _brought(shape: Shape, members: Mapping[str, Any], body: bytes, *, is_open: 
 
 
 def _refers(items: object) -> bool:
-    """Whether an item of a conversation is none itself, but names one that is stored: a reference needs no type."""
+    """Whether a conversation only names a stored item in place of one: a reference needs no type."""
     return isinstance(items, list) and any(
         not isinstance((of := _object(one)).get("type"), str) and "role" not in of for one in items
     )
@@ -305,7 +305,7 @@ def _object(value: object) -> Mapping[str, Any]:
 
 
 def _number(value: object) -> int | None:
-    """Read a number as leniently as any server may: 16, 16.0, "16"; None for what is none, or not above 0."""
+    """Read a number as leniently as any server may: 16, 16.0, "16"; None for what is no number, or not above 0."""
     if type(value) is not int:
         try:
             value = int(float(value)) if isinstance(value, str | float) else 0

@@ -67,7 +67,7 @@ _UPGRADE: Final = re.compile(rb"(?i)\r\nupgrade:")
 
 @lru_cache(maxsize=1024)
 def shape_of(method: bytes, path: bytes) -> tuple[Shape, str] | None:
-    """Return how a request looks, and the model that its path names ("" if none); None if it is none of these.
+    """Return a request's shape, and the model that its path names ("" if none); None if it has none of the shapes.
 
     Args:
         method: The request's.
@@ -84,7 +84,7 @@ def shape_of(method: bytes, path: bytes) -> tuple[Shape, str] | None:
 
 
 def is_free(method: bytes, path: bytes, lines: Sequence[bytes]) -> bool:
-    """Whether a language model's API takes no money for a request that is none of the shapes."""
+    """Whether a language model's API takes no money for a request that has none of the shapes."""
     if names_another(lines):
         return False
     if method == b"POST":
@@ -115,11 +115,11 @@ def counts_of(shape: Shape, usage: Mapping[str, Any]) -> Counts | None:
 
 
 def _whole(value: object) -> int:
-    """Return a count; what is not there is none.
+    """Return a count, 0 for one that is not there.
 
     Raises:
         TypeError: It is no whole number.
-        ValueError: It is less than none, or more than any answer has.
+        ValueError: It is below 0, or more than any answer has.
     """
     if type(value) is int:
         if 0 <= value <= MAX_TOKENS:

@@ -1,4 +1,4 @@
-"""Whose request it is to answer: finds the target of a request-target."""
+"""Finds the target that a request is for, by its request-target."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Deny:
 
 
 class Allow:
-    """`allow`: everything passes, and no limit is told of."""
+    """`allow`: everything passes, and answers mention no limit."""
 
     def decide(self, plan: LostPlan, waiter: Waiter, error: StoreUnavailable) -> None:
         """Admit."""

@@ -135,7 +135,7 @@ class MemoryJournal:
     def settle(self, request: str, sums: Sequence[tuple[Account, Segments]], line: Line | None) -> None:
         """See `Journal`."""
         lines = self._lines
-        if request in lines:  # what is told of it now is the last line again
+        if request in lines:  # its new line stands last
             del lines[request]
         if line is not None:
             lines[request] = line

@@ -163,7 +163,7 @@ class Link:
         self.outage = "Redis is not connected yet."
         """Why there is no live connection: a sentence."""
         self.losses = 0
-        """Losses in a row; whoever gets a reply that is none sets it back to 0."""
+        """Losses in a row; whoever gets a reply sets it back to 0."""
 
     async def start(self) -> None:
         """Connect and log in.

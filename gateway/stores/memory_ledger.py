@@ -148,7 +148,7 @@ class MemoryLedger:
             StoreUnavailable: It could not be written down, and is not held.
         """
         accounts, amounts, granted, _, _ = offer
-        if 0 in amounts:  # nothing is not held
+        if 0 in amounts:  # where nothing is needed, nothing is held
             accounts = [account for account, amount in zip(accounts, amounts, strict=True) if amount]
             amounts = list(filter(None, amounts))
         request, _, _, _, _, about = ask

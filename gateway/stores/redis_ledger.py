@@ -296,7 +296,7 @@ class RedisLedger(RedisEntries):
             self._wait()
 
     def forget(self) -> None:
-        """Have Redis forget whom it has settled, of whom this process has known since before the last time."""
+        """Have Redis forget the settlements that this process has known of since before the last time."""
         for key, requests in self._known_before.items():
             live = self._store.link_of(key).live
             if live is not None and not live.congested:

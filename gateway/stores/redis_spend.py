@@ -291,7 +291,7 @@ def family_keys(family: str) -> tuple[str, ...]:
 
 
 def _least(subject: str, ask: Ask) -> str:
-    """Return an entry for a request of which nobody has said more."""
+    """Return an entry for a request that nobody has described."""
     return Entry(ask.id, 0, subject, "").text()
 
 

@@ -99,7 +99,7 @@ class StateFile:
         """Take the lock, make the file if there is none, and read it.
 
         Raises:
-            StoreUnavailable: Another process has it, or it is none of these, or it cannot be read or written.
+            StoreUnavailable: Another process has it, or it is no state file, or it cannot be read or written.
         """
         try:
             self._take_lock()

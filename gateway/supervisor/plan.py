@@ -110,7 +110,7 @@ class Plan:
         """Read a command line.
 
         Raises:
-            ValueError: It is none that `as_arguments` has written.
+            ValueError: `as_arguments` has not written it.
         """
         at = arguments.index("--")
         pairs = [argument.partition("=")[::2] for argument in arguments[:at]]
