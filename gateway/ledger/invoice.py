@@ -167,7 +167,7 @@ def usd_of(entry: Entry) -> int:
 
 
 def _rows(lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows, cut at the separator that the head has most of, each with its first line; none for empty lines."""
+    """Yield the rows, cut at the separator that the head has most of, each with its first line; empty ones left out."""
     whole, before = iter(lines), 1
     head = next(whole, "").removeprefix("\ufeff")
     while head and not head.strip():
