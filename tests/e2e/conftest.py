@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
@@ -13,11 +13,12 @@ from gateway import Config, Gateway
 from tests.e2e import KEY, Client, connected
 from tests.e2e.corpora import folder
 from tests.kit.programs import has_go, node_has_fetch
+from tests.kit.redis import RedisServer, running_redis
 from tests.kit.tls import pem_file
 from tests.kit.upstream import Upstream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 ON_BOTH = {
     "test_bounds",
@@ -72,6 +73,21 @@ async def gateway(upstream: Upstream) -> AsyncIterator[Gateway]:
 async def client(gateway: Gateway) -> AsyncIterator[Client]:
     async with connected(gateway.url) as connection:
         yield connection
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with running_redis() as server:
+        yield server
+
+
+@pytest.fixture
+async def mishaps() -> AsyncIterator[list[dict[str, Any]]]:
+    """What the loop has no other place to tell of: a callback that failed, a result that nobody took."""
+    found: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: found.append(context))
+    yield found
+    assert found == []
 
 
 @pytest.fixture

@@ -15,7 +15,19 @@ import pytest
 from gateway import Config, Gateway
 from tests.e2e import KEY, fetch, request
 from tests.kit.programs import program, run
-from tests.kit.upstream import Call, Handler, Upstream, answering, chunk, echo, head, in_chunks, soon, until_close
+from tests.kit.upstream import (
+    Call,
+    Handler,
+    Upstream,
+    answering,
+    asked_first,
+    chunk,
+    echo,
+    head,
+    in_chunks,
+    soon,
+    until_close,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -97,15 +109,7 @@ async def test_curl_uploads_what_has_no_length(upstream: Upstream, gateway: Gate
 async def test_curl_expects_100_continue(upstream: Upstream, gateway: Gateway, willing: bool) -> None:  # noqa: FBT001
     content = b"x" * 100_000
 
-    async def asked(call: Call) -> None:
-        if willing:
-            call.write(head("100 Continue"))
-            await echo(call)
-        else:
-            await call.send(head("417 Expectation Failed", "Content-Length: 2") + b"no")
-            await call.until_gone()
-
-    upstream.default = asked
+    upstream.default = asked_first(willing=willing)
     # Its own patience is over long after `--max-time`: only the upstream's 100 lets the body go.
     patient = ("--expect100-timeout", "3600", "--header", "Expect: 100-continue")
     code, out, _ = await curl(

@@ -24,6 +24,7 @@ from tests.kit.upstream import (
     Handler,
     Upstream,
     answering,
+    asked_first,
     chunk,
     echo,
     events,
@@ -282,15 +283,7 @@ async def test_requests_with_the_token_as_a_user(upstream: Upstream, gateway: Ga
 
 @pytest.mark.parametrize("willing", [True, False], ids=["100", "417"])
 async def test_aiohttp_waits_for_100_continue(upstream: Upstream, gateway: Gateway, willing: bool) -> None:  # noqa: FBT001
-    async def asked(call: Call) -> None:
-        if willing:
-            call.write(head("100 Continue"))
-            await echo(call)
-        else:
-            await call.send(head("417 Expectation Failed", "Content-Length: 2") + b"no")
-            await call.until_gone()
-
-    upstream.default = asked
+    upstream.default = asked_first(willing=willing)
     content = PATTERN * 3
     headers = {"Authorization": f"Bearer {gateway.issue_token()}"}
     async with aiohttp.ClientSession(headers=headers) as session:

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.e2e import fetch, request
-from tests.kit.process import Program
+from tests.kit.process import Program, children
 from tests.kit.programs import BUILD_S, program
 from tests.kit.upstream import soon
 
@@ -162,10 +162,6 @@ def image() -> Iterator[Image]:
             if not path.is_symlink():
                 path.chmod(path.stat().st_mode & ~0o222)
         yield made
-
-
-def children(pid: int) -> list[int]:
-    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()))
 
 
 def user_of(pid: int) -> int:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e import CUT_SHORT, Client, connected, fetch, request
-from tests.e2e.test_process import register, until
-from tests.kit.process import Program, gateway_process
+from tests.e2e.test_process import register
+from tests.kit.process import Program, gateway_process, until
 from tests.kit.upstream import Upstream, answering, hang, soon
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -59,15 +59,6 @@ async def silent() -> AsyncIterator[Silent]:
     server = Silent()
     yield server
     server.close()
-
-
-@pytest.fixture
-async def mishaps() -> AsyncIterator[list[dict[str, Any]]]:
-    """What the loop has no other place to tell of: a callback that failed, a result that nobody took."""
-    found: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: found.append(context))
-    yield found
-    assert found == []
 
 
 async def end_of(sock: socket.socket) -> None:

@@ -17,7 +17,7 @@ import pytest
 from gateway.config import Address, UnixAddress
 from gateway.listening import ACCEPTS_A_TURN, Descriptors, Listener
 from gateway.proxy.clock import Clock
-from tests.e2e.test_process import until
+from tests.kit.process import until
 from tests.kit.upstream import soon
 
 if TYPE_CHECKING:

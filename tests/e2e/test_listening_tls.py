@@ -25,8 +25,7 @@ from gateway import Config, Gateway
 from gateway.certificates import LOOK_EVERY_S, ReloadedTls, server_context
 from gateway.proxy.clock import Clock
 from tests.e2e import CUT_SHORT, KEY, PatternCheck, connected, fetch, request
-from tests.e2e.test_process import until
-from tests.kit.process import gateway_process
+from tests.kit.process import gateway_process, until
 from tests.kit.tls import Pem, client_side, server_side
 from tests.kit.upstream import (
     PIECE_BYTES,
@@ -60,15 +59,6 @@ def pem(ca: trustme.CA, tmp_path: Path) -> Pem:
 @pytest.fixture
 def tls(ca: trustme.CA) -> ssl.SSLContext:
     return client_side(ca)
-
-
-@pytest.fixture
-async def mishaps() -> AsyncIterator[list[dict[str, Any]]]:
-    """What the loop has no other place to tell of."""
-    found: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: found.append(context))
-    yield found
-    assert found == []
 
 
 def config(upstream_url: str, pem: Pem, **changes: Any) -> Config:

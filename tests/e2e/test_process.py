@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from tests.e2e import CUT_SHORT, PatternCheck, connected, fetch, request
-from tests.kit.process import Program, gateway_process, start
+from tests.kit.process import Program, gateway_process, start, until
 from tests.kit.redis import running_redis
 from tests.kit.upstream import (
     PIECE_BYTES,
@@ -34,7 +34,7 @@ from tests.kit.upstream import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from tests.e2e import Answer
 
@@ -276,13 +276,6 @@ async def test_descriptors_come_back(upstream: Upstream, program: Program) -> No
         await soon(connection.ended.wait())
     assert (await fetch(program.url, request("/api/x", token))).status == 200
     await until(lambda: program.descriptors() <= before + 1)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Look again and again at something that tells nobody when it changes."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0.01)
 
 
 # --- secrets -------------------------------------------------------------------------------------------------------

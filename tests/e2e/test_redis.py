@@ -14,24 +14,18 @@ import pytest
 from gateway import Config, Gateway
 from tests.e2e import connected, fetch, request
 from tests.kit.process import Program, gateway_process, start
-from tests.kit.redis import RedisServer, running_redis
 from tests.kit.upstream import head, soon
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator
+    from collections.abc import AsyncIterator, Iterable
 
     from tests.e2e import Answer
+    from tests.kit.redis import RedisServer
     from tests.kit.upstream import Call, Upstream
 
 LIMIT = 60
 PATIENT = "10s"
 """A `STORE_TIMEOUT` for what is counted exactly: a busy machine must not turn a verdict into a loss."""
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with running_redis() as server:
-        yield server
 
 
 @pytest.fixture

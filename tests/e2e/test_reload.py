@@ -18,13 +18,13 @@ from gateway.certificates import ReloadedTls
 from gateway.errors import TokenRevoked
 from gateway.stores import REVOKED, Verdict
 from tests.e2e import connected, fetch, request
-from tests.kit.process import Program, start
+from tests.kit.process import Program, start, until
 from tests.kit.redis import running_redis
 from tests.kit.tls import server_side
 from tests.kit.upstream import Upstream, answering, events, soon
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 CLIENTS, RELOADS = 9, 20
@@ -33,16 +33,6 @@ CLIENTS, RELOADS = 9, 20
 def config(upstream: Upstream, **changes: Any) -> Config:
     usual = {"target_api_url": upstream.url, "target_api_key": "sk-first", "rate_limit": "100000/hour"}
     return Config(**{**usual, **changes})
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what only a look can tell, for as long as a test may."""
-
-    async def look() -> None:
-        while not condition():  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0.001)
-
-    await soon(look())
 
 
 def write(file: Path, text: str) -> None:

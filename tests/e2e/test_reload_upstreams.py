@@ -12,7 +12,8 @@ import pytest
 from gateway import Gateway
 from gateway.stores.memory import MemoryStore
 from tests.e2e import connected, request
-from tests.e2e.test_reload import config, until
+from tests.e2e.test_reload import config
+from tests.kit.process import until
 from tests.kit.upstream import Upstream, answering, events, hang, head, soon
 
 if TYPE_CHECKING:

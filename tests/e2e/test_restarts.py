@@ -16,8 +16,8 @@ import pytest
 from perf.restarts import restarted
 from tests.e2e import CUT_SHORT, connected, fetch, request
 from tests.e2e.test_process import not_listening
-from tests.e2e.test_workers import children, is_gone, token_of, until, workers_process
-from tests.kit.process import Program, gateway_process
+from tests.e2e.test_workers import is_gone, token_of, workers_process
+from tests.kit.process import Program, gateway_process, until
 from tests.kit.redis import RedisServer, running_redis
 from tests.kit.upstream import Upstream, answering, events
 
@@ -103,7 +103,7 @@ async def test_what_is_in_flight_ends_on_the_old_program_while_the_new_one_serve
             assert await stream.chunk() == b"data: before\n\n"
             assert (await idle.ask(request("/healthz"))).status == 200
             write(file, 'rate_limit = "7/minute"\n')
-            old = set(children(program)) or {program.process.pid}
+            old = set(program.children()) or {program.process.pid}
             program.signal(signal.SIGUSR2)
             # The old one closes what is idle only when the new one serves.
             assert await idle.at_end()
@@ -116,7 +116,7 @@ async def test_what_is_in_flight_ends_on_the_old_program_while_the_new_one_serve
             queue.put_nowait(b"")
             assert await stream.chunk() == b""
         # Whoever has started it still sees the same process.
-        await until(lambda: len(children(program)) == workers and not old & set(children(program)))
+        await until(lambda: len(program.children()) == workers and not old & set(program.children()))
         assert (await fetch(program.url, request("/healthz"))).status == 200
         program.signal(signal.SIGTERM)
         assert await program.ended() == 0
@@ -129,13 +129,13 @@ async def test_a_new_program_that_does_not_start_leaves_the_old_one_and_says_why
 ) -> None:
     async with running(workers, upstream, redis, GATEWAY_CONFIG=str(file), LOG_LEVEL="info") as program:
         token = await token_of(program.url)
-        before = children(program)
+        before = program.children()
         write(file, 'rate_limt = "7/minute"\n')
         program.signal(signal.SIGUSR2)
         await until(lambda: "not replaced, the old program goes on" in program.printed)
         assert "did you mean rate_limit" in program.printed
         assert "exit status 2" in program.printed
-        assert children(program) == before
+        assert program.children() == before
         async with connected(program.url) as client:
             for _ in range(5):
                 answer = await client.ask(request("/api/x", token))
@@ -164,7 +164,7 @@ async def test_the_supervisor_is_executed_anew_once_for_each_restart(upstream: U
     async with running(2, upstream, redis, LOG_LEVEL="debug") as program:
         for count in (1, 2):
             await restarted(program.process.pid, 2)
-            serving = f"serving={','.join(map(str, children(program)))}"
+            serving = f"serving={','.join(map(str, program.children()))}"
             await until(lambda: serving in supervisor())  # noqa: B023 - called in this turn only
             assert program.printed.count("executing the supervisor anew") == count
 
@@ -181,7 +181,7 @@ async def test_a_new_program_that_is_killed_while_the_old_one_finishes_is_starte
             assert (await idle.ask(request("/healthz"))).status == 200
             program.signal(signal.SIGUSR2)
             assert await idle.at_end()
-            (new,) = children(program)
+            (new,) = program.children()
             os.kill(new, signal.SIGKILL)
             await until(lambda: is_gone(new))
             assert (await fetch(program.url, request("/healthz"))).status == 200

@@ -18,8 +18,8 @@ from gateway import Config, Gateway
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.health import FAILURES
 from tests.e2e import CUT_SHORT, connected, fetch, request
-from tests.e2e.test_process import register, until
-from tests.kit.process import gateway_process
+from tests.e2e.test_process import register
+from tests.kit.process import gateway_process, until
 from tests.kit.upstream import Call, Upstream, answering, chunk, hang, head, soon
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from gateway.config import Config
 from gateway.errors import StoreUnavailable
 from gateway.server import Gateway
 from tests.e2e import connected, fetch, request
-from tests.e2e.test_workers import token_of, until
-from tests.kit.process import gateway_process, start
+from tests.e2e.test_workers import token_of
+from tests.kit.process import gateway_process, start, until
 from tests.kit.tls import Pem, client_side
 from tests.kit.upstream import Upstream, answering, events
 

@@ -7,29 +7,21 @@ import json
 import signal
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.stores.usage_redis import usage_key
 from tests.e2e import connected, fetch, request
 from tests.kit.process import Program, gateway_process
-from tests.kit.redis import RedisServer, running_redis
 from tests.kit.topologies import running_cluster
 from tests.kit.upstream import head, soon
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.kit.redis import RedisServer
     from tests.kit.upstream import Call, Upstream
 
 PATIENT = "10s"
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with running_redis() as server:
-        yield server
 
 
 def settings(upstream: Upstream, redis_url: str) -> dict[str, str]:

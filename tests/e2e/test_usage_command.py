@@ -9,20 +9,19 @@ import os
 import pty
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from gateway.stores.usage_redis import usage_key
 from tests.e2e import connected, fetch, request
-from tests.e2e.test_process import until
-from tests.kit.process import gateway_process
+from tests.kit.process import gateway_process, until
 from tests.kit.redis import free_ports, running_redis
 from tests.kit.upstream import soon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from tests.kit.process import Program
     from tests.kit.upstream import Upstream
@@ -47,10 +46,6 @@ async def use(program: Program) -> None:
     async with connected(program.url) as client:
         for _ in range(3):
             await client.ask(request("/api/x", json.loads(answer.content)["token"]))
-
-
-def children(pid: int) -> list[int]:
-    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()))
 
 
 async def usage(arguments: tuple[str, ...], settings: dict[str, str], out: int) -> asyncio.subprocess.Process:
@@ -157,11 +152,11 @@ async def test_watching_outlives_the_worker_that_it_had_asked_and_the_program(up
             # Who ends before all have served ends the program: that is no restart.
             await until(lambda: program.printed.count("listening on") == 2)
             assert b"requests/s" in await soon(process.stdout.readline())  # a second later the supervisor knows it, too
-            for pid in children(program.process.pid):
+            for pid in program.children():
                 os.kill(pid, signal.SIGKILL)
             for _ in range(2):
                 assert b"requests/s" in await soon(process.stdout.readline())
-            workers = children(program.process.pid)
+            workers = program.children()
             await program.kill()  # who watches wants to see whether it comes back
             for pid in workers:
                 with contextlib.suppress(ProcessLookupError):

@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.e2e import CUT_SHORT, connected, fetch, request
-from tests.kit.process import Program, gateway_process, start
+from tests.kit.process import Program, gateway_process, start, until
 from tests.kit.redis import RedisServer, running_redis
 from tests.kit.upstream import Upstream, answering, events, hang, soon
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 MOST_BYTES = 15 * 1024 * 1024
 """What the supervisor may take."""
@@ -49,19 +49,6 @@ async def workers_process(
     async with gateway_process(**{**usual, **settings}) as program:
         await until(lambda: f"{count} workers serve" in program.printed)
         yield program
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what only a look can tell, for as long as a test may."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0.01)
-
-
-def children(program: Program) -> list[int]:
-    """The processes of the workers, oldest first."""
-    pid = program.process.pid
-    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()))
 
 
 def is_gone(pid: int) -> bool:
@@ -95,7 +82,7 @@ async def token_of(url: str) -> str:
 
 
 async def test_connections_are_dealt_out_to_all_workers(program: Program) -> None:
-    pids = children(program)
+    pids = program.children()
     before = [sockets(pid) for pid in pids]
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(40):
@@ -138,7 +125,7 @@ async def test_the_supervisor_is_small(program: Program) -> None:
 
 
 async def test_the_workers_have_a_directory_of_their_own_that_goes_with_them(program: Program) -> None:
-    (directory,) = {shared_directory(pid) for pid in children(program)}
+    (directory,) = {shared_directory(pid) for pid in program.children()}
     assert directory.stat().st_mode & 0o777 == 0o700
     (directory / "left-behind").write_bytes(b"x")
     program.signal(signal.SIGTERM)
@@ -188,19 +175,19 @@ async def test_a_start_without_redis_is_one_line_and_exit_code_1(upstream: Upstr
 
 
 async def test_a_killed_worker_is_replaced_and_new_clients_are_served_all_the_time(program: Program) -> None:
-    before = children(program)
+    before = program.children()
     os.kill(before[0], signal.SIGKILL)
     for _ in range(30):
         assert (await fetch(program.url, request("/healthz"))).status == 200
-    await until(lambda: len(children(program)) == 2 and before[0] not in children(program))
-    (new,) = set(children(program)) - set(before)
+    await until(lambda: len(program.children()) == 2 and before[0] not in program.children())
+    (new,) = set(program.children()) - set(before)
     await until(lambda: program.printed.count("listening on") == 3)
     assert f"worker {before[0]} has ended (killed by signal 9): another one starts" in program.printed
     assert not is_gone(new)
 
 
 async def test_clients_of_a_worker_that_hangs_are_served_by_the_others(program: Program) -> None:
-    hanging = children(program)[0]
+    hanging = program.children()[0]
     os.kill(hanging, signal.SIGSTOP)
     try:
         for _ in range(20):
@@ -210,7 +197,7 @@ async def test_clients_of_a_worker_that_hangs_are_served_by_the_others(program: 
 
 
 async def test_workers_end_with_their_supervisor(program: Program) -> None:
-    pids = children(program)
+    pids = program.children()
     directory = shared_directory(pids[0])
     (directory / "left-behind").write_bytes(b"x")
     program.process.kill()
@@ -233,12 +220,12 @@ async def test_a_stop_lets_what_is_in_flight_end(upstream: Upstream, program: Pr
         stream.write(request("/api/stream", token))
         assert (await stream.final_head()).status == 200
         if to_each:  # as service managers do, and terminals
-            for pid in children(program):
+            for pid in program.children():
                 os.kill(pid, signal.SIGTERM)
                 os.kill(pid, signal.SIGINT)
         program.signal(signal.SIGTERM)
         # Long after all but the stream has ended.
-        await until(lambda: len(children(program)) == 1)
+        await until(lambda: len(program.children()) == 1)
         with pytest.raises(ConnectionError):
             async with connected(program.url):
                 pass

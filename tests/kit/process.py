@@ -15,12 +15,24 @@ from tests.kit.upstream import soon
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 _ROOT = Path(__file__).parents[2]
 _KEPT = ("PATH", "HOME", "LANG", "PYTHONPATH", "VIRTUAL_ENV")
 _ESTABLISHED = "01"
 _LISTENING = re.compile(r"listening on (?:\S+, )*?(https?://127\.0\.0\.1:\d+), ")
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Look again and again, for 20 seconds at most, at something that tells nobody when it changes."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.01)
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that this one has started and that are there, oldest first."""
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()))
 
 
 class Program:
@@ -73,6 +85,10 @@ class Program:
         found = re.search(rf"^{line}:\s+(\d+) kB$", status, re.MULTILINE)
         assert found is not None
         return int(found[1]) * 1024
+
+    def children(self) -> list[int]:
+        """Return the workers' processes, oldest first."""
+        return children(self.process.pid)
 
     def descriptors(self) -> int:
         """Count the files and sockets that it has open."""

@@ -383,6 +383,20 @@ async def echo(call: Call) -> None:
     call.write(head("200 OK", f"Content-Length: {len(content)}") + content)
 
 
+def asked_first(*, willing: bool) -> Handler:
+    """Let a client that asks with `Expect` send its content, and echo it; or refuse it before it comes."""
+
+    async def handler(call: Call) -> None:
+        if willing:
+            call.write(head("100 Continue"))
+            await echo(call)
+        else:
+            await call.send(head("417 Expectation Failed", "Content-Length: 2") + b"no")
+            await call.until_gone()
+
+    return handler
+
+
 async def hang(call: Call) -> None:
     """Read the request and never answer, until the gateway ends the connection."""
     await call.content()

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 CENT = NANO // 100
 FIXED = CostTable(fixed=(FixedPrice(b"*", b"/cent", {"USD": CENT}), FixedPrice(b"*", b"/free", {})))
 GUARD = SpendGuard(10, 300 * 1_000_000)
-HOUR_S = 3600
 
 
 @pytest.fixture
