@@ -251,12 +251,13 @@ class ClusterStore(RedisStore):
         if connection is None or connection.congested:
             self.lose(plan, waiter, link.outage)
             return
-        packed = plan.packed or plan.pack_for(self.leases.next_id())
+        lease = self.leases.next_id()
+        packed = plan.packed or plan.pack_for(lease)
         if not redirect.for_good:
             # With the script, for what that node answers is not looked at for NOSCRIPT: it would not be asked again.
-            packed = plan.pack_with_script()
+            packed = plan.pack_with_script(lease)
             connection.send(_ASKING, NOBODY)
-        connection.send(packed, SentOn(self, plan, left - 1), waiter)
+        connection.send(packed, SentOn(self, plan, lease, left - 1), waiter)
 
     def send_away(self, connection: Connection, packed: bytes) -> None:
         """Send a command whose reply nobody waits for, to wherever its keys are by now."""

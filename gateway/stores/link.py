@@ -277,7 +277,7 @@ class Link:
             # Late replies may still come, and have to be given back, as does what was admitted and is never sent.
             self._retired.append(connection)
             if len(self._retired) > MOST_RETIRED:
-                self._retired[0].end("The connection to Redis was replaced.")
+                self._retired[0].cut("The connection to Redis was replaced.")
         self.begin()
         if self._on_out is not None:
             self._on_out()

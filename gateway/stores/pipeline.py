@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import struct
 from collections import deque
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
@@ -25,6 +26,11 @@ _STALL_S: Final = 0.02
 """A timer this late means that this process stood still, and that replies may lie unread in the socket."""
 _TICK_S: Final = 0.001
 """How exact uvloop's timers are."""
+RETIRED_S: Final = 5.0
+"""How long a connection that was replaced may still answer. What has been sent again on the next one must not arrive on
+this one when that is forgotten, at the earliest after a third of `budgets.spending.LEASE_US`: it would count twice."""
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+_NUMBERS: Final = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
 _BUFFER_LIMIT_BYTES: Final = 256 * 1024
 """About a thousand checks that the kernel would not take: Redis is not reading, and more would help nobody."""
 
@@ -65,6 +71,7 @@ class Connection(asyncio.Protocol):
         "_postponed",
         "_reader",
         "_retired",
+        "_retiring",
         "_sent_s",
         "_timeout_s",
         "_transport",
@@ -82,6 +89,7 @@ class Connection(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._transport: asyncio.Transport | None = None
         self._retired = False
+        self._retiring: asyncio.TimerHandle | None = None
         self.end_reason: str | None = None
         self.congested = False
         # For the commands in flight; the abandoned ones (`_late`) are all older than the others.
@@ -121,9 +129,20 @@ class Connection(asyncio.Protocol):
             self._watch = None
 
     def retire(self) -> None:
-        """End as soon as no reply is outstanding; until then, late replies are still taken."""
+        """End as soon as no reply is outstanding, and soon in any case; until then, late replies are still taken."""
         self._retired = True
         self._end_if_done()
+        if self.end_reason is None and self._retiring is None:
+            self._retiring = self._loop.call_later(RETIRED_S, self.cut, "The connection to Redis was replaced.")
+
+    def cut(self, reason: str) -> None:
+        """End now, as `end` does, and let nothing arrive that has not: the kernel would send it for minutes on."""
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            sock = transport.get_extra_info("socket")
+            if sock is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.end(reason)
 
     def end(self, reason: str) -> None:
         """End now; what is in flight is lost for `reason`."""
@@ -131,8 +150,9 @@ class Connection(asyncio.Protocol):
             return
         self.end_reason = reason
         self._alone = False  # what is still sent is lost, but not before `send` has returned
-        if self._watch is not None:
-            self._watch.cancel()
+        for timer in (self._watch, self._retiring):
+            if timer is not None:
+                timer.cancel()
         if self._transport is not None:
             self._transport.abort()
         self._late.clear()
@@ -243,7 +263,8 @@ async def dial(address: RedisAddress, timeout_s: float, on_end: Callable[[Connec
     failure = OSError("the name has no address")
     # Looked up by the loop's method, which uvloop itself passes over: see `gateway.names`.
     found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    for host in [str(place[0]) for *_, place in found]:
+    # As text with its scope, without which a link-local address is none (RFC 4007 §11).
+    for host in [socket.getnameinfo(place, _NUMBERS)[0] for *_, place in found]:
         try:
             return (await loop.create_connection(make, host, address.port, ssl=tls, server_hostname=name))[1]
         except OSError as error:

@@ -44,13 +44,14 @@ class Follower:
 
 
 class SentOn:
-    """The recipient of the reply to a check that another node sent on."""
+    """The recipient of the reply to a check that another node sent on, with a lease of its own."""
 
-    __slots__ = ("_left", "_plan", "_store")
+    __slots__ = ("_lease", "_left", "_plan", "_store")
 
-    def __init__(self, store: ClusterStore, plan: RedisPlan, left: int) -> None:
+    def __init__(self, store: ClusterStore, plan: RedisPlan, lease: bytes, left: int) -> None:
         self._store = store
         self._plan = plan
+        self._lease = lease
         self._left = left
 
     def on_reply(self, waiter: Waiter, reply: object) -> None:
@@ -62,7 +63,7 @@ class SentOn:
 
     def on_loss(self, connection: Connection, waiter: Waiter, reason: str) -> None:
         """Tell the loss."""
-        self._plan.on_loss(connection, waiter, reason)
+        self._plan.asked_with(self._lease).on_loss(connection, waiter, reason)
 
     def on_late_reply(self, connection: Connection, reply: object) -> None:
         """Give back what was charged."""

@@ -312,7 +312,8 @@ class RedisStore:
         """Take the reply to a check that is no verdict."""
         code, link = error_code(reply), plan.link
         if code == "NOSCRIPT" and link.live is not None:
-            link.live.send(plan.pack_with_script(), plan, waiter)
+            lease = self.leases.next_id()
+            link.live.send(plan.pack_with_script(lease), plan.asked_with(lease), waiter)
             return
         self.lose(plan, waiter, self.on_refused(link, code))
 

@@ -84,13 +84,17 @@ class RedisPlan:
         """The whole command; b"" where each has a lease's id of its own: see `pack_for`."""
         self._parts = packed.split(LEASE_TO_BE)
 
-    def pack_with_script(self) -> bytes:
+    def pack_with_script(self, lease: bytes) -> bytes:
         """Return the check as a command that brings the script along, and leaves it with Redis."""
-        return self._pack("EVAL", self.store.script, self.store.leases.next_id())
+        return self._pack("EVAL", self.store.script, lease)
 
     def pack_for(self, lease: bytes) -> bytes:
         """Return the whole command for a request that takes places in flight."""
         return lease.join(self._parts)
+
+    def asked_with(self, lease: bytes) -> RedisPlan | AskedLease:
+        """Return the recipient of the reply to a check that was sent with this lease."""
+        return AskedLease(self, lease) if self.places else self
 
     def pack_look(self) -> tuple[str | bytes | int, ...]:
         """Return the words of a command that looks and charges nothing."""

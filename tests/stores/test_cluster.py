@@ -496,7 +496,36 @@ async def test_leases_follow_their_slot_whether_anything_is_asked_or_not(cluster
         cluster.move_slot(key_slot(slot_of.encode()), source, target)
         quiet.release(plan, held)
         await until_there(0)
-        assert (await ask(busy, busy.plan(subject, one))).admitted
+        held = await ask(busy, busy.plan(subject, one))
+        assert held.admitted
+
+
+async def test_a_check_that_was_sent_on_and_lost_gives_its_place_back(cluster: Cluster) -> None:
+    source, target = cluster.masters[:2]
+    subject = subject_of(cluster, source)
+    async with started(cluster) as store:
+        plan = store.plan(subject, (parse_concurrency("1"),))
+        cluster.move_slot(key_slot(subject.encode()), source, target)
+        link = store._links[RedisAddress("127.0.0.1", target.port)]
+        assert link.live is not None
+        target.signal(signal.SIGSTOP)
+        asked, connection = asyncio.ensure_future(ask(store, plan)), link.live
+        while not connection._waiting or connection._outgoing:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0)
+        connection.end("A test ended it.")  # what was sent arrives all the same
+        with pytest.raises(StoreUnavailable, match="A test"):
+            await asked
+        target.signal(signal.SIGCONT)
+        async with asyncio.timeout(TIMEOUT_S):  # a lease would last longer
+            while not await is_admitted(store, plan):  # noqa: ASYNC110 - it is the server that gives it back
+                await asyncio.sleep(0.01)
+
+
+async def is_admitted(store: ClusterStore, plan: Plan) -> bool:
+    try:
+        return (await ask(store, plan)).admitted
+    except StoreUnavailable:
+        return False
 
 
 async def test_a_defect_at_the_verdict_gives_back_what_was_charged_once(cluster: Cluster) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from typing import TYPE_CHECKING, Any
 
 import hiredis
 import pytest
 
-from gateway.stores.pipeline import Connection
+from gateway.stores.address import RedisAddress
+from gateway.stores.pipeline import RETIRED_S, Connection, dial
 from tests.kit.script import ScriptLoop
 
 if TYPE_CHECKING:
@@ -22,6 +25,13 @@ class Transport(asyncio.Transport):
         super().__init__()
         self.written: list[bytes] = []
         self.aborted = False
+        self.socket: socket.socket | None = None
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.socket if name == "socket" else default
+
+    def is_closing(self) -> bool:
+        return self.aborted
 
     def write(self, data: Any) -> None:
         self.written.append(bytes(data))
@@ -286,6 +296,40 @@ async def test_a_retired_connection_with_nothing_in_flight_ends_at_once() -> Non
     bench = Bench()
     bench.connection.retire()
     assert bench.transport.aborted
+
+
+def test_what_was_sent_again_elsewhere_does_not_arrive_late(standing: Callable[[float], Standing]) -> None:
+    busy = standing(0.1)
+    bench, loop = busy.bench, busy.loop
+    loop.act(bench.connection.send, b"<a>", bench.notes, "a")
+    loop.act(bench.connection.retire)
+    loop.take_long(RETIRED_S - 0.1)
+    loop.act(bench.connection.retire)  # the one after it was replaced as well
+    with socket.socket() as sock:
+        bench.transport.socket = sock
+        assert bench.ends == []
+        loop.take_long(0.2)
+        loop.settle()
+        assert bench.transport.aborted
+        # What the kernel still has goes nowhere.
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == struct.pack("ii", 1, 0)
+
+
+async def test_an_address_keeps_its_scope(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, hosts = asyncio.get_running_loop(), []
+    place = ("fe80::1", 6379, 0, socket.if_nametoindex("lo"))
+
+    async def look_up(*_: object, **__: object) -> object:
+        return [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", place)]
+
+    async def connect(_make: object, host: str, *_: object, **__: object) -> tuple[None, None]:
+        hosts.append(host)
+        return None, None
+
+    monkeypatch.setattr(loop, "getaddrinfo", look_up)
+    monkeypatch.setattr(loop, "create_connection", connect)
+    await dial(RedisAddress("redis"), 1.0, lambda *_: None)
+    assert hosts == ["fe80::1%lo"]
 
 
 async def test_a_full_buffer_is_seen() -> None:

@@ -209,7 +209,8 @@ async def test_one_subjects_broken_key_does_not_stop_the_others() -> None:
         assert scripted.connections == 1
 
 
-async def test_a_lost_connection_loses_what_is_in_flight_and_comes_back() -> None:
+@pytest.mark.parametrize("knows_scripts", [True, False])
+async def test_a_lost_connection_loses_what_is_in_flight_and_comes_back(*, knows_scripts: bool) -> None:
     async with started() as (scripted, store):
         plan = store.plan("abc", (*MINUTE, parse_concurrency("9")))
         spends = store.spend_plan("abc", plan.policies, ())
@@ -217,6 +218,9 @@ async def test_a_lost_connection_loses_what_is_in_flight_and_comes_back() -> Non
             asyncio.ensure_future(reserve(store, spends, Ask("1", {}))),
             asyncio.ensure_future(ask(store, plan)),
         ]
+        if not knows_scripts:
+            for _ in asked:
+                (await scripted.commands.get())[0].write(b"-NOSCRIPT No matching script. Please use EVAL.\r\n")
         # Behind the keys and their kinds; a reservation has three keys more.
         leases = [(await scripted.commands.get())[1][7 + more] for more in (3, 0)]
         scripted.drop_all()
