@@ -43,6 +43,9 @@ PAUSE_S: Final = 0.01
 RETRY_S: Final = 0.25
 CLOSE_S: Final = 2.0
 """How long a stop waits for Redis, whatever `STORE_TIMEOUT` says."""
+REMEMBERED: Final = 6
+"""Renewals, about a minute, for which Redis remembers whom it has settled and this process knows of: what a proxy on
+the way delivers a second time, that stood still for less, counts once. A hundred bytes each."""
 _MOST_NOTED: Final = 10_000
 _NOTED_FOR: Final = 360
 """Renewals, about an hour: then families that still spend are noted again."""
@@ -62,7 +65,6 @@ class RedisLedger(RedisEntries):
         "_held",
         "_kept",
         "_known",
-        "_known_before",
         "_noted",
         "_rounds",
         "_store",
@@ -79,10 +81,8 @@ class RedisLedger(RedisEntries):
         self._unsent: deque[Settling] = deque()
         """Those of them that are not under way."""
         self._dropped = 0
-        # Acknowledged, by the key that remembers them: since the last renewal, and since the one before. What comes
-        # late on a connection that was given up has come by then.
-        self._known: dict[str, list[str]] = {}
-        self._known_before: dict[str, list[str]] = {}
+        # Acknowledged, by the key that remembers them: since the last renewal, last, and since those before.
+        self._known: deque[dict[str, list[str]]] = deque(({},))
         self._noted: set[str] = set()
         self._rounds = 0
         self._told: dict[Link, Connection] = {}  # which connections have heard of what is held
@@ -200,7 +200,7 @@ class RedisLedger(RedisEntries):
         """Keep a settlement no longer; what remembers it in Redis may forget it, some time from now."""
         if one in self._kept:
             del self._kept[one]
-            self._known.setdefault(one.plan.family_keys[2], []).append(one.id)
+            self._known[-1].setdefault(one.plan.family_keys[2], []).append(one.id)
             self._wait()
 
     def on_refused(self, one: Settling, reply: object) -> None:
@@ -292,17 +292,19 @@ class RedisLedger(RedisEntries):
         self.renew()
         self.send_kept()
         self.forget()
-        if self._held or self._kept or self._known or self._known_before:
+        if self._held or self._kept or any(self._known):
             self._wait()
 
     def forget(self) -> None:
-        """Have Redis forget the settlements that this process has known of since before the last time."""
-        for key, requests in self._known_before.items():
+        """Have Redis forget whom it has settled, of whom this process has known for `REMEMBERED` times."""
+        self._known.append({})
+        if len(self._known) <= REMEMBERED:
+            return
+        for key, requests in self._known.popleft().items():
             live = self._store.link_of(key).live
             if live is not None and not live.congested:
                 for at in range(0, len(requests), BATCH):
                     self._store.send_away(live, pack("ZREM", key, *requests[at : at + BATCH]))
-        self._known_before, self._known = self._known, {}
 
     def _note(self, *families: str) -> None:
         """Tell whoever reads ledgers that these families have one; while Redis is away, when it is back."""

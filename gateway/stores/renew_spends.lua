@@ -35,6 +35,7 @@ for i = 1, budgets do
   keep(books[i], books[i].hash)
   keep(books[i], books[i].holds)
 end
+call('ZREMRANGEBYSCORE', SETTLED, '-inf', format('%d', now - SETTLED_MS * 1000))
 call('PEXPIRE', OPEN, LASTS_MS)
 call('PEXPIRE', ENDS, LASTS_MS)
 return 1

@@ -22,6 +22,7 @@ from gateway.stores.fallback import Local
 from gateway.stores.instances import Instances
 from gateway.stores.link import BACK_OFF_S, CONNECT_S
 from gateway.stores.redis import RedisStore
+from gateway.stores.redis_ledger import REMEMBERED
 from tests.kit.rule import T
 from tests.kit.spending import reserve
 from tests.kit.stores import CLOCK_SCRIPT, TIMEOUT_S, Waiting, ask, connect, many
@@ -272,7 +273,7 @@ async def test_the_rights_that_the_readme_names_suffice(server: RedisServer) -> 
         assert (await reserve(store, spends, Ask(id_, {"USD": dollars}))).admitted
     store.ledger.settle(spends, Ask("r-1", {"USD": 3}), 0, Settlement({"USD": 2}, Mark.EXACT, ""))
     store.ledger.renew()
-    for _ in range(2):
+    for _ in range(REMEMBERED):
         store.ledger.forget()
     assert [one[:2] for one in await store.ledger.standings(spends)] == [(2, 4)]
     assert (await store.ledger.release("r-2")) is not None
