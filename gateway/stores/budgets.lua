@@ -23,6 +23,17 @@ local function segment_at(book, at_us)
   return found
 end
 
+-- The error to answer with, before anything is changed, where whoever asks does not know the calendar's window that this
+-- is by Redis's clock: one clock that is days ahead would end it for all others, and begin one that they are not in yet.
+local function off_clock(budgets, numbers_at)
+  for i = 1, budgets do
+    local at, at_s = numbers_at + STRIDE * (i - 1), now / 1000000
+    if ARGV[at + 1] == '0' and (at_s < tonumber(ARGV[at + 2]) or at_s >= tonumber(ARGV[at + 5])) then
+      return redis.error_reply('CLOCK it is in none of the windows that were told')
+    end
+  end
+end
+
 -- When a segment leaves the window; nil, if that is behind the starts that are known.
 local function leaves_at(book, segment)
   if book.unit > 0 then return (segment + SPANS + 1) * book.unit end

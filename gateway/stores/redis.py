@@ -7,6 +7,7 @@ connection broke may have been charged; that place comes free when it leaves the
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import time
@@ -25,7 +26,7 @@ from gateway.stores.redis_ledger import RedisLedger
 from gateway.stores.redis_plan import AskedLease, RedisPlan, key_of, revocation_key
 from gateway.stores.redis_spend import RedisSpendPlan, Reservation
 from gateway.stores.register import RedisLines
-from gateway.stores.replies import error_code, expect, meaning
+from gateway.stores.replies import CLOCK, error_code, expect, meaning
 from gateway.stores.sentinel import Whereabouts
 from gateway.stores.spend_scripts import SPEND_SCRIPTS
 from gateway.stores.usage_redis import RedisUsage
@@ -54,6 +55,9 @@ RENEW_SCRIPT: Final = resources.files("gateway.stores").joinpath("renew.lua").re
 SECRET_LIVES_S: Final = 400 * 86_400
 """Renewed at each start: a deployment that rests for a year still knows its tokens."""
 
+QUIET_S: Final = 60.0
+"""Between two warnings of the same."""
+
 _SECRET_KEY: Final = "gateway:{global}:secret"  # noqa: S105 - where it is, not what it is
 _PROBE_TAG: Final = "global"
 
@@ -80,6 +84,7 @@ class RedisStore:
         "_is_long",
         "_lines",
         "_loss",
+        "_quiet_until_s",
         "_timeout_s",
         "lease_us",
         "leases",
@@ -109,6 +114,7 @@ class RedisStore:
         self._loss = loss or Deny()
         self._is_long = is_long
         self._instances = instances
+        self._quiet_until_s = 0.0
         self._timeout_s = timeout_s
         self.script = script
         self.script_sha = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
@@ -320,9 +326,17 @@ class RedisStore:
     def on_refused(self, link: Link, code: str) -> str:
         """Take an error that Redis answered to a check with; return what it means, in a sentence."""
         reason = f"Redis answered {code} to the script{meaning(code)}."
-        if code not in KEY_TROUBLE and link.live is not None:
+        if code == CLOCK:
+            self._warn_of_clocks(reason)
+        elif code not in KEY_TROUBLE and link.live is not None:
             link.on_trouble(link.live, reason)
         return reason
+
+    def _warn_of_clocks(self, reason: str) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._quiet_until_s:
+            self._quiet_until_s = now_s + QUIET_S
+            log.error("No request passes under a calendar's budget: %s", reason)
 
     def lose(self, plan: RedisPlan, waiter: Waiter, reason: str) -> None:
         """Have the loss policy decide on a check."""

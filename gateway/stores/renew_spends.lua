@@ -12,6 +12,8 @@ local budgets, lease_us = tonumber(ARGV[1]), tonumber(ARGV[2])
 -- @budgets
 -- @ledger
 
+local off = off_clock(budgets, 3)
+if off then return off end
 local ends, books = text(now + lease_us), {}
 for i = 1, budgets do books[i] = open_book(i, 3, 0) end
 for at = 3 + STRIDE * budgets, #ARGV, 2 + budgets do

@@ -9,7 +9,11 @@ import hiredis
 
 from gateway.errors import StoreUnavailable
 
+CLOCK: Final = "CLOCK"
+"""What `budgets.lua` answers with, for the one who asks alone."""
+
 _MEANINGS: Final = {
+    CLOCK: "its clock and the gateway's are so far apart that a budget's day, week or month is not the same",
     "CLUSTERDOWN": "the cluster lacks a master",
     "LOADING": "it is still reading its data",
     "MASTERDOWN": "it is a replica that has lost its master",

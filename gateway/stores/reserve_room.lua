@@ -1,5 +1,6 @@
 local books, used, granted, fewest = {}, {}, tonumber(ARGV[asked + 3]), tonumber(ARGV[asked + 4])
-local exceeded, longest = nil, 0
+local exceeded, longest, off = nil, 0, off_clock(budgets, asked + 6)
+if off then return off end
 for i = 1, budgets do
   local book = open_book(i, asked + 6, last)
   local needed, left = book.first + book.second * fewest, book.amount - book.total - book.held

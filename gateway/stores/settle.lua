@@ -15,6 +15,8 @@ local budgets, request, lease_us = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 -- @budgets
 -- @ledger
 
+local off = off_clock(budgets, 7)
+if off then return off end
 -- One that was released by hand while it was under way has no cost yet.
 if not close(request) and not unlog(SETTLED, request .. RELEASED) then return 0 end
 

@@ -11,6 +11,8 @@ local lease_us = tonumber(ARGV[2])
 
 -- @budgets
 
+local off = off_clock(tonumber(ARGV[1]), 3)
+if off then return off end
 local told = {}
 for i = 1, tonumber(ARGV[1]) do
   local book, oldest = open_book(i, 3, 0), nil

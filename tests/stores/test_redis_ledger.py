@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import signal
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -332,7 +333,7 @@ async def test_what_comes_to_redis_after_it_was_given_back_reserves_nothing(shar
         old.reserve(old.spend_plan("abc", (), BUDGETS), asking("r-1"), waiting)
         # Another connection is quicker, as one is that takes the place of one that broke.
         assert new.link.live is not None
-        words = plan.settle_words(asking("r-1"), -1, NOTHING, 0.0)  # type: ignore[attr-defined]  # this store's
+        words = plan.settle_words(asking("r-1"), -1, NOTHING, time.time())  # type: ignore[attr-defined]  # this store's
         shared.call("EVAL", new.spends.settle.text, *words)
         assert not (await waiting.future).admitted
         assert await stands(new, plan) == [(0, 0)] * 3
@@ -383,6 +384,40 @@ async def test_a_store_that_closes_takes_its_settlements_to_redis_first(shared: 
         store.ledger.settle(plan, asking("r-1"), 0, cost("r-1", 5))
     async with started(shared) as store:
         assert await marks(store) == [("r-1", "exact", 5)]
+
+
+async def test_a_gateway_whose_clock_is_days_off_ends_nobodys_day(
+    shared: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    off_s = [0]
+    async with started(shared) as good, started(shared, now_s=lambda: time.time() + off_s[0]) as bad:
+        plan, other = (store.spend_plan("abc", (), (DAY,)) for store in (good, bad))
+        assert (await reserve(good, plan, asking("r-1", 600))).admitted
+        good.ledger.settle(plan, asking("r-1", 600), 0, cost("r-1", 600))
+        assert (await reserve(bad, other, asking("r-2", 300))).admitted
+        for off_s[0] in (3 * 86_400, -3 * 86_400):
+            for id_ in ("r-3", "r-4", "r-5", "r-6"):
+                with pytest.raises(StoreUnavailable, match="answered CLOCK to the script"):
+                    await reserve(bad, other, asking(id_, 1))
+            with pytest.raises(StoreUnavailable, match="CLOCK"):
+                await stands(bad, other)
+            bad.ledger.renew()
+            assert (await ask(bad, bad.plan("abc", parse_limits("9")))).admitted  # what has no calendar goes on
+        assert caplog.text.count("No request passes under a calendar's budget") == 1
+        bad.ledger.settle(other, asking("r-2", 300), 0, cost("r-2", 200))
+        assert await stands(good, plan) == [(600, 300)]
+        off_s[0] = 0
+        bad.ledger.send_kept()
+        await until_kept(bad)
+        assert await stands(good, plan) == [(800, 0)]
+        assert not (await reserve(good, plan, asking("r-7", 201))).admitted
+
+
+async def until_kept(store: RedisStore) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
+        while store.ledger._kept:
+            store.ledger.send_kept()
+            await store.ping()
 
 
 async def test_every_key_expires_and_redis_forgets_whom_it_has_settled(shared: RedisServer) -> None:
