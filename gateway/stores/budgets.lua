@@ -93,6 +93,16 @@ local function assume(book)
   keep(book, book.assumed)
 end
 
+-- Add up anew what is held, where one of its two keys is gone, deleted by hand or evicted: the other would be wrong for ever.
+local function recount(book)
+  local sum = 0
+  for _, member in ipairs(call('ZRANGE', book.holds, '0', '-1')) do sum = sum + string.match(member, '%d+$') end
+  if sum ~= book.held then
+    hold(book, sum - book.held)
+    keep(book, book.hash)
+  end
+end
+
 -- Read a budget as it is now.
 local function open_book(i, numbers_at, keys_at)
   local at, key = numbers_at + STRIDE * (i - 1), keys_at + 3 * i - 2
@@ -116,6 +126,7 @@ local function open_book(i, numbers_at, keys_at)
     end
   end
   find_newest(book)
+  if #fields == 0 or book.held < 0 or book.held > 0 and call('EXISTS', book.holds) == 0 then recount(book) end
   if book.held > 0 then assume(book) end
   for segment, atoms in pairs(book.spent) do
     if segment < book.oldest or atoms == 0 then

@@ -20,6 +20,7 @@ _MEANINGS: Final = {
     "MISCONF": "it cannot save its data to disk",
     "NOAUTH": "it asks for a password: redis://:PASSWORD@HOST",
     "NOPERM": "its ACL user may not do that",
+    "NOREPLICAS": "too few replicas follow it: min-replicas-to-write",
     "OOM": "its memory is full: maxmemory",
     "READONLY": "it is a replica, not the master",
     "WRONGPASS": "the user or the password in REDIS_URL is not right",

@@ -8,7 +8,7 @@ import re
 import signal
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -411,6 +411,28 @@ async def test_a_gateway_whose_clock_is_days_off_ends_nobodys_day(
         await until_kept(bad)
         assert await stands(good, plan) == [(800, 0)]
         assert not (await reserve(good, plan, asking("r-7", 201))).admitted
+
+
+@pytest.mark.parametrize("deleted", ["", ":held"])
+@pytest.mark.parametrize("later", [False, True])
+async def test_a_budget_whose_key_was_deleted_by_hand_holds_what_is_under_way(
+    shared: RedisServer, deleted: str, *, later: bool
+) -> None:
+    async with started(shared) as store:
+        plan = store.spend_plan("abc", (), (DAY,))
+        for id_ in ("r-1", "r-2"):
+            assert (await reserve(store, plan, asking(id_, 400))).admitted
+        shared.call("DEL", f"gateway:{{abc}}:budget:day-USD{deleted}")
+        if later:
+            assert await stands(store, plan) == [(0, 0 if deleted else 800)]
+        for id_ in ("r-1", "r-2"):
+            store.ledger.settle(plan, asking(id_, 400), 0, cost(id_, 300))
+        # What nobody holds any more is not spent, either: whoever deletes that gives it away.
+        spent = 0 if deleted else 600
+        assert await stands(store, plan) == [(spent, 0)]
+        assert not (await reserve(store, plan, asking("r-3", 1001 - spent))).admitted
+        assert (await reserve(store, plan, asking("r-4", 1000 - spent))).admitted
+        assert cast("int", shared.call("PTTL", "gateway:{abc}:budget:day-USD")) > 0
 
 
 async def until_kept(store: RedisStore) -> None:
