@@ -42,6 +42,11 @@ USAGE_LIVES_S: Final = 7 * 86_400
 BATCH: Final = 64
 """Tokens in one batch: about a millisecond of Redis's time, and less than fills a connection's buffer."""
 PAUSE_S: Final = 0.02
+"""Between two batches, of a few tokens."""
+SPREAD_S: Final = 0.4
+"""In about which time all batches are under way, of up to some 10,000 tokens."""
+LEAST_PAUSE_S: Final = 0.003
+"""Of more: what is asked meanwhile waits for two thirds of the time for nothing of this."""
 CLOSE_S: Final = 2.0
 """How long a stop waits for Redis, whatever `STORE_TIMEOUT` says."""
 INSTANCE_LIVES_S: Final = 5
@@ -63,7 +68,18 @@ class RedisUsage:
         now_s: Seconds since the epoch.
     """
 
-    __slots__ = ("_ask_of", "_id", "_link_of", "_now_s", "_pause", "_targets", "_tokens", "dropped")
+    __slots__ = (
+        "_ask_of",
+        "_id",
+        "_link_of",
+        "_now_s",
+        "_pause",
+        "_pause_s",
+        "_targets",
+        "_tokens",
+        "_unanswered",
+        "dropped",
+    )
 
     def __init__(
         self,
@@ -77,9 +93,12 @@ class RedisUsage:
         self.dropped = 0
         self._id = os.urandom(8).hex()
         self._pause: asyncio.TimerHandle | None = None
+        self._pause_s = PAUSE_S
         # Not sent yet, or sent in vain.
         self._tokens: dict[str, tuple[Counts, Mapping[str, str]]] = {}
         self._targets: Counts = Counter()
+        # Sent, and given up by the connection's watch: the answer may still come, as long as there is the connection.
+        self._unanswered: dict[_Sent, Connection] = {}
 
     def add(self, delta: Delta) -> None:
         """Send what was counted, as far as Redis can be reached; the rest goes with the next batch."""
@@ -87,6 +106,9 @@ class RedisUsage:
             self.restore(token_id, counts, about)
         for name, counts in delta.targets.items():
             self._targets.update({f"{name}:{field}": count for field, count in counts.items()})
+        for sent in [sent for sent, connection in self._unanswered.items() if connection.end_reason is not None]:
+            del self._unanswered[sent]
+            sent.restore()
         live = _usable(self._link_of(TARGETS_KEY))
         if live is not None:
             counts, self._targets = self._targets, Counter()
@@ -95,7 +117,17 @@ class RedisUsage:
             live.send(pack("SET", _instance_key(self._id), json.dumps(here), "EX", INSTANCE_LIVES_S), NOBODY)
             live.send(pack("ZADD", _INSTANCES_KEY, int(self._now_s()), self._id), NOBODY)
             live.send(pack("PEXPIRE", _INSTANCES_KEY, USAGE_LIVES_S * 1000), NOBODY)
-        self._send_some()
+        self._pause_s = max(LEAST_PAUSE_S, min(PAUSE_S, SPREAD_S * BATCH / max(len(self._tokens), 1)))
+        if self._pause is None:
+            self._send_some()
+
+    def wait_for(self, sent: _Sent, connection: Connection) -> None:
+        """Restore what was sent if the connection ends without an answer to it."""
+        self._unanswered[sent] = connection
+
+    def on_answer(self, sent: _Sent) -> None:
+        """Take note that the answer came all the same."""
+        self._unanswered.pop(sent, None)
 
     def restore(self, token_id: str | None, counts: Counts, about: Mapping[str, str]) -> None:
         """Keep counts for the next batch; those of the targets, where there is no token."""
@@ -164,7 +196,7 @@ class RedisUsage:
         self._send(tuple(self._tokens)[:BATCH])
         reachable = any(_usable(self._link_of(usage_key(token_id))) for token_id in list(self._tokens)[:1])
         if self._tokens and reachable:
-            self._pause = asyncio.get_running_loop().call_later(PAUSE_S, self._send_some)
+            self._pause = asyncio.get_running_loop().call_later(self._pause_s, self._send_some)
 
     def _send(self, token_ids: Iterable[str]) -> None:
         busiest: list[str | int] = []
@@ -243,21 +275,28 @@ class _Sent:
         pairs: list[Any] = [word for pair in (*counts.items(), *about.items()) for word in pair]
         connection.send(pack("EVAL", USAGE_SCRIPT, 1, key, USAGE_LIVES_S * 1000, len(counts), *pairs), self)
 
+    def restore(self) -> None:
+        """Keep them for the next batch."""
+        self._book.restore(self._token_id, self._counts, self._about)
+
     def on_reply(self, context: object, reply: object) -> None:
         """Keep them for the next batch, if they were refused for a reason that may pass."""
         del context
         if isinstance(reply, hiredis.ReplyError) and error_code(reply) not in KEY_TROUBLE:
-            self._book.restore(self._token_id, self._counts, self._about)
+            self.restore()
 
     def on_loss(self, connection: Connection, context: object, reason: str) -> None:
         """Keep them for the next batch, if there is no connection any more that they could still arrive on."""
         del context, reason
         if connection.end_reason is not None:
-            self._book.restore(self._token_id, self._counts, self._about)
+            self.restore()
+        else:
+            self._book.wait_for(self, connection)
 
     def on_late_reply(self, connection: Connection, reply: object) -> None:
         """See `on_reply`."""
         del connection
+        self._book.on_answer(self)
         self.on_reply(None, reply)
 
 

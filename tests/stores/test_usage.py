@@ -13,6 +13,7 @@ from gateway.metrics import Delta
 from gateway.stores import usage_redis
 from gateway.stores.address import parse_redis_url
 from gateway.stores.redis import RedisStore
+from tests.kit.scripted_redis import scripted_redis
 from tests.kit.stores import TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -175,6 +176,35 @@ async def test_what_was_sent_on_a_connection_that_broke_is_sent_again(server: Re
     await store.close()
 
 
+async def test_what_was_sent_into_a_silence_is_sent_again_when_the_connection_has_ended() -> None:
+    async with scripted_redis() as scripted:
+        store = RedisStore(scripted.address, timeout_s=0.01)
+        await store.start()
+
+        async def sent_to(token: bytes) -> asyncio.StreamWriter:
+            async with asyncio.timeout(TIMEOUT_S):
+                while True:
+                    writer, command = await scripted.commands.get()
+                    if command[3:4] == [b"gateway:{%b}:usage" % token]:
+                        return writer
+                    writer.write(b":1\r\n")
+
+        store.usage.add(delta({"a": {"requests": 1}, "b": {"requests": 1}}))
+        (await sent_to(b"a")).write(b":1\r\n")
+        await sent_to(b"b")
+        while not usage_of(store)._unanswered:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+        store.usage.add(delta())
+        assert not usage_of(store)._tokens  # it may still be answered
+        silent = store.link.live
+        scripted.drop_all()
+        while store.link.live in {None, silent}:  # noqa: ASYNC110 - a connection is made in the background
+            await asyncio.sleep(0.01)
+        store.usage.add(delta())
+        await sent_to(b"b")
+        await store.close()
+
+
 async def test_a_key_that_is_no_hash_spoils_no_other(server: RedisServer) -> None:
     store = await started(server)
     server.call("SET", "gateway:{a}:usage", "mine")
@@ -190,6 +220,10 @@ async def started(server: RedisServer) -> RedisStore:
     store = RedisStore(address, timeout_s=TIMEOUT_S)  # type: ignore[arg-type]  # a single server's
     await store.start()
     return store
+
+
+def usage_of(store: RedisStore) -> usage_redis.RedisUsage:
+    return store.usage
 
 
 async def back(store: RedisStore) -> None:
