@@ -214,11 +214,15 @@ class ClusterStore(RedisStore):
         code = error_code(reply)
         if code in {"MOVED", "ASK"}:
             self.send_on(plan, waiter, reply, REDIRECTS)
-        elif code == "TRYAGAIN":
-            # The slot is on its way to another node, some of its keys here and some there: no trouble for others.
-            self.lose(plan, waiter, "Redis is moving the keys to another node.")
         else:
             super().on_error(plan, waiter, reply)
+
+    def on_refused(self, link: Link, code: str) -> str:
+        """Take an error that a node answered with; return what it means, in a sentence."""
+        if code == "TRYAGAIN":
+            # The slot is on its way to another node, some of its keys here and some there: no trouble for others.
+            return "Redis is moving the keys to another node."
+        return super().on_refused(link, code)
 
     def send_on_to(self, reply: object, packed: bytes, recipient: Recipient, plan: RedisPlan | None = None) -> bool:
         """Send a command to the node that another one named; return whether that is possible."""

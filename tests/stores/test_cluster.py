@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.budgets.spending import Ask
 from gateway.errors import StoreUnavailable
 from gateway.limits import parse_concurrency, parse_limits
 from gateway.stores import REVOKED
@@ -21,6 +22,7 @@ from gateway.stores.instances import Instances
 from gateway.stores.redis import RedisStore
 from gateway.stores.slots import key_slot
 from tests.kit.redis import until
+from tests.kit.spending import reserve
 from tests.kit.stores import TIMEOUT_S, Waiting, ask, many, until_answered
 from tests.kit.topologies import Cluster, cluster_info, running_cluster
 
@@ -221,9 +223,12 @@ async def test_checks_of_a_slot_on_its_way_are_lost_and_hurt_nobody_else(cluster
         slot = key_slot(f"gateway:{{{subject}}}:".encode())
         cluster.begin_move(slot, source, target)
         # A check has several keys, some here and some there or nowhere: no node can answer it.
-        for _ in range(5):
+        spends = store.spend_plan(subject, plan.policies, ())
+        for number in range(5):
             with pytest.raises(StoreUnavailable, match="moving"):
                 await ask(store, plan)
+            with pytest.raises(StoreUnavailable, match="moving"):
+                await reserve(store, spends, Ask(str(number), {}))
         assert all(link.losses == 0 for link in store._links.values())
         cluster.end_move(slot, source, target)
         assert (await ask(store, plan)).remaining == 3
