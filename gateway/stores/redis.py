@@ -51,6 +51,7 @@ log = logging.getLogger("gateway.store")
 
 CHECK_SCRIPT: Final = resources.files("gateway.stores").joinpath("check.lua").read_text("utf-8")
 RENEW_SCRIPT: Final = resources.files("gateway.stores").joinpath("renew.lua").read_text("utf-8")
+RIGHTS_SCRIPT: Final = resources.files("gateway.stores").joinpath("rights.lua").read_text("utf-8")
 
 SECRET_LIVES_S: Final = 400 * 86_400
 """Renewed at each start: a deployment that rests for a year still knows its tokens."""
@@ -263,6 +264,7 @@ class RedisStore:
             await self._instances.start(self.ask)
         if self._is_long:
             await self._look_whether_it_forgets()
+            await self._look_for_rights()
 
     async def _look_whether_it_forgets(self) -> None:
         (reply,) = await self.ask(("CONFIG", "GET", "appendonly"))
@@ -271,6 +273,13 @@ class RedisStore:
                 "Redis forgets what was spent since its last snapshot when it ends (appendonly no); there are budgets "
                 "for a day or longer: set appendonly to yes."
             )
+
+    async def _look_for_rights(self) -> None:
+        keys = [key_of(_PROBE_TAG, f"rights-{number}") for number in range(3)]
+        (reply,) = await self.ask(("EVAL", RIGHTS_SCRIPT, len(keys), *keys))
+        if isinstance(reply, list) and reply:
+            denied = ", ".join(name.decode() for name in reply)
+            log.error("The ACL user in REDIS_URL may not use %s, which budgets and the ledger need.", denied)
 
     async def ask(self, *commands: Command) -> list[object]:
         """Send commands that are about no subject; see `Link.ask`."""

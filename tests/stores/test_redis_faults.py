@@ -245,7 +245,7 @@ async def test_login_and_database(
     await store.close()
 
 
-async def test_the_rights_that_the_readme_names_suffice(server: RedisServer) -> None:
+async def test_the_rights_that_the_readme_names_suffice(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     rights = re.search(r"`(~gateway:\* [^`]*)`", readme)
     assert rights is not None
@@ -284,11 +284,17 @@ async def test_the_rights_that_the_readme_names_suffice(server: RedisServer) -> 
     assert noted.lines == ["line"]
     assert noted.revoked == {"abc"}
     assert (await ask(store, plan)).policy == REVOKED
+    await store._look_for_rights()
+    assert caplog.text == ""
+    server.call("ACL", "SETUSER", "gateway", "-@stream")
+    await store._look_for_rights()
+    assert "may not use XADD, XINFO, XRANGE, XDEL, which budgets" in caplog.text
     await store.close()
     keys = cast("list[bytes]", server.call("KEYS", "*"))
     assert all(cast("int", server.call("PTTL", key)) != -1 for key in keys)
     refused = cast("list[list[object]]", server.call("ACL", "LOG"))
-    assert {entry[entry.index(b"object") + 1] for entry in refused} == {b"config|get"}
+    told = {b"config|get", b"xadd", b"xinfo|stream", b"xrange", b"xdel"}
+    assert {entry[entry.index(b"object") + 1] for entry in refused} == told
 
 
 async def test_a_redis_that_is_not_there_fails_the_start(server: RedisServer) -> None:
