@@ -46,6 +46,10 @@ CLOSE_S: Final = 2.0
 REMEMBERED: Final = 6
 """Renewals, about a minute, for which Redis remembers whom it has settled and this process knows of: what a proxy on
 the way delivers a second time, that stood still for less, counts once. A hundred bytes each."""
+RECENT_S: Final = 5.0
+"""Settlements that Redis has acknowledged so many seconds ago are sent again on a new connection: a replica that took
+over, or a server that was restarted, may not have them. Where it has, they count once: `REMEMBERED` is longer."""
+MAX_RECENT: Final = 5_000
 _MOST_NOTED: Final = 10_000
 _NOTED_FOR: Final = 360
 """Renewals, about an hour: then families that still spend are noted again."""
@@ -66,6 +70,7 @@ class RedisLedger(RedisEntries):
         "_kept",
         "_known",
         "_noted",
+        "_recent",
         "_rounds",
         "_store",
         "_timer",
@@ -83,6 +88,8 @@ class RedisLedger(RedisEntries):
         self._dropped = 0
         # Acknowledged, by the key that remembers them: since the last renewal, last, and since those before.
         self._known: deque[dict[str, list[str]]] = deque(({},))
+        self._recent: deque[tuple[float, Settling]] = deque(maxlen=MAX_RECENT)
+        """Acknowledged, and when, oldest first."""
         self._noted: set[str] = set()
         self._rounds = 0
         self._told: dict[Link, Connection] = {}  # which connections have heard of what is held
@@ -109,6 +116,11 @@ class RedisLedger(RedisEntries):
             self.tell(link, connection)
         if self._noted and self._store.link_of(SPENDERS_KEY) is link:
             self._note(*self._noted)
+        self._forget_recent()
+        for _, one in self._recent:
+            if self._store.link_of(one.plan.family_keys[0]) is link and one not in self._kept:
+                self._kept[one] = None
+                self._unsent.append(one)
         self.send_kept()
 
     def tell(self, link: Link, connection: Connection) -> None:
@@ -201,6 +213,8 @@ class RedisLedger(RedisEntries):
         if one in self._kept:
             del self._kept[one]
             self._known[-1].setdefault(one.plan.family_keys[2], []).append(one.id)
+            self._recent.append((asyncio.get_running_loop().time(), one))
+            self._forget_recent()
             self._wait()
 
     def on_refused(self, one: Settling, reply: object) -> None:
@@ -225,6 +239,11 @@ class RedisLedger(RedisEntries):
                 self._drain_in(RETRY_S)
 
     # Inside
+
+    def _forget_recent(self) -> None:
+        since_s, recent = asyncio.get_running_loop().time() - RECENT_S, self._recent
+        while recent and recent[0][0] < since_s:
+            recent.popleft()
 
     def _settle(self, reservation: Reservation, settlement: Settlement) -> None:
         one = Settling(self._store, reservation, settlement)
@@ -292,6 +311,7 @@ class RedisLedger(RedisEntries):
         self.renew()
         self.send_kept()
         self.forget()
+        self._forget_recent()
         if self._held or self._kept or any(self._known):
             self._wait()
 

@@ -7,7 +7,7 @@ local denied = {}
 for _, words in ipairs({
   {'HSET', KEYS[1], 'name', '1'}, {'HINCRBY', KEYS[1], 'name', '1'}, {'HGET', KEYS[1], 'name'}, {'HGETALL', KEYS[1]},
   {'HEXISTS', KEYS[1], 'name'}, {'ZADD', KEYS[2], '1', 'name'}, {'ZSCORE', KEYS[2], 'name'}, {'ZRANGE', KEYS[2], '0', '-1'},
-  {'ZRANGEBYSCORE', KEYS[2], '-inf', '+inf'}, {'XADD', KEYS[3], 'MAXLEN', '~', '1', '1', 'name', '1'},
+  {'ZRANGEBYSCORE', KEYS[2], '-inf', '+inf'}, {'XADD', KEYS[3], 'MAXLEN', '~', '1', '*', 'name', '1'},
   {'XINFO', 'STREAM', KEYS[3]}, {'XRANGE', KEYS[3], '-', '+'}, {'PEXPIRE', KEYS[3], '1000'}, {'EXISTS', KEYS[3]},
   {'XDEL', KEYS[3], '1'}, {'ZREMRANGEBYSCORE', KEYS[2], '-inf', '0'}, {'ZREM', KEYS[2], 'name'}, {'HDEL', KEYS[1], 'name'},
 }) do

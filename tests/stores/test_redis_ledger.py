@@ -238,7 +238,9 @@ async def test_what_is_settled_while_redis_is_away_arrives_when_it_is_back(serve
 async def test_a_redis_that_lost_its_data_hears_of_what_is_held_and_what_was_settled(server: RedisServer) -> None:
     async with started(server) as store:
         plan = store.spend_plan("abc", (), BUDGETS)
-        await reserve(store, plan, asking("r-1"))
+        for id_ in ("r-0", "r-1"):
+            await reserve(store, plan, asking(id_))
+        store.ledger.settle(plan, asking("r-0"), 0, cost("r-0", 7))
         about = Entry("r-2", 1, "abc", "api", reserved={"USD": 20}, each={"USD": 3}).text()
         await reserve(store, plan, Ask("r-2", {"USD": 20}, {"USD": 3}, most=10, least=10, about=about))
         server.kill()
@@ -247,9 +249,9 @@ async def test_a_redis_that_lost_its_data_hears_of_what_is_held_and_what_was_set
         store.ledger.settle(plan, asking("r-1"), 0, cost("r-1", 33))
         server.start()
         await until_back(store)
-        assert not (await reserve(store, plan, asking("r-3", 20))).admitted
-        assert await stands(store, plan) == [(33, 50)] * 3
-        assert await marks(store) == [("r-1", "exact", 33)]
+        assert not (await reserve(store, plan, asking("r-3", 11))).admitted
+        assert await stands(store, plan) == [(40, 50)] * 3
+        assert sorted(await marks(store)) == [("r-0", "exact", 7), ("r-1", "exact", 33)]
         assert [(one.id, one.reserved) for one in await store.ledger.open()] == [("r-2", {"USD": 50})]
 
 
