@@ -44,8 +44,7 @@ RETRY_S: Final = 0.25
 CLOSE_S: Final = 2.0
 """How long a stop waits for Redis, whatever `STORE_TIMEOUT` says."""
 REMEMBERED: Final = 6
-"""Renewals, about a minute, for which Redis remembers whom it has settled and this process knows of: what a proxy on
-the way delivers a second time, that stood still for less, counts once. A hundred bytes each."""
+"""Renewals, a minute, for which Redis remembers whom it has settled: what a proxy held up for that long counts once."""
 RECENT_S: Final = 5.0
 """Settlements that Redis has acknowledged so many seconds ago are sent again on a new connection: a replica that took
 over, or a server that was restarted, may not have them. Where it has, they count once: `REMEMBERED` is longer."""
@@ -88,8 +87,7 @@ class RedisLedger(RedisEntries):
         self._dropped = 0
         # Acknowledged, by the key that remembers them: since the last renewal, last, and since those before.
         self._known: deque[dict[str, list[str]]] = deque(({},))
-        self._recent: deque[tuple[float, Settling]] = deque(maxlen=MAX_RECENT)
-        """Acknowledged, and when, oldest first."""
+        self._recent: deque[tuple[float, Settling]] = deque(maxlen=MAX_RECENT)  # when acknowledged, oldest first
         self._noted: set[str] = set()
         self._rounds = 0
         self._told: dict[Link, Connection] = {}  # which connections have heard of what is held
@@ -111,16 +109,16 @@ class RedisLedger(RedisEntries):
         self._held.pop(reservation.ask.id, None)
 
     def on_back(self, link: Link, connection: Connection) -> None:
-        """Tell what is held on a connection that is new, and what was settled meanwhile."""
-        if self._held:
+        """Tell what is held on a connection that is new, what had just been settled, and what was settled meanwhile."""
+        loop = asyncio.get_running_loop()
+        self._forget_recent()
+        recent = [one for _, one in self._recent if self._store.link_of(one.plan.family_keys[0]) is link]
+        if self._held or recent:
             self.tell(link, connection)
+        for number, at in enumerate(range(0, len(recent), BATCH)):
+            loop.call_later(number * PAUSE_S, self._tell_of, connection, recent[at : at + BATCH])
         if self._noted and self._store.link_of(SPENDERS_KEY) is link:
             self._note(*self._noted)
-        self._forget_recent()
-        for _, one in self._recent:
-            if self._store.link_of(one.plan.family_keys[0]) is link and one not in self._kept:
-                self._kept[one] = None
-                self._unsent.append(one)
         self.send_kept()
 
     def tell(self, link: Link, connection: Connection) -> None:
@@ -214,14 +212,13 @@ class RedisLedger(RedisEntries):
             del self._kept[one]
             self._known[-1].setdefault(one.plan.family_keys[2], []).append(one.id)
             self._recent.append((asyncio.get_running_loop().time(), one))
-            self._forget_recent()
             self._wait()
 
     def on_refused(self, one: Settling, reply: object) -> None:
         """Take an error in place of an acknowledgement."""
         code, link = error_code(reply), self._store.link_of(one.plan.family_keys[0])
         if code == "NOSCRIPT" and link.live is not None:
-            link.live.send(one.pack_with_script(), one)
+            link.live.send(one.pack_with_script(), one, link.live)
         elif code in {"MOVED", "ASK"} and one.sent_on(reply):
             pass
         elif code in KEY_TROUBLE:
@@ -239,6 +236,10 @@ class RedisLedger(RedisEntries):
                 self._drain_in(RETRY_S)
 
     # Inside
+
+    def _tell_of(self, connection: Connection, recent: Iterable[Settling]) -> None:
+        for one in recent:
+            self._store.send_away(connection, one.pack())
 
     def _forget_recent(self) -> None:
         since_s, recent = asyncio.get_running_loop().time() - RECENT_S, self._recent
@@ -258,7 +259,7 @@ class RedisLedger(RedisEntries):
         if connection is None:
             self._unsent.append(one)
         else:
-            connection.send(one.pack(), one)
+            connection.send(one.pack(), one, connection)
 
     def _send_some(self, most: int) -> int:
         sent, waiting = 0, []
@@ -270,7 +271,7 @@ class RedisLedger(RedisEntries):
             if connection is None:
                 waiting.append(one)
             else:
-                connection.send(one.pack(), one)
+                connection.send(one.pack(), one, connection)
                 sent += 1
         self._unsent.extendleft(reversed(waiting))
         return sent
@@ -369,13 +370,14 @@ class Settling:
         self._left -= 1
         return self._left >= 0 and self._store.send_on_to(reply, self.pack_with_script(), self, self.plan)
 
-    def on_reply(self, context: object, reply: object) -> None:
-        """Take the acknowledgement."""
-        del context
+    def on_reply(self, context: Connection | None, reply: object) -> None:
+        """Take the acknowledgement, if it is not that of a Redis which was replaced meanwhile."""
         if isinstance(reply, hiredis.ReplyError):
             self._store.ledger.on_refused(self, reply)
-        else:
+        elif context in {None, self._live()}:
             self._store.ledger.on_acknowledged(self)
+        else:
+            self._store.ledger.on_unsent(self)
 
     def on_loss(self, connection: Connection, context: object, reason: str) -> None:
         """Have it sent again: the first may have arrived, or may not."""
@@ -385,10 +387,12 @@ class Settling:
         self._store.ledger.on_unsent(self)
 
     def on_late_reply(self, connection: Connection, reply: object) -> None:
-        """Take the acknowledgement."""
-        del connection
-        if not isinstance(reply, hiredis.ReplyError):
+        """Take the acknowledgement; that of another Redis than the one of now is none: it has been sent there again."""
+        if connection is self._live() and not isinstance(reply, hiredis.ReplyError):
             self._store.ledger.on_acknowledged(self)
+
+    def _live(self) -> Connection | None:
+        return self._store.link_of(self.plan.family_keys[0]).live
 
     def _words(self) -> tuple[str | int, ...]:
         one = self._reservation

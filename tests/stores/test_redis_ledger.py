@@ -21,6 +21,7 @@ from gateway.stores import UNCHECKED
 from gateway.stores import redis_ledger as redis_ledger_module
 from gateway.stores.choice import make_store
 from gateway.stores.fallback import Allow
+from gateway.stores.link import at
 from gateway.stores.redis import RedisStore
 from gateway.stores.redis_ledger import REMEMBERED
 from tests.kit.redis import RedisServer, running_redis, until
@@ -255,6 +256,26 @@ async def test_a_redis_that_lost_its_data_hears_of_what_is_held_and_what_was_set
         assert [(one.id, one.reserved) for one in await store.ledger.open()] == [("r-2", {"USD": 50})]
 
 
+async def test_what_a_redis_acknowledges_that_was_replaced_meanwhile_is_told_to_the_next(server: RedisServer) -> None:
+    with running_redis() as other:
+        async with started(server) as store:
+            plan = store.spend_plan("abc", (), BUDGETS)
+            for id_ in ("r-1", "r-2"):
+                await reserve(store, plan, asking(id_))
+            server.signal(signal.SIGSTOP)
+            store.ledger.settle(plan, asking("r-1"), 0, cost("r-1", 33))
+            await asyncio.sleep(0)  # it is on its way
+            store.link._locate = at(other.address)
+            store.link._go_out("It has moved.")
+            await until_back(store)
+            server.signal(signal.SIGCONT)
+            async with asyncio.timeout(TIMEOUT_S):
+                while store.ledger._kept:  # noqa: ASYNC110 - nobody tells
+                    await asyncio.sleep(0.01)
+            assert await stands(store, plan) == [(33, 40)] * 3
+            assert await marks(store) == [("r-1", "exact", 33)]
+
+
 async def test_a_redis_that_is_restarted_with_its_data_has_it_all() -> None:
     with running_redis("--appendonly", "yes", "--appendfsync", "always") as server:
         async with started(server) as store:
@@ -267,6 +288,7 @@ async def test_a_redis_that_is_restarted_with_its_data_has_it_all() -> None:
             server.start()
             await until_back(store)
             assert await stands(store, plan) == [(5, 40)] * 3
+            assert [one.id for _, one in store.ledger._recent] == ["r-1"]  # since it was first acknowledged
             store.ledger.settle(plan, asking("r-2"), 0, cost("r-2", 6))
             assert await stands(store, plan) == [(11, 0)] * 3
             assert await marks(store) == [("r-1", "exact", 5), ("r-2", "exact", 6)]
