@@ -73,7 +73,8 @@ async def test_the_busiest_are_told_of(under_test: Subject, monkeypatch: pytest.
 async def test_of_many_tokens_a_batch_goes_at_once_and_the_rest_by_the_end(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(usage_redis, "PAUSE_S", 3600.0)
+    for name in ("PAUSE_S", "SPREAD_S"):
+        monkeypatch.setattr(usage_redis, name, 3600.0)
     store = await started(server)
     store.usage.add(delta({f"t{number}": {"requests": 1} for number in range(usage_redis.BATCH * 2 + 1)}))
     await store.ping()
