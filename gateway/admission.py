@@ -144,9 +144,9 @@ class Admission:
         if subject is None:
             subject = self._remember(token, self._signer.verify(token, now_s=now_s))
         if subject.expires_at_s <= now_s:
-            del self._subjects[token]
             if not self._revoked.keys().isdisjoint(lineage(subject.id)):
-                raise TokenRevoked(REVOKED_DETAIL)
+                raise TokenRevoked(REVOKED_DETAIL)  # and is remembered: else each try would be work, here and in Redis
+            del self._subjects[token]
             raise TokenExpired("The token has expired; POST /register issues a new one.")
         return subject
 

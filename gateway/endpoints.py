@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 from gateway.config.values import lifetime_s
 from gateway.errors import BadRequest, Draining, MethodNotAllowed, NotAllowed, NotFound
 from gateway.http1.message import CRLF
-from gateway.registrations import count_registration
+from gateway.readiness import Readiness
+from gateway.registrations import Registrations
 from gateway.scope import Scope
 from gateway.shared_counts import SharedCounts
 from gateway.usage import Stream, UsageView, rfc3339
@@ -73,6 +74,8 @@ class Endpoints:
     ) -> None:
         self._admission = admission
         self._store = store
+        self._readiness = Readiness(store)
+        self._registrations = Registrations(store)
         self._view = UsageView(admission, store.usage, metrics, pace_of)
         self._shared = shared or SharedCounts(metrics)
         self._admin_key = admin_key
@@ -133,14 +136,14 @@ class Endpoints:
         is_admin = self._is_admin(head.bearer)
         if not is_admin:
             # Before anything else, so that guesses at the key are counted, too.
-            await count_registration(self._store, peer.name)
+            await self._registrations.count(peer.name)
         self._need_right(head, "Registering", peer, by_dashboard=False)
         return _issued(self._admission.issue, body if is_admin else b"")
 
     async def _make_child(self, head: RequestHead, body: bytes, peer: Peer) -> Answer:
         """Make a narrower token from the caller's."""
         parent = self._admission.authenticate(head.bearer, time.time())
-        await count_registration(self._store, peer.name, "tokens")
+        await self._registrations.count(peer.name, "tokens")
         await self._admission.look(parent)  # the store knows whether it, or one that it was made from, is revoked
         return _issued(partial(self._admission.issue_child, parent), body)
 
@@ -227,7 +230,7 @@ class Endpoints:
     async def _ready(self) -> Answer:
         if self._is_draining():
             raise Draining("This instance is stopping.")
-        await self._store.ping()
+        await self._readiness.check()
         return _json(200, {"status": "ready"})
 
 

@@ -84,6 +84,7 @@ class ScriptStore:
     Attributes:
         holds: Verdicts wait for `decide`, or `lose`.
         answers: Whether `ping` is answered.
+        asked: How often it was asked for anything but usage, or told of a token.
         refunds: How many charges were given back.
         releases: How many requests gave their places in flight back.
     """
@@ -96,6 +97,7 @@ class ScriptStore:
         self._asked: list[tuple[Callable[[Waiter], None], Waiter]] = []
         self.holds = False
         self.answers = True
+        self.asked = 0
         self.refunds = 0
         self.releases = 0
 
@@ -112,6 +114,7 @@ class ScriptStore:
         self._ask(partial(self._store.reserve, plan, ask), waiter)
 
     def _ask(self, ask: Callable[[Waiter], None], waiter: Waiter) -> None:
+        self.asked += 1
         if self.holds:
             self._asked.append((ask, waiter))
         else:
@@ -136,12 +139,14 @@ class ScriptStore:
         self._store.release(plan, verdict)
 
     async def look(self, plan: Plan) -> list[Standing] | None:
+        self.asked += 1
         return await self._store.look(plan)
 
     async def revoke(self, subject: str, lives_s: int) -> None:
         await self._store.revoke(subject, lives_s)
 
     def note(self, line: str, ends_s: int) -> None:
+        self.asked += 1
         self._store.note(line, ends_s)
 
     async def noted(self) -> Noted:
@@ -151,6 +156,7 @@ class ScriptStore:
         await self._store.start()
 
     async def ping(self) -> None:
+        self.asked += 1
         if not self.answers:
             raise StoreUnavailable("The limit store did not answer in time.")
 

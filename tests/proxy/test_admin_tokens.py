@@ -55,6 +55,11 @@ def test_a_token_that_is_ended_is_refused_at_once_and_shown_as_revoked(guarded: 
     guarded.client.sends(guarded.request(b"GET", b"/api/x"))
     guarded.client.problem(401, "token_revoked")
     assert guarded.dials == 0
+    asked = guarded.store.asked
+    for target in (b"/api/x", b"/usage", b"/api/x"):  # nor is the store kept busy by who goes on
+        guarded.client.sends(guarded.request(b"GET", target))
+        guarded.client.problem(401, "token_revoked")
+    assert guarded.store.asked == asked
     assert listed(guarded.client, ADMIN)[token_id]["revoked"] is True
 
 

@@ -11,6 +11,7 @@ import prometheus_client.core  # noqa: F401 - here, and not in a thread of the g
 import pytest
 
 from gateway.budgets.budget import NANO
+from gateway.readiness import SHARED_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -401,6 +402,22 @@ def test_readiness_fails_with_the_store_and_health_does_not(play: Playbook) -> N
     assert play.client.problem(503, "store_unavailable").value(b"retry-after") == b"1"
     ask(play.client, b"GET", b"/healthz")
     assert play.client.answer().status == 200
+    play.store.answers = True
+    play.pass_time(SHARED_S)
+    ask(play.client, b"GET", b"/readyz")
+    assert play.client.answer().status == 200
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_who_asks_for_readiness_all_the_time_keeps_no_store_busy(play: Playbook, status: int) -> None:
+    play.store.answers = status == 200
+    asked = play.store.asked
+    others = [play.connect(ELSEWHERE) for _ in range(3)]
+    for _ in range(10):
+        for client in others:
+            ask(client, b"GET", b"/readyz")
+            assert client.answer().status == status
+    assert play.store.asked == asked + 1
 
 
 OTHERS = [b"/", b"/nowhere", b"/healthz/", b"/health", b"/.env", b"/admin", b"/admin/tokensx", b"/apix"]

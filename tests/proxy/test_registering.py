@@ -45,6 +45,21 @@ def test_failures_count_and_the_admin_is_not_counted(make_play: Callable[..., Pl
     assert [tries(client, ADMIN) for _ in range(12)] == [201] * 12
 
 
+def test_who_goes_on_after_that_keeps_no_store_busy_and_is_told_how_long_it_takes(play: Playbook) -> None:
+    assert [tries(play.client) for _ in range(61)] == [201] * 60 + [429]
+    play.pass_time(20)
+    asked = play.store.asked
+    for client in (play.connect(), play.connect()):
+        ask(client, b"POST", b"/register")
+        refusal = client.problem(429, "rate_limited")
+        assert refusal.value(b"ratelimit") == b'"minute";r=0;t=41'
+        assert refusal.value(b"retry-after") == b"41"
+    assert play.store.asked == asked
+    assert tries(play.connect("")) == 201
+    play.pass_time(41)
+    assert tries(play.connect()) == 201
+
+
 def test_who_has_a_token_makes_as_many_of_it_and_no_more(make_play: Callable[..., Playbook]) -> None:
     play = make_play(admin_key=ADMIN_KEY.decode())
     child = play.token
