@@ -46,6 +46,7 @@ def test_describe_says_everything_and_no_secret() -> None:
     assert described["TOKEN_SECRET"] == "set (36 characters), then set (36 characters)"
     assert described["REDIS_URL"] == "redis://redis.example:6380/2, password set (23 characters)"
     assert described["TARGET_API_URL"] == URL
+    assert dict(describe(config(target_api_key=10**20)))["TARGET_API_KEY"] == "set (21 characters)"  # a file's number
     assert described["RATE_LIMIT"] == "60 in 60 s"
     assert described["CONNECT_TIMEOUT"] == "5.0 s"
     assert described["MAX_BODY"] == "no limit"

@@ -146,8 +146,8 @@ def _token_secret(config: Config) -> str:
     return "not set: made at start, so tokens end with the process"
 
 
-def _length(secret: str | None) -> str:
-    return f"set ({len(secret)} characters)" if secret else ""
+def _length(secret: object) -> str:
+    return f"set ({len(str(secret))} characters)" if secret else ""  # in a file it may be a number
 
 
 def _limits(policies: Iterable[Policy]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 from urllib.parse import quote
 
-from gateway.config.values import check_host, is_ipv6, quoted
+from gateway.config.values import check_host, is_ipv6
 
 _URL = re.compile(r"(?P<scheme>https?)://(?P<authority>[^/?#]*)(?P<path>[^?#]*)(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _AUTHORITY = re.compile(r"(?:\[(?P<v6>[^\[\]]*)\]|(?P<host>[^:\[\]]+))(?::(?P<port>[0-9]{1,5}))?")
@@ -182,13 +182,13 @@ def parse_key_style(text: str) -> KeyStyle:
         return KeyStyle(style)
     if style == "header":
         if not FIELD_NAME.fullmatch(name):
-            raise ValueError(f"{quoted(name)} is not a field name")
+            raise ValueError("header: needs a field's name behind it, and no value")  # which may be the key
         if name.lower() in NOT_FOR_KEYS:
             raise ValueError(f"the field {name} cannot carry a key")
         return KeyStyle(style, name)
     if style == "query":
-        if not re.fullmatch("[!-~]+", name):
-            raise ValueError("query: needs the parameter's name after it")
+        if not re.fullmatch("[!-<>-~]+", name):
+            raise ValueError("query: needs the parameter's name behind it, and no value")
         return KeyStyle(style, name)
     raise ValueError("the value is not a way to send a key")
 

@@ -280,7 +280,8 @@ def with_environment(tables: object, environ: Mapping[str, str], where: str) -> 
                 row = KEYS["key_env"]
                 raise ConfigError(
                     f"targets.{name}.key_env{where}",
-                    f"the environment has no {quoted(str(variable))}",
+                    # Else it may be the key itself.
+                    f"the environment has no {quoted(variable) if str(variable).isupper() else 'such variable'}",
                     row.takes,
                     f"key_env = {row.example}",
                 )
@@ -315,16 +316,17 @@ def _read_key(text: str) -> str:
     from pathlib import Path  # see `serving.named_file`
 
     path = Path(text)
+    shown = quoted(text) if "/" in text else "the file"  # else it may be the key itself
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{quoted(text)} is not a file")
+            raise ValueError(f"{shown} is not a file")
         if status.st_mode & _FORBIDDEN_MODE:
-            raise ValueError(f"{quoted(text)} has mode {stat.S_IMODE(status.st_mode):o}: others can read or replace it")
+            raise ValueError(f"{shown} has mode {stat.S_IMODE(status.st_mode):o}: others can read or replace it")
         with path.open("rb") as file:
             content = file.read(_MAX_KEY_FILE_BYTES + 1)
     except OSError as error:
-        raise ValueError(f"{quoted(text)} cannot be read: {error.strerror}") from None
+        raise ValueError(f"{shown} cannot be read: {error.strerror}") from None
     if len(content) > _MAX_KEY_FILE_BYTES or not content.isascii():
-        raise ValueError(f"{quoted(text)} has no key in it: it is too long, or has bytes outside ASCII")
+        raise ValueError(f"{shown} has no key in it: it is too long, or has bytes outside ASCII")
     return content.decode().strip()
