@@ -24,9 +24,9 @@ _TARGET: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # RFC 3986's pchar and '/'. What it leaves out, no client may send in a path either.
 _PATH: Final = re.compile(r"/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*")
 # Empty segments and backslashes; dot segments, also with what servers cut off behind them ("..;x", "..%20"); escaped
-# dots, separators and ends of strings, also in UTF-8 of more bytes than they need (RFC 3629 §10).
+# dots, separators and ends of strings, also as %u002e, or in UTF-8 of more bytes than they need (RFC 3629 §10).
 _AMBIGUOUS: Final = re.compile(
-    rb"(?i)//|\\|/\.{1,2}(?![A-Z0-9._~-])|%(?:2e|2f|5c|00)|%(?:c0|e0%80)%a[ef]|%(?:c1|e0%81)%9c"
+    rb"(?i)//|\\|/\.{1,2}(?![A-Z0-9._~-])|%(?:u00)?(?:2e|2f|5c|00)|%(?:c0|e0%80)%a[ef]|%(?:c1|e0%81)%9c"
 )
 # What servers read another method or path from, CGI's spelling included: behind a proxy, they trust it to drop them.
 _METHOD_FIELD: Final = re.compile(rb"(?i)\r\nx[-_](?:http[-_])?method(?:[-_]override)?:[ \t]*([^\r]*)")

@@ -34,6 +34,7 @@ def test_a_prefix_allows_itself_and_what_is_below(path: bytes) -> None:
     [b"", b"/", b"?", b"/v1", b"/v1/", b"/v1/chatx", b"/v1/chat%2Fx", b"/v1/chat;x", b"/v1/Chat", b"/v1/%63hat",
      b"/v1/models", b"/v1/cha", b"v1/chat", b"/x/v1/chat", b"/v1/chat/../x", b"/v1/chat/..", b"/v1/chat/.",
      b"/v1/chat/./x",
+     b"/v1/chat/%u002e%u002E/x", b"/v1/chat/%25u002e./x",
      b"/v1/chat/%2e%2e/x", b"/v1/chat/.%2E/x", b"/v1/chat/%2e", b"/v1/chat/%252e%252e/x", b"/v1/chat/%25252e./x",
      b"/v1/chat/..;/x", b"/v1/chat/..;a=b/x", b"/v1/chat/..%3b/x", b"/v1/chat/..%20/x", b"/v1/chat/..%00/x",
      b"/v1/chat/x%00",

@@ -33,8 +33,9 @@ EVENTS: Final = b"text/event-stream"
 MAX_FORM_BYTES: Final = 4096
 """Longer forms are not remembered."""
 _PLAIN_ID: Final = re.compile(rb"[A-Za-z0-9_.:+/=-]{1,128}")
-_CODING: Final = re.compile(rb"\r\ncontent-encoding:[ \t]*([^\r]*?)[ \t]*(?=\r)")
-_CHARSET: Final = re.compile(rb"\r\ncontent-type:[^\r]*;[ \t]*charset[ \t]*=[ \t]*([^\r]*?)[ \t]*(?=\r)")
+# With space around the value: to match that here would take a time that grows with its square.
+_CODING: Final = re.compile(rb"\r\ncontent-encoding:([^\r]*)")
+_CHARSET: Final = re.compile(rb"\r\ncontent-type:[^\r]*;[ \t]*charset[ \t]*=([^\r]*)")
 _MASK: Final = re.compile(rb"(?i)[&;]\$?fields(?:[=&;]|\Z)")
 _UTF_8: Final = frozenset((b"utf-8", b"utf8", b'"utf-8"', b'"utf8"', b"us-ascii"))
 _ACCEPTS: Final = re.compile(rb"(?i)\r\naccept-encoding:")
@@ -170,7 +171,7 @@ def is_plain(lines: Sequence[bytes]) -> bool:
     if b"\r\ncontent-encoding:" not in text and b"charset" not in text:
         return True
     codings, charsets = _CODING.findall(text), _CHARSET.findall(text)
-    return all(one == b"identity" for one in codings) and all(one in _UTF_8 for one in charsets)
+    return {one.strip(b" \t") for one in codings} <= {b"identity"} and {one.strip(b" \t") for one in charsets} <= _UTF_8
 
 
 class Fields:

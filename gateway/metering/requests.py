@@ -77,6 +77,8 @@ _OPEN_OF_GEMINI: Final = re.compile(
 
 MAX_MODEL_CHARACTERS: Final = 256
 """How long a model's name may be: it is written to the ledger."""
+MAX_TIER_CHARACTERS: Final = 64
+"""It is remembered with its price, or that there is none: it is the client's to choose."""
 _READ_IN_ANY_CASE: Final = frozenset(
     (
         *("model", "models", "stream", "stream_options", "n", "best_of", "prompt", "service_tier", "speed", "thinking"),
@@ -283,8 +285,10 @@ def _of_gemini(members: dict[str, Any], body: bytes) -> tuple[int, int, bool, in
 
 
 def usual_is_none(tier: object) -> str:
-    """Return a service tier or a speed, "" for the one that prices are made for."""
-    return tier if isinstance(tier, str) and tier not in {"default", "standard", "auto", "on_demand"} else ""
+    """Return a service tier or a speed, "" for the one that prices are made for; the begin of a long one."""
+    if not isinstance(tier, str) or tier in {"default", "standard", "auto", "on_demand"}:
+        return ""
+    return tier[:MAX_TIER_CHARACTERS]
 
 
 _NO_KEYS: Final = frozenset[str]()

@@ -25,12 +25,18 @@ _DEFAULT_PORTS: Final = {b"http": b"80", b"https": b"443"}
 
 # What servers take for the end of a path segment, each its own: what one splits in two, and climbs out of twice, is one
 # segment for another. And what some server might take for a dot segment, or an empty one: with parameters behind it, or
-# with what it cuts off when it has decoded that (controls, blanks, '#', '?').
+# with what it cuts off when it has decoded that (controls, blanks, '#', '?'). Those of Microsoft's decode %u002e, too.
 _SEPARATORS: Final = tuple(
-    re.compile(b"(?i)" + ends) for ends in (b"/", rb"/|\\", rb"/|%2f", rb"/|\\|%5c", rb"/|\\|%2f|%5c")
+    re.compile(b"(?i)" + ends)
+    for ends in (b"/", rb"/|\\", rb"/|%(?:u00)?2f", rb"/|\\|%(?:u00)?5c", rb"/|\\|%(?:u00)?(?:2f|5c)")
 )
 _PARAMETERS: Final = re.compile(rb";[^/]*")
-_DOTS: Final = re.compile(rb"(?i)(\.|%2e)?(\.|%2e)?(?:(?:;|%(?:[01][0-9a-f]|2[03]|3[bf])).*)?")
+_DOT: Final = rb"(\.|%(?:u00)?2e)"
+_DOTS: Final = re.compile(rb"(?i)%b?%b?(?:(?:;|%%(?:[01][0-9a-f]|2[03]|3[bf])).*)?" % (_DOT, _DOT))
+_TWO_DOTS: Final = re.compile(rb"(?i)%b%b" % (_DOT, _DOT))
+
+MAX_SEGMENTS: Final = 256
+"""Of a path with two dots in a row, which is read in each of these ways: a millisecond's work."""
 
 
 _LONG_KEY: Final = 8
@@ -181,7 +187,7 @@ class TargetRoute:
         """Write what `start_of` returns."""
         path = self.path_of(target)
         if _climbs(path.partition(b"?")[0]):
-            raise BadRequest("The path climbs out of its prefix with dot segments.")
+            raise BadRequest("The path climbs out of its prefix with dot segments, or has too many others.")
         if not path.startswith(b"/") and not self._base:
             path = b"/" + path
         path = self._base + path
@@ -216,9 +222,11 @@ def _what_is_left(match: re.Match[bytes]) -> bytes:
 
 
 def _climbs(path: bytes) -> bool:
-    """Whether some server could read the path as leaving the directory it starts in."""
-    if b"." not in path and b"%2" not in path:
+    """Whether some server could read the path as leaving the directory it starts in, or nobody can tell soon enough."""
+    if (b"." not in path and b"%" not in path) or _TWO_DOTS.search(path) is None:
         return False
+    if len(_SEPARATORS[-1].findall(path)) > MAX_SEGMENTS:
+        return True
     readings = _SEPARATORS if b"%" in path or b"\\" in path else _SEPARATORS[:1]
     # Who cuts parameters off before he decodes the rest never sees the slashes that are escaped in them.
     paths = (path, _PARAMETERS.sub(b"", path)) if b";" in path else (path,)

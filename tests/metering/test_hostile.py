@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from gateway.metering.costs import CostTable, FixedPrice
 from gateway.metering.fields import asked
 from gateway.metering.pricing import pricing_of
 from gateway.metering.rates import Rates
+from gateway.metering.requests import MAX_TIER_CHARACTERS, read
+from gateway.metering.shapes import Shape
 from tests.metering.recorded import (
     ASKS,
     CHAT,
@@ -89,6 +92,22 @@ def test_a_body_that_others_decode_otherwise_is_not_read(lines: tuple[bytes, ...
 def test_a_body_in_utf_8_is_read(kind: bytes) -> None:
     lines = (b"Content-Type: " + kind, b"Content-Encoding: identity")
     assert pricing().quote(b"POST", CHAT_PATH.encode(), lines, json.dumps(ASKS).encode(), NOW_S).model == "m"
+
+
+@pytest.mark.parametrize("line", [b"Content-Encoding: a", b"Content-Type: x; charset=a"])
+def test_to_find_that_out_takes_no_time_that_grows_with_the_square_of_a_value(line: bytes) -> None:
+    """A field of 16 kB took two seconds, in which nobody else had an answer; one of this length would take minutes."""
+
+    def give_up(_number: int, _frame: object) -> None:
+        raise AssertionError("it takes seconds")
+
+    before = signal.signal(signal.SIGVTALRM, give_up)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 3)  # of the process's own time, however busy the machine is
+    try:
+        test_a_body_that_others_decode_otherwise_is_not_read((line + b" " * 200_000 + b"b",))
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 # --- paths and methods ---------------------------------------------------------------------------------------------
@@ -235,6 +254,13 @@ def test_a_model_with_a_name_of_any_length_is_none() -> None:
         .fixed["USD"]
         == 8
     )
+
+
+def test_a_tier_of_any_length_is_none_either() -> None:
+    """It is remembered with the price that it has, or has not, of a thousand of them."""
+    wanted = read(Shape.CHAT, json.dumps({**ASKS, "service_tier": "t" * 10_000, "speed": "s" * 10_000}).encode())
+    assert wanted is not None
+    assert (len(wanted.tier), len(wanted.speed)) == (MAX_TIER_CHARACTERS, MAX_TIER_CHARACTERS)
 
 
 def test_of_several_models_none_is_the_one() -> None:

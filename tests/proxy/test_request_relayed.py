@@ -227,6 +227,9 @@ def test_a_target_without_a_path_keeps_the_slash(make_play: Callable[..., Playbo
         b"/./../x",
         b"//../../x",
         b"/..?q",
+        b"/%u002e%U002E/x",
+        b"/a%u002f..%u005c..",
+        b"/a" * 257 + b"/../x",  # in which some server might read more of them, and to find out would take long
     ],
 )
 def test_a_path_that_climbs_out_of_the_target_is_refused_and_not_counted(play: Playbook, path: bytes) -> None:
