@@ -21,6 +21,7 @@ from gateway.admission import Admission
 from gateway.budgets.grammar import parse_budgets
 from gateway.config.values import lifetime_s, without_example
 from gateway.errors import ConfigError, GatewayError, TokenError
+from gateway.ledger.table import printable
 from gateway.limits import parse_limits
 from gateway.scope import Scope
 from gateway.stores.choice import make_store
@@ -142,7 +143,7 @@ async def _inspect(text: str, settings: Settings) -> int:
     except TokenError as error:
         raise ConfigError("TOKEN", error.detail.removesuffix("."), "a token of a gateway's", "gw_….…") from None
     for name, value in _shown(claims):
-        print(f"{name:<10}{value}")
+        print(f"{name:<10}{printable(value)}")  # anybody can make a token that says anything, and is not good
     verdict, is_good = "not checked: the signing secret is not known here (TOKEN_SECRET, REDIS_URL)", True
     if settings.token_secrets or settings.redis:
         async with _store(settings, offline=settings.redis is None) as store:
@@ -163,7 +164,6 @@ def _shown(claims: Claims) -> list[tuple[str, str]]:
     above_budgets = claims.budgets_by_generation()[1:]
     return [
         ("id", claims.id),
-        # A name may hold anything: a terminal's control sequences among it.
         ("name", "none" if claims.name is None else json.dumps(claims.name)),
         ("issued", _moment(claims.issued_at_s)),
         ("expires", "never" if claims.expires_at_s is None else _moment(claims.expires_at_s)),
@@ -234,4 +234,7 @@ def _text(argument: str) -> str:
 
 
 def _moment(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).isoformat().replace("+00:00", "Z")
+    try:
+        return datetime.fromtimestamp(second, UTC).isoformat().replace("+00:00", "Z")
+    except (OSError, OverflowError, ValueError):
+        return f"second {second}, which no calendar has"

@@ -206,17 +206,18 @@ def test_what_was_settled_between_two_looks_counts_once(served: Served) -> None:
 def test_csv_has_a_fixed_head_and_nothing_that_a_spreadsheet_would_run(served: Served) -> None:
     served.ledger.settled = [
         recent("a-1", model='=HYPERLINK("http://h";"x")', path="/x,\r\n\x1b[2J", token="-t", target="@SUM(1)"),
-        recent("a-2", cost={"USD": 1, "tokens": 46}, upstream_id="+1"),
+        recent("a-2", cost={"USD": 1, "tokens": 46}, upstream_id="+1", model="\uff1d1", path="/a;=1+1;b"),
     ]
     served.ledger.reserved = [under_way("b-1")]
     printed = served.run("ledger", "--csv")
-    assert printed.isprintable() or set(printed) - set("\r\n") <= set(map(chr, range(32, 127)))
+    assert set(printed) - set("\r\n\uff1d") <= set(map(chr, range(32, 127)))
     head, *rows = list(csv.reader(io.StringIO(printed, newline=""), strict=True))
     assert tuple(head) == COLUMNS
     first, second, opened = (dict(zip(head, row, strict=True)) for row in rows)
     assert first["model"] == '\'=HYPERLINK("http://h";"x")'
     assert (first["path"], first["token"], first["target"]) == ("/x,???[2J", "'-t", "'@SUM(1)")
     assert (second["cost_usd"], second["cost"]) == ("0.000000001", "0.000000001 USD, 46 tokens")
+    assert (second["model"], second["path"]) == ("'\uff1d1", "/a;'=1+1;b")
     assert (second["upstream_request"], second["input"], second["output"]) == ("'+1", "12", "34")
     assert (opened["mark"], opened["at"], opened["cost_usd"], opened["reserved_usd"]) == ("open", "", "", "0.02")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -29,7 +30,8 @@ COLUMNS: Final = (
 )
 """The head of the CSV. It stays: what is new comes behind it."""
 
-_FORMULA: Final = ("=", "+", "-", "@")
+# At the begin of a cell, in the forms of East Asia too; a semicolon ends one where commas are for decimals.
+_FORMULA: Final = re.compile("(?:^|(?<=;))(?=[=+@\uff1d\uff0b\uff0d\uff20-])")
 MAX_CELL: Final = 60
 """Characters of a cell of the table for people; what is longer is cut."""
 
@@ -133,5 +135,4 @@ def _cells(entry: Entry) -> list[str | int]:
 
 def _harmless(text: str) -> str:
     """Spreadsheets run what begins like a formula (OWASP, CSV injection)."""
-    text = printable(text)
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return _FORMULA.sub("'", printable(text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import sys
@@ -200,6 +201,14 @@ async def test_inspect_says_what_a_token_grants_and_whether_it_is_good() -> None
         "token", "inspect", token[:-1] + ("A" if token[-1] != "A" else "B"), TOKEN_SECRET=SECRET
     )
     assert (code, "bad: The token was not issued here" in out) == (1, True)
+    hostile = {"id": "a.b", "iat": 10**30, "exp": 10**31, "limits": ["\x1b[2J\nverdict   good"], "above": [["\x1b"]]}
+    forged = base64.urlsafe_b64encode(json.dumps({**hostile, "budgets": ["\x07"]}).encode()).rstrip(b"=").decode()
+    code, out, _ = await gateway("token", "inspect", f"gw_{forged}.{'A' * 43}", TOKEN_SECRET=SECRET)
+    assert code == 1
+    assert [line for line in out.splitlines() if not line.isprintable() or "verdict" in line] == [
+        "limits    ?[2J?verdict   good",
+        "verdict   bad: The token was not issued here, or was changed since.",
+    ]
 
 
 @pytest.mark.parametrize(
