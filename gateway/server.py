@@ -28,7 +28,7 @@ from gateway.proxy.routes import Routes
 from gateway.proxy.upstreams import Upstreams
 from gateway.scope import Scope
 from gateway.shared_counts import SharedCounts
-from gateway.stores.choice import make_store
+from gateway.stores.choice import make_store, what_a_restart_forgets
 from gateway.tls import SpokenTls
 from gateway.tokens import TokenSigner
 from gateway.usage import UsageFlush
@@ -145,8 +145,8 @@ class Gateway:
         except BaseException:
             await self.close()
             raise
-        if settings.redis is None and not settings.token_secrets:
-            _log.info("tokens end with this process: neither TOKEN_SECRET nor REDIS_URL is set")
+        if forgotten := what_a_restart_forgets(settings):
+            _log.info(forgotten)
         _log.info("listening on %s, sending to %s", ", ".join(self.urls), settings.sent_to)
 
     async def _listen(self, listener: Listener) -> None:

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 from gateway.admin_client import AdminClient
 from gateway.admission import Admission
 from gateway.budgets.grammar import parse_budgets
-from gateway.config.values import lifetime_s, without_example
+from gateway.config.values import lifetime_s, printable, without_example
 from gateway.errors import ConfigError, GatewayError, TokenError
-from gateway.ledger.table import printable
 from gateway.limits import parse_limits
 from gateway.scope import Scope
 from gateway.stores.choice import make_store

@@ -255,6 +255,11 @@ def quoted(text: str, most: int = 60) -> str:
     return repr(text if len(text) <= most else text[: most - 3] + "…")
 
 
+def printable(text: str) -> str:
+    """Return a text without what a terminal would obey."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else "?" for one in text)
+
+
 def kind_of(value: object) -> str:
     """Say what a value is that is of the wrong kind, as TOML calls it."""
     names = {bool: "a boolean", list: "an array", tuple: "an array", dict: "a table", type(None): "not set"}

@@ -6,9 +6,10 @@ import json
 from typing import TYPE_CHECKING
 
 from gateway.budgets.told import told
+from gateway.config.values import printable
 from gateway.errors import ConfigError, GatewayError
 from gateway.ledger.source import ask, print_whole, wanted
-from gateway.ledger.table import amounts, as_csv, as_text, printable
+from gateway.ledger.table import amounts, as_csv, as_text
 
 if TYPE_CHECKING:
     import argparse

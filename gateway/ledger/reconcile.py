@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.budgets.budget import NANO, spelled
+from gateway.config.values import printable
 from gateway.errors import ConfigError
 from gateway.ledger.invoice import InvoiceError, read_invoice, reconcile, usd_of
 from gateway.ledger.source import ask, print_whole, wanted
-from gateway.ledger.table import aligned, amounts, printable, seconds, short, total
+from gateway.ledger.table import aligned, amounts, seconds, short, total
 
 if TYPE_CHECKING:
     import argparse

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.budgets.budget import amount_of, spelled
 from gateway.budgets.spending import Mark
 from gateway.budgets.told import OPEN, spelled_us
+from gateway.config.values import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -82,11 +83,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return rows of cells as lines with columns one below the other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def printable(text: str) -> str:
-    """Return a text without what a terminal would obey."""
-    return text if text.isprintable() else "".join(one if one.isprintable() else "?" for one in text)
 
 
 def short(text: str) -> str:

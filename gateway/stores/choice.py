@@ -48,3 +48,14 @@ def make_store(settings: Settings, current: Callable[[], Settings] | None = None
         return ClusterStore(settings.redis, timeout_s=timeout_s, loss=loss, instances=instances)
     long = current is not None and any(map(is_long, (*settings.budgets.each, *settings.budgets.together)))
     return RedisStore(settings.redis, timeout_s=timeout_s, loss=loss, instances=instances, is_long=long)
+
+
+def what_a_restart_forgets(settings: Settings) -> str:
+    """Say, for the log, what of tokens ends with this process; "" if nothing does."""
+    if settings.redis is not None:
+        return ""
+    if not settings.token_secrets:
+        return "tokens end with this process: neither TOKEN_SECRET nor REDIS_URL is set"
+    if settings.state_file is None:
+        return "a restart forgets which tokens were revoked: neither STATE_FILE nor REDIS_URL is set"
+    return ""

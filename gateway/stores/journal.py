@@ -104,6 +104,18 @@ class Journal(Protocol):
         """Return what reads lines in any thread, oldest first; see `Ledger.entries`. That raises StoreUnavailable."""
         ...
 
+    def revoke(self, token: str, until_s: int) -> None:
+        """Write down that a token is revoked until then, in seconds since the epoch. Raises StoreUnavailable."""
+        ...
+
+    def revoked(self, now_s: int) -> Mapping[str, int]:
+        """Return who was revoked in a process before, and until when, and forget whose time is over.
+
+        Raises:
+            StoreUnavailable: That cannot be done.
+        """
+        ...
+
     def check(self) -> None:
         """Raise StoreUnavailable if nothing can be written down: where that has failed, it is tried."""
         ...
@@ -153,6 +165,13 @@ class MemoryJournal:
         """See `Journal`."""
         lines = [line for line in self._lines.values() if line.at_us >= since_us and line.is_of(token)]
         return lambda: page_of(sorted(lines, key=attrgetter("at_us")), limit)
+
+    def revoke(self, token: str, until_s: int) -> None:
+        """See `Journal`."""
+
+    def revoked(self, now_s: int) -> Mapping[str, int]:
+        """See `Journal`."""
+        return {}
 
     def check(self) -> None:
         """See `Journal`."""

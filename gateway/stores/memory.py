@@ -225,11 +225,18 @@ class MemoryStore:
         return looks
 
     async def revoke(self, subject: str, lives_s: int) -> None:
-        """Refuse this subject from now on; see `Store.revoke`."""
+        """Refuse this subject from now on; see `Store.revoke`. In the file, if there is one, it stays so.
+
+        Raises:
+            ValueError: The subject is not one that limits can be counted for.
+            StoreUnavailable: It is refused by this process alone, for the file cannot be written.
+        """
         check_subject(subject)
         now_us = self._now_us()
         self._revoked = {one: until_us for one, until_us in self._revoked.items() if until_us > now_us}
         self._revoked[subject] = now_us + lives_s * 1_000_000
+        if self._ledger is not None:
+            self._ledger.revoke(subject, lives_s)
 
     def note(self, line: str, ends_s: int) -> None:
         """Note a token in the register; see `Store.note`."""
@@ -261,6 +268,8 @@ class MemoryStore:
         """
         if self._ledger is not None:
             self._ledger.start()
+            now_us = self._now_us()
+            self._revoked = {one: now_us + left_us for one, left_us in self._ledger.revoked().items()}
 
     async def ping(self) -> None:
         """Raise StoreUnavailable if the ledger's file cannot be written; else this store always answers."""

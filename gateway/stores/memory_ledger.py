@@ -98,6 +98,16 @@ class MemoryLedger:
         self._to_purge.extend(accounts)
         self._assumed = dict(known.assumed)
 
+    def revoke(self, token: str, lives_s: int) -> None:
+        """Write down that a token is revoked, for so long. Raises StoreUnavailable if that cannot be done."""
+        self._journal.revoke(token, self._now_us() // 1_000_000 + lives_s)
+
+    def revoked(self) -> dict[str, int]:
+        """Return who is, and for how many microseconds more. Raises StoreUnavailable if that cannot be read."""
+        now_us = self._now_us()
+        known = self._journal.revoked(now_us // 1_000_000)
+        return {token: until_s * 1_000_000 - now_us for token, until_s in known.items()}
+
     def ping(self) -> None:
         """Raise StoreUnavailable if nothing can be written down; what was held up by that is settled when it can."""
         self._journal.check()

@@ -1,4 +1,4 @@
-"""`STATE_FILE`: what the embedded store knows of budgets, in SQLite, so that it outlives the process.
+"""`STATE_FILE`: what the embedded store knows of budgets and revocations, in SQLite, so that it outlives the process.
 
 What happens is written down in the call that it happens in. A process that is killed loses nothing of it: it is the
 kernel's by then. A machine whose power fails may lose the last moments (`synchronous=NORMAL`), and no more than that.
@@ -61,6 +61,8 @@ CREATE TABLE ledger (
 );
 CREATE INDEX ledger_at ON ledger (at_us);
 """
+# Not in the schema: there are files of this version without it, and a gateway that does not know it has no use for it.
+_REVOKED: Final = "CREATE TABLE IF NOT EXISTS revoked (token TEXT PRIMARY KEY, until_s INTEGER NOT NULL) WITHOUT ROWID"
 _FIND: Final = "SELECT request, token, entry, mark, at_us FROM ledger WHERE request = ?"
 _SINCE: Final = """
 SELECT request, token, entry, mark, at_us FROM ledger
@@ -119,7 +121,8 @@ class StateFile:
     def assume(self, known: Known, lines: Iterable[Line]) -> None:
         """See `Journal`."""
         rows = {account.row: account for account in known.accounts}
-        statements: list[tuple[str, Sequence[object]]] = [("DELETE FROM held", ()), ("DELETE FROM spent", ())]
+        emptied = ("DELETE FROM held", "DELETE FROM spent")
+        statements: list[tuple[str, Sequence[object]]] = [(one, ()) for one in (_REVOKED, *emptied)]
         statements += [("DELETE FROM budget WHERE id = ?", (row,)) for row in self._rows() if row not in rows]
         for account in known.accounts:
             statements += [_spend(account, segment, atoms) for segment, atoms in account.spent.items()]
@@ -195,6 +198,18 @@ class StateFile:
 
         quoted = self._path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
         return read
+
+    def revoke(self, token: str, until_s: int) -> None:
+        """See `Journal`."""
+        self._write([("INSERT OR REPLACE INTO revoked VALUES (?, ?)", (token, until_s))])
+
+    def revoked(self, now_s: int) -> dict[str, int]:
+        """See `Journal`."""
+        self._write([("DELETE FROM revoked WHERE until_s <= ?", (now_s,))])
+        try:
+            return dict(self._open_db().execute("SELECT token, until_s FROM revoked"))
+        except sqlite3.Error as error:
+            raise self._loss(error) from None
 
     def check(self) -> None:
         """See `Journal`."""

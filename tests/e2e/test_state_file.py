@@ -7,6 +7,7 @@ import contextlib
 import json
 import signal
 import sqlite3
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from gateway.config import Config
 from gateway.errors import StoreUnavailable
 from gateway.server import Gateway
+from gateway.tokens import TokenSigner
 from tests.e2e import connected, fetch, request
 from tests.e2e.test_workers import token_of
 from tests.kit.process import gateway_process, start, until
@@ -55,7 +57,10 @@ async def test_a_killed_program_has_spent_what_it_spent_and_what_it_had_sent(
     upstream.paths = {b"/v1/stream": events(queue)}
     settings = settings_of(upstream, tmp_path)
     async with gateway_process(**settings) as program:
-        token = await token_of(program.url)
+        token, ended = await token_of(program.url), await token_of(program.url)
+        ended_id = TokenSigner([SECRET.encode()]).verify(ended.encode(), now_s=time.time()).id
+        answer = await fetch(program.url, request(f"/admin/tokens/{ended_id}", method="DELETE"))
+        assert answer.status == 200
         for _ in range(2):
             assert (await fetch(program.url, request("/api/x", token))).status == 200
         async with connected(program.url) as stream:
@@ -70,6 +75,7 @@ async def test_a_killed_program_has_spent_what_it_spent_and_what_it_had_sent(
         assert [one["mark"] for one in entries] == ["exact", "exact", "assumed"]
         statuses = [(await fetch(program.url, request("/api/x", token))).status for _ in range(2)]
         assert statuses == [200, 429]
+        assert (await fetch(program.url, request("/api/x", ended)))["x-gateway-error"] == "token_revoked"
         program.signal(signal.SIGTERM)
         assert await program.ended() == 0
     assert len(upstream.requests) == 4

@@ -171,3 +171,11 @@ def test_without_a_key_in_the_query_nothing_is_cut(play: Playbook) -> None:
     play.client.sends(play.request(b"GET", b"/api/x"))
     play.upstream.answers(b"", b"301 Moved Permanently", b"Location: /v1/x/?key=mine")
     assert play.client.answer().value(b"location") == b"/v1/x/?key=mine"
+
+
+def test_a_body_is_the_apis_and_is_not_searched(keyed: Playbook) -> None:
+    """To find a key in it, however it is coded, it would have to be decoded, and held up: see BEHAVIOUR.md."""
+    keyed.client.sends(keyed.request(b"GET", b"/api/x"))
+    content = b'{"next": "http://api.test:8080/v1/x?page=2&%b"}' % PAIR
+    keyed.upstream.answers(content)
+    assert keyed.client.answer().body == content

@@ -14,8 +14,10 @@ import pytest
 
 from gateway.budgets.budget import Budget
 from gateway.budgets.spending import Ask, Mark, Settlement
+from gateway.config import Config
 from gateway.errors import StoreUnavailable
 from gateway.limits import parse_limits
+from gateway.stores.choice import what_a_restart_forgets
 from gateway.stores.memory import MemoryStore
 from gateway.stores.memory_ledger import MemoryLedger
 from gateway.stores.state_file import MAX_AGE_US, TRIM_EVERY, StateFile
@@ -180,6 +182,45 @@ async def test_without_room_on_the_disk_nothing_passes_and_nothing_is_lost(
         assert await spent(store) == (12, 0)
     told = [record.getMessage() for record in caplog.records]
     assert [line.partition(f"{path}")[2][:20] for line in told] == [": disk I/O error. Un", " can be written agai"]
+
+
+async def test_who_is_revoked_is_so_for_the_next_process_as_long_as_the_token_lives(tmp_path: Path) -> None:
+    path, now_us = tmp_path / "state.db", 1_790_000_000_000_000
+
+    async def refused(store: MemoryStore, *subjects: str) -> list[bool]:
+        return [await store.look(store.plan(one, LIMITS)) is None for one in subjects]
+
+    async with opened(path):
+        pass
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("DROP TABLE revoked")  # as a gateway has left it that did not know of it
+    async with opened(path, now_us) as store:
+        await store.revoke("abc", 60)
+        await store.revoke("xyz", 90)
+        assert await refused(store, "abc", "abc.d", "ab") == [True, True, False]
+        with full_disk(tmp_path / "state.db-wal"), pytest.raises(StoreUnavailable):
+            await store.revoke("late", 60)
+        assert await refused(store, "late") == [True]  # here, if nowhere else
+    async with opened(path, now_us + 59_000_000) as store:
+        assert await refused(store, "abc", "abc.d", "xyz", "ab", "late") == [True, True, True, False, False]
+        assert (await store.noted()).revoked == {"abc", "xyz"}
+    async with opened(path, now_us + 60_000_000) as store:
+        assert await refused(store, "abc", "abc.d", "xyz") == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "tokens end with this process"),
+        ({"state_file": "s.db"}, "tokens end with this process"),
+        ({"token_secret": "s" * 32}, "a restart forgets which tokens were revoked"),
+        ({"token_secret": "s" * 32, "state_file": "s.db"}, ""),
+        ({"redis_url": "redis://h"}, ""),
+    ],
+)
+def test_what_a_restart_forgets_of_tokens_is_told(settings: dict[str, str], told: str) -> None:
+    config = Config(target_api_url="http://api.test", **settings)  # type: ignore[arg-type]  # all of them are texts
+    assert what_a_restart_forgets(config.settings).partition(":")[0] == told
 
 
 async def test_a_store_that_is_closed_reserves_nothing(tmp_path: Path) -> None:
