@@ -29,8 +29,11 @@ _AMBIGUOUS: Final = re.compile(
     rb"(?i)//|\\|/\.{1,2}(?![A-Z0-9._~-])|%(?:u00)?(?:2e|2f|5c|00)|%(?:c0|e0%80)%a[ef]|%(?:c1|e0%81)%9c"
 )
 # What servers read another method or path from, CGI's spelling included: behind a proxy, they trust it to drop them.
+# gunicorn and a well-known recipe for Flask take what is in the last one away from the path.
 _METHOD_FIELD: Final = re.compile(rb"(?i)\r\nx[-_](?:http[-_])?method(?:[-_]override)?:[ \t]*([^\r]*)")
-_PATH_FIELD: Final = re.compile(rb"(?i)\r\nx[-_](?:original|rewrite)[-_]url:")
+_PATH_FIELD: Final = re.compile(rb"(?i)\r\n(?:x[-_](?:original|rewrite)[-_]url|(?:x[-_])?script[-_]name):")
+# Symfony, Laravel and Express read it there (RFC 3986 §3.4), PHP's spellings included; in a form's body, nobody looks.
+_METHOD_MEMBER: Final = re.compile(rb"(?i)(?:\A|[&;])[ +]*[_.[]method=([^&;]*)")
 _OTHER_FIELD: Final = re.compile(rb"%b|%b" % (_METHOD_FIELD.pattern, _PATH_FIELD.pattern.removeprefix(b"(?i)")))
 _MAX_ESCAPES: Final = 3
 """How often something may be escaped within itself ("%2541"): servers in a row have decoded twice."""
@@ -90,8 +93,11 @@ class Scope:
         """
         if self.targets is not None and target not in self.targets:
             raise OutOfScope(f"This token is not for this target, only for {_listed(self.targets)}.")
-        if self._methods is not None and method not in self._methods:
-            raise OutOfScope(f"This token does not allow this method, only {_listed(self.methods)}.")
+        if self._methods is not None:
+            if method not in self._methods:
+                raise OutOfScope(f"This token does not allow this method, only {_listed(self.methods)}.")
+            if not self._methods.issuperset(_methods_in(path.partition(b"?")[2])):
+                raise OutOfScope(f"This token allows only {_listed(self.methods)}, and the query names another.")
         if self.paths is not None:
             path = path.partition(b"?")[0] or b"/"
             if is_ambiguous(path):
@@ -151,6 +157,16 @@ def is_ambiguous(path: bytes) -> bool:
     return True
 
 
+def _methods_in(query: bytes) -> list[bytes]:
+    """Return what some servers would read in a query as the method."""
+    return _METHOD_MEMBER.findall(unquote_to_bytes(query)) if query else []
+
+
+def queries_another(query: bytes) -> bool:
+    """Whether some servers would read another method than the request's in its query."""
+    return bool(_methods_in(query))
+
+
 def names_another(lines: Sequence[bytes]) -> bool:
     """Whether a field is there from which some servers would read another method or path than those of the request.
 
@@ -158,8 +174,9 @@ def names_another(lines: Sequence[bytes]) -> bool:
         lines: The request's field lines; an element may hold several, joined.
     """
     fields = (b"\r\n" + b"\r\n".join(lines)).lower()
-    # Nearly all have neither word, and that is soon seen.
-    return (b"method" in fields or b"url:" in fields) and _OTHER_FIELD.search(fields) is not None
+    # Nearly all have none of these words, and that is soon seen.
+    is_suspect = b"method" in fields or b"url:" in fields or b"script" in fields
+    return is_suspect and _OTHER_FIELD.search(fields) is not None
 
 
 def _check(kind: str, names: Sequence[str] | None, pattern: re.Pattern[str], takes: str) -> None:

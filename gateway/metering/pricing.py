@@ -20,7 +20,7 @@ from gateway.metering.rates import PICO_IN_NANO, Rates, Tariff
 from gateway.metering.readers import name_of
 from gateway.metering.requests import LEAST_OUTPUT, LIMITS, PICTURE_TOKENS, TOOLS_TOKENS, Wanted, asks_usage, read
 from gateway.metering.shapes import MAX_TOKENS, Shape, is_free, shape_of
-from gateway.scope import is_ambiguous, names_another
+from gateway.scope import is_ambiguous, names_another, queries_another
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,8 +106,8 @@ class PlainPricing:
     def quote(self, method: bytes, path: bytes, lines: Sequence[bytes], body: bytes | None, now_s: float) -> Quote:
         """See `Pricing`."""
         del now_s
-        table, plain = self._table, path.partition(b"?")[0] or b"/"
-        price = fixed_price(table, method, plain, lines)
+        table = self._table
+        price = fixed_price(table, method, path, lines)
         if price is not None:
             return FixedQuote(price, body)
         if table.measured is not None:
@@ -142,7 +142,7 @@ class LlmPricing:
     def quote(self, method: bytes, path: bytes, lines: Sequence[bytes], body: bytes | None, now_s: float) -> Quote:
         """See `Pricing`."""
         table = self._table
-        if table.fixed and (price := fixed_price(table, method, path.partition(b"?")[0] or b"/", lines)) is not None:
+        if table.fixed and (price := fixed_price(table, method, path, lines)) is not None:
             return FixedQuote(price, body)
         if len(path) > MAX_PATH_BYTES:
             plain, _, query = path.partition(b"?")
@@ -371,15 +371,16 @@ def fixed_price(table: CostTable, method: bytes, path: bytes, lines: Sequence[by
     Args:
         table: Has the patterns.
         method: The request's.
-        path: Its path, without a query.
+        path: Its path, with its query.
         lines: Its field lines.
     """
     fixed = table.fixed
     if not fixed or fixed[0].fits_all:
         return fixed[0].price if fixed else None
-    if is_ambiguous(path) or names_another(lines):
+    plain, _, query = path.partition(b"?")
+    if is_ambiguous(plain) or names_another(lines) or queries_another(query):
         return None
-    path = plain_path(path)
+    path = plain_path(plain or b"/")
     return next((one.price for one in fixed if one.fits(method, path)), None)
 
 

@@ -201,10 +201,18 @@ def test_a_price_is_not_dodged_by_another_spelling_of_the_path(path: bytes, pric
     assert quoted.fixed == {"USD": price}
 
 
-def test_nor_by_a_field_that_names_another() -> None:
-    for line in (b"X-HTTP-Method-Override: GET", b"X-Original-URL: /geocode"):
-        with pytest.raises(PriceUnknown):
-            pricing_of(MAPS, "https://maps.example", clamp=False).quote(b"POST", b"/x", (b"", line), None, NOW_S)
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        (b"/x", b"X-HTTP-Method-Override: GET"),
+        (b"/x", b"X-Original-URL: /geocode"),
+        (b"/x/geocode", b"SCRIPT_NAME: /x"),
+        (b"/geocode?_method=GET", b"A: b"),
+    ],
+)
+def test_nor_by_a_field_or_a_query_that_names_another(path: bytes, line: bytes) -> None:
+    with pytest.raises(PriceUnknown):
+        pricing_of(MAPS, "https://maps.example", clamp=False).quote(b"POST", path, (b"", line), None, NOW_S)
 
 
 @pytest.mark.parametrize("path", [b"/a//b", b"/projects/group%2Fname", b"/a/../b"])

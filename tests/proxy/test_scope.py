@@ -56,7 +56,8 @@ def test_what_it_does_not_is_a_403_that_names_it(play: Playbook, method: bytes, 
 
 OTHER_METHOD = [b"X-HTTP-Method-Override: DELETE", b"x-http-method:DELETE", b"X-Method-Override: GET, DELETE",
                 b"X_HTTP_METHOD_OVERRIDE: DELETE", b"X-Http-Method-Override:"]  # fmt: skip
-OTHER_PATH = [b"X-Original-URL: /admin", b"x-rewrite-url: /chat", b"X_Original_URL: /admin"]
+OTHER_PATH = [b"X-Original-URL: /admin", b"x-rewrite-url: /chat", b"X_Original_URL: /admin", b"SCRIPT_NAME: /chat",
+              b"X-Script-Name: /chat"]  # fmt: skip
 
 
 @pytest.mark.parametrize("line", [*OTHER_METHOD, *OTHER_PATH])
@@ -70,6 +71,19 @@ def test_what_a_field_names_in_their_place_is_looked_at_too(play: Playbook, line
     play.client.sends(first % (line, play.token))
     play.client.problem(403, "not_allowed")
     assert (play.dials, play.used(), play.client.state) == (0, 0, "open")
+
+
+@pytest.mark.parametrize("query", [b"_method=DELETE", b"a=b&%5Fmeth%6fd=put", b"x;_Method=", b".method=DELETE"])
+def test_so_is_a_method_in_the_query(play: Playbook, query: bytes) -> None:
+    narrow(play, methods=["POST", "GET"])
+    play.client.sends(play.request(b"POST", b"/api/chat?" + query))
+    assert b"the query names another" in play.client.problem(403, "not_allowed").body
+    assert (play.dials, play.used(), play.client.state) == (0, 0, "open")
+    for harmless in (b"_method=GET", b"the_method=DELETE", b"method=DELETE", b"a=_method=DELETE"):
+        play.client.sends(play.request(b"POST", b"/api/chat?" + harmless))
+        assert play.upstream.request().start == b"POST /v1/chat?%b HTTP/1.1" % harmless
+        play.upstream.answers()
+        assert play.client.answer().status == 200
 
 
 @pytest.mark.parametrize(
