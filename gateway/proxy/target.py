@@ -89,7 +89,8 @@ class TargetRoute:
         self._shows_key = None if target.key_query is None else _key_in_urls(target.key_query)
         # Credentials that clients send never get this far; a field of any other name has to be looked for.
         own = {target.key_field} if target.key_field is not None else set()
-        self._replaced = frozenset((target.removed | own) - fields.REQUEST_FIELDS.keys()) or None
+        replaced = (target.removed | own) - fields.REQUEST_FIELDS.keys()
+        self._replaced = frozenset(name.replace(b"_", b"-") for name in replaced)
         added = target.added if target.key_line is None else (*target.added, target.key_line)
         self._tail = b"".join([line + CRLF for line in added])
         self._tail_chunked = b"Transfer-Encoding: chunked\r\n" + self._tail
@@ -146,8 +147,8 @@ class TargetRoute:
             content: What goes behind the head in the same piece.
         """
         lines = head.lines
-        if self._replaced is not None:
-            lines = fields.without(CRLF.join(lines).split(CRLF), self._replaced)
+        if self._replaced:
+            lines = self._without_replaced(CRLF.join(lines).split(CRLF))
         lines[0] = start
         # The last of them ends in a line end of its own, so that what joins it to the content is the empty line.
         return CRLF.join([*lines, self._tail_chunked if head.length == CHUNKED else self._tail, content])
@@ -155,7 +156,11 @@ class TargetRoute:
     def request_trailers(self, lines: list[bytes]) -> list[bytes]:
         """Return the trailers of a client's that go upstream: not those that some would merge into our fields."""
         kept = fields.passable_trailers(lines)
-        return kept if self._replaced is None else fields.without(kept, self._replaced)
+        return self._without_replaced(kept) if self._replaced else kept
+
+    def _without_replaced(self, lines: list[bytes]) -> list[bytes]:
+        """Drop what is not a client's to send, also in the names of CGI and its heirs, which have `_` for `-`."""
+        return [line for line in lines if line.partition(b":")[0].lower().replace(b"_", b"-") not in self._replaced]
 
     def answer_trailers(self, lines: list[bytes]) -> list[bytes]:
         """Return the trailers of the upstream's that go to the client, as `hide_key` does."""
