@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from gateway.http1.opening import Opening
 
 MAX_PLACES: Final = 1024
+MAX_PLACE_BYTES: Final = 512
+"""Of a method and a request-target, to be remembered; with `MAX_PLACES`, a megabyte."""
 MAX_METHOD_BYTES: Final = 64
 MAX_PATH_BYTES: Final = 1500
 """A longer method or path is cut: with every byte of it escaped, a line stays below `access_log.ATOMIC_BYTES`.
@@ -160,9 +162,10 @@ class _Places:
             place = b'"token":%b,"target":%b,"method":%b,"path":%b' % tuple(map(_quoted, words))
         else:
             place = b"%b %b" % (verb, path or b"/") if verb else b"-"
-        if len(self._known) >= MAX_PLACES:
-            self._known.clear()
-        self._known[key] = place
+        if len(method) + len(target) <= MAX_PLACE_BYTES:  # longer ones are anybody's to send
+            if len(self._known) >= MAX_PLACES:
+                self._known.clear()
+            self._known[key] = place
         return place
 
 

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from gateway.wishes import Wishes
 
 MAX_SUBJECTS: Final = 8192
-"""How many verified tokens are remembered: about 1 kB each."""
+"""How many verified tokens of one limit are remembered: about 1 kB each, and half of that for each limit more."""
+_WEIGHT: Final = 8
+"""What a token weighs there beside its limits, of which it may have many: memory is bounded whatever they are."""
 MAX_POLICIES: Final = 50
 """Limits of a token, of those it was made from and common ones in all: so what one check costs is bounded."""
 MAX_BUDGETS: Final = 20
@@ -81,6 +83,7 @@ class Admission:
         self._shadow = shadow
         self._budgets = budgets
         self._subjects: dict[bytes, Subject] = {}
+        self._weight = 0
         self._revoked: dict[str, None] = {}
         self._memories = [self._subjects]
         self._targets: dict[str, tuple[Policy, ...]] = {}
@@ -147,6 +150,7 @@ class Admission:
             if not self._revoked.keys().isdisjoint(lineage(subject.id)):
                 raise TokenRevoked(REVOKED_DETAIL)  # and is remembered: else each try would be work, here and in Redis
             del self._subjects[token]
+            self._weight -= _WEIGHT + len(subject.policies)
             raise TokenExpired("The token has expired; POST /register issues a new one.")
         return subject
 
@@ -358,8 +362,10 @@ class Admission:
             raise TokenInvalid(f"The token is under more than {MAX_BUDGETS} budgets here, which is too many to check.")
         if len(subject.policies) > MAX_POLICIES:  # it was issued where others were set
             raise TokenInvalid(f"The token is under more than {MAX_POLICIES} limits here, which is too many to check.")
-        if len(self._subjects) >= MAX_SUBJECTS:
+        self._weight += _WEIGHT + len(subject.policies)
+        if self._weight > MAX_SUBJECTS * (_WEIGHT + 1):
             self._subjects.clear()
+            self._weight = _WEIGHT + len(subject.policies)
         if not self._revoked.keys().isdisjoint(lineage(claims.id)):
             subject.expires_at_s = _ENDED
         self._subjects[token] = subject

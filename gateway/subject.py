@@ -66,11 +66,7 @@ class Subject:
         self.spend_plan: SpendPlan | None = None
         # Whether its verdicts may have a lease or shadows: whoever is in a hurry need not look for them else.
         self.is_special = any(policy.shadow or policy.kind is Kind.LEASE for policy in policies)
-        listed = ", ".join(map(_quota_of, policies))
-        self._lines = [
-            f'RateLimit-Policy: {listed}\r\nRateLimit: "{policy.label}";r=%d;t=%d{_shadow_of(policy)}'.encode()
-            for policy in policies
-        ]
+        self._lines: dict[int, bytes] = {}  # of those limits that were nearest their end: each has all in it
 
     def with_guard(self, guard: Policy, plan: Plan, spend_plan: SpendPlan | None) -> Subject:
         """Return the same subject, of which one more policy is asked, as it has to be for one of its requests.
@@ -119,9 +115,21 @@ class Subject:
             return _UNCHECKED if policy == UNCHECKED else b""
         try:
             lines = self._lines[policy]
-        except IndexError:
-            return b""
+        except KeyError:
+            lines = self._spell(policy)
+            if not lines:
+                return b""
         return lines % (remaining, -(-reset_us // 1_000_000))
+
+    def _spell(self, index: int) -> bytes:
+        """Spell a limit's field lines, but for the numbers; b"" for a guard or a budget."""
+        if index >= len(self.policies) or self.policies[index].guard:
+            return b""
+        listed = ", ".join(_quota_of(policy) for policy in self.policies if not policy.guard)
+        policy = self.policies[index]
+        lines = f'RateLimit-Policy: {listed}\r\nRateLimit: "{policy.label}";r=%d;t=%d{_shadow_of(policy)}'.encode()
+        self._lines[index] = lines
+        return lines
 
     def refusal(self, verdict: Verdict, now_s: float | None = None) -> Refusal:
         """Say what refused, and until when.

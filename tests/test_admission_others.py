@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 
 from gateway.admission import Admission
@@ -46,3 +48,25 @@ def test_a_token_issued_elsewhere_under_more_limits_than_are_checked_at_once_is_
     assert len(here.authenticate(child.encode(), 0.0).policies) == 48
     with pytest.raises(TokenInvalid, match="more than 50 limits"):
         at_maps.authenticate(child.encode(), 0.0)
+
+
+def test_tokens_with_many_limits_take_not_much_more_memory_than_those_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has a token makes 60 others a minute of it: 8192 with fifty limits each had 800 MB."""
+    monkeypatch.setattr("gateway.admission.MAX_SUBJECTS", 16)
+    signer = TokenSigner([b"s" * 32])
+    most_bytes = []
+    for count in (1, 16):
+        admission = Admission(MemoryStore(), signer, LIMITS, (), None)
+        limits = [f"9/{seconds}s" for seconds in range(1, count + 1)]
+        tokens = [admission.issue(0.0, limits=limits)[0].encode() for _ in range(40)]
+        remembered = 0
+        tracemalloc.start()
+        try:
+            for token in tokens:
+                admission.authenticate(token, 0.0)
+                remembered = max(remembered, len(admission._subjects))
+            most_bytes.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        assert remembered == (16 if count == 1 else 6)
+    assert most_bytes[1] < 3.6 * most_bytes[0]

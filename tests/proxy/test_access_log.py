@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from gateway import access_lines, access_log
 from gateway.http1 import writer
+from gateway.http1.message import RequestHead
 from gateway.http1.parser import RequestParser
 from tests.kit.playbook import KEY
 
@@ -329,6 +331,22 @@ def test_a_tunnel_has_a_line_at_its_end(logging: Playbook) -> None:
 def test_odd_bytes_in_a_path_cannot_break_a_line(logging: Playbook) -> None:
     passes(logging, target=b'/api/a"b\\c,"status":200')
     assert line(logging)["path"] == '/api/a"b\\c,"status":200'
+
+
+def test_long_paths_are_forgotten_with_their_lines() -> None:
+    """Else anybody, with a token or without, could leave a thousand of 16 kB here."""
+    made, timing = access_lines.JsonLines(lambda: 0.0), writer.TIMING % (1, 0)
+    made.add(access_lines.Record(None, None, None, None, "", 400, 0, 0, timing, "bad_request"))
+    made.take()
+    tracemalloc.start()
+    try:
+        for number in range(50):
+            head = RequestHead(b"GET", b"/%d/" % number + b"x" * 16_000, 1)
+            made.add(access_lines.Record(head, None, None, None, "", 404, 0, 0, timing, "not_found"))
+            made.take()
+        assert tracemalloc.get_traced_memory()[0] < 50_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_url_is_logged_by_its_path(logging: Playbook) -> None:
