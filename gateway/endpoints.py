@@ -37,6 +37,7 @@ _TOKENS: Final = b"/admin/tokens/"
 _LEDGER: Final = b"/admin/ledger/"
 _REQUESTS: Final = b"/usage/requests/"
 _THIS_MACHINE: Final = re.compile(rb"https?://(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?/")
+_FORWARDED: Final = re.compile(rb"(?i)\r\n(?:forwarded|x-forwarded-[a-z]+|x-real-ip|via):")
 _NAMES_A_PORT: Final = re.compile(rb":[0-9]*\Z")
 _SCOPE: Final = ("targets", "methods", "paths")
 _LISTS: Final = ("limits", "budgets", *_SCOPE)
@@ -169,8 +170,10 @@ class Endpoints:
             return
         if self._admin_key is not None:
             raise NotAllowed(f"{what} takes the admin key as 'Authorization: Bearer KEY'.")
-        if not peer.is_local:
-            raise NotAllowed(f"{what} is for peers on the gateway's own machine, as long as no ADMIN_KEY is set.")
+        if not peer.is_local or _comes_through_a_proxy(head):
+            raise NotAllowed(
+                f"{what} is for peers on the gateway's own machine, not for a proxy's, as long as no ADMIN_KEY is set."
+            )
         if not self._is_asked_by_its_name(head, peer):
             raise NotAllowed(
                 f"{what} takes an ADMIN_KEY, or else a Host that is an address, localhost or a name in GATEWAY_LISTEN: "
@@ -205,7 +208,8 @@ class Endpoints:
 
     async def _scrape(self, head: RequestHead, peer: Peer) -> Answer:
         """Tell Prometheus; it needs no key on this machine."""
-        if not peer.is_local or _comes_from_a_page(head) or not self._is_asked_by_its_name(head, peer):
+        is_near = peer.is_local and not _comes_through_a_proxy(head)
+        if not is_near or _comes_from_a_page(head) or not self._is_asked_by_its_name(head, peer):
             self._need_right(head, "This endpoint", peer)
         from gateway.prometheus import scraped  # where there is one that asks
 
@@ -259,6 +263,11 @@ def _need(head: RequestHead, *methods: bytes) -> None:
 def _comes_from_a_page(head: RequestHead) -> bool:
     """Any page that a browser on this machine shows could otherwise mint tokens (DNS rebinding included)."""
     return bool(_values(head, b"origin") or _values(head, b"sec-fetch-site"))
+
+
+def _comes_through_a_proxy(head: RequestHead) -> bool:
+    """Whether a proxy or a tunnel on this machine says that it is somebody else's, who is not local then."""
+    return _FORWARDED.search(CRLF + CRLF.join(head.lines)) is not None
 
 
 def _comes_from_the_dashboard(head: RequestHead) -> bool:

@@ -139,6 +139,30 @@ GUARDED = [
 ]
 
 
+PROXIED = [
+    b"X-Forwarded-For: 203.0.113.7",
+    b"x-forwarded-proto: https",
+    b"X-Real-IP: ::1",
+    b"Forwarded: for=_x",
+    b"Via: 1.1 x",
+]
+
+
+@pytest.mark.parametrize(("method", "target"), GUARDED)
+@pytest.mark.parametrize("line", PROXIED)
+def test_who_comes_through_a_proxy_or_a_tunnel_on_this_machine_is_not_local(
+    make_play: Callable[..., Playbook], method: bytes, target: bytes, line: bytes
+) -> None:
+    """Whoever puts one before the gateway would else give everybody tokens, and the list of those that there are."""
+    for key, status in (("", 403), (ADMIN_KEY.decode(), 200)):
+        play = make_play(admin_key=key or None)
+        for client in (play.client, play.connect("")):
+            ask(client, method, target, b"Accept: */*", line, *([ADMIN] if key else []))
+            answer = client.head() if target.endswith(b"stream") else client.answer()
+            assert answer.status in {status, 201 if status == 200 else 403}
+            assert (b"gw_" in answer.body) == (target == b"/register" and status == 200)
+
+
 @pytest.mark.parametrize(("method", "target"), GUARDED)
 @pytest.mark.parametrize(
     "host", [b"rebound.example:3000", b"127.0.0.1.rebound.example", b"notlocalhost", b"localhost.example", b"1.2.3"]

@@ -87,7 +87,7 @@ def test_who_has_a_token_makes_as_many_of_it_and_no_more(make_play: Callable[...
 
 def test_nothing_that_a_client_says_makes_it_another(play: Playbook) -> None:
     statuses = [tries(play.client, b"X-Forwarded-For: 10.0.0.%d" % number) for number in range(61)]
-    assert statuses == [201] * 60 + [429]
+    assert statuses == [403] * 60 + [429]
 
 
 def test_an_address_that_somebody_has_revoked_gets_a_whole_answer(play: Playbook) -> None:
