@@ -112,13 +112,14 @@ def connection_to(url: str, timeout_s: float, *, verifies: bool) -> tuple[http.c
         takes = "http://host:port, https://host:port or unix:/path"
         # Without what was given: it could be a key, in the wrong place.
         raise ConfigError("--url", "is not the address of a gateway", takes, "--url http://127.0.0.1:3000")
+    name = parts.netloc.rpartition("@")[2]  # a password before it is nobody's business
     if parts.scheme == "http":
-        return http.client.HTTPConnection(host, port, timeout=timeout_s), parts.netloc
+        return http.client.HTTPConnection(host, port, timeout=timeout_s), name
     context = ssl.create_default_context() if verifies else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if not verifies:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context), parts.netloc
+    return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=context), name
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -87,12 +87,13 @@ async def test_without_the_key_it_says_what_is_missing(used: Program) -> None:
     assert "ADMIN_KEY" in err
 
 
-async def test_nobody_there_is_one_line(tmp_path: Path) -> None:
+async def test_nobody_there_is_one_line_without_a_password_in_it(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    for url in (f"http://127.0.0.1:{port}", f"unix:{tmp_path}/none.sock"):
+    for url in (f"http://me:hush@127.0.0.1:{port}", f"unix:{tmp_path}/none.sock"):
         code, out, err = await printed("--url", url)
         assert (code, out) == (1, "")
         assert err.startswith("gateway: no gateway answers at ")
+        assert "hush" not in err
         assert err.count("\n") == 1
 
 
