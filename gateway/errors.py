@@ -190,7 +190,26 @@ class ConcurrencyLimited(RateLimited):
         return f"The limit '{policy}' allows {quota} requests in flight, and so many are; ask again in %.1f seconds."
 
 
-class BudgetExceeded(GatewayError):
+class Stopped(GatewayError):
+    """Something that counts no plain requests has no place left: nothing was sent upstream and nothing was counted.
+
+    Args:
+        detail: As of any error.
+        by: What refuses, as `RateLimit` names it: `day-USD`, `loop`.
+        allows: How much that allows, as people read it, in whatever it counts.
+        retry_after_us: Microseconds until there could be room; None: never.
+    """
+
+    status, denies = 429, True
+
+    def __init__(self, detail: str, *, by: str, allows: str, retry_after_us: int | None) -> None:
+        super().__init__(detail)
+        self.by = by
+        self.allows = allows
+        self.retry_after_us = retry_after_us
+
+
+class BudgetExceeded(Stopped):
     """A budget has no room for what a request may cost: nothing was sent upstream and nothing was counted.
 
     Args:
@@ -203,7 +222,7 @@ class BudgetExceeded(GatewayError):
         reset: When that is, as RFC 3339 spells it; None likewise.
     """
 
-    status, code, title, denies = 429, "budget_exceeded", "Budget exceeded", True
+    code, title = "budget_exceeded", "Budget exceeded"
 
     def __init__(
         self,
@@ -216,16 +235,15 @@ class BudgetExceeded(GatewayError):
         retry_after_us: int | None,
         reset: str | None,
     ) -> None:
-        super().__init__(detail)
+        super().__init__(detail, by=budget, allows=str(limit), retry_after_us=retry_after_us)
         self.budget = budget
         self.unit = unit
         self.used = used
         self.limit = limit
-        self.retry_after_us = retry_after_us
         self.reset = reset
 
 
-class LoopDetected(GatewayError):
+class LoopDetected(Stopped):
     """The same request has been sent more often than `LOOP_GUARD` allows: nothing was sent upstream, nothing counted.
 
     Args:
@@ -235,35 +253,34 @@ class LoopDetected(GatewayError):
         what: Which one, in printable ASCII without a secret in it.
     """
 
-    status, code, title, denies = 429, "loop_detected", "Loop detected", True
+    code, title = "loop_detected", "Loop detected"
 
     def __init__(self, quota: int, window_s: int, retry_after_us: int, what: str = "") -> None:
         which = f"The same request, {what}," if what else "The same request"
         often = f"{which} was sent more often than {quota} times in {window_s} seconds"
         next_ = f"one at a time is let through again, the next in {max(retry_after_us, 0) / 1e6:.1f} seconds"
-        super().__init__(f"{often}; {next_}.")
+        super().__init__(f"{often}; {next_}.", by="loop", allows=str(quota), retry_after_us=retry_after_us)
         self.quota = quota
         self.window_s = window_s
-        self.retry_after_us = retry_after_us
 
     def naming(self, what: str) -> LoopDetected:
         """Return the same that says what repeats."""
-        return LoopDetected(self.quota, self.window_s, self.retry_after_us, what)
+        return LoopDetected(self.quota, self.window_s, self.retry_after_us or 0, what)
 
 
-class SpendGuarded(GatewayError):
+class SpendGuarded(Stopped):
     """The token spends many times what it usually does: nothing was sent upstream and nothing was counted.
 
     Args:
         detail: As of any error, with the amounts.
+        stops_at: At how much it is stopped, as people read it.
         retry_after_us: Microseconds until a request may pass.
     """
 
-    status, code, title, denies = 429, "spend_guard", "Spending too fast", True
+    code, title = "spend_guard", "Spending too fast"
 
-    def __init__(self, detail: str, retry_after_us: int) -> None:
-        super().__init__(detail)
-        self.retry_after_us = retry_after_us
+    def __init__(self, detail: str, stops_at: str, retry_after_us: int) -> None:
+        super().__init__(detail, by="spend-guard", allows=stops_at, retry_after_us=retry_after_us)
 
 
 class UpstreamUnreachable(GatewayError):

@@ -105,8 +105,7 @@ class Subject:
         """Spell how the limits stand, for the limit nearest its end.
 
         Returns:
-            Two field lines, without the last line end; one where no limit was checked; b"" where there is none, or a
-            budget refused.
+            Two field lines, without the last line end; one where no limit was checked; b"" where there is none.
 
         Source: draft-ietf-httpapi-ratelimit-headers-10, §3 and §4; `t` is the time until a place comes free.
         """
@@ -117,19 +116,24 @@ class Subject:
             lines = self._lines[policy]
         except KeyError:
             lines = self._spell(policy)
-            if not lines:
-                return b""
+            if not lines:  # a budget or a guard refused
+                return self.policy_line
         return lines % (remaining, -(-reset_us // 1_000_000))
 
     def _spell(self, index: int) -> bytes:
         """Spell a limit's field lines, but for the numbers; b"" for a guard or a budget."""
         if index >= len(self.policies) or self.policies[index].guard:
             return b""
-        listed = ", ".join(_quota_of(policy) for policy in self.policies if not policy.guard)
         policy = self.policies[index]
-        lines = f'RateLimit-Policy: {listed}\r\nRateLimit: "{policy.label}";r=%d;t=%d{_shadow_of(policy)}'.encode()
-        self._lines[index] = lines
+        standing = f'\r\nRateLimit: "{policy.label}";r=%d;t=%d{_shadow_of(policy)}'.encode()
+        self._lines[index] = lines = self.policy_line + standing
         return lines
+
+    @property
+    def policy_line(self) -> bytes:
+        """The field line that names the limits; b"" where there is none."""
+        listed = ", ".join(_quota_of(policy) for policy in self.policies if not policy.guard)
+        return f"RateLimit-Policy: {listed}".encode() if listed else b""
 
     def refusal(self, verdict: Verdict, now_s: float | None = None) -> Refusal:
         """Say what refused, and until when.

@@ -14,7 +14,7 @@ from gateway.errors import (
     LoopDetected,
     MethodNotAllowed,
     RateLimited,
-    SpendGuarded,
+    Stopped,
     StoreUnavailable,
     TokenError,
     TokenMissing,
@@ -204,11 +204,8 @@ def error_fields(error: GatewayError, *, jitter: float = 0.0) -> list[tuple[str,
     if isinstance(error, RateLimited):
         lines = _retry_lines(error.quota, is_storm=_is_storm(error)) % _waits(error, jitter)
         fields += [(name, value) for name, _, value in (line.partition(": ") for line in lines.split("\r\n"))]
-    elif isinstance(error, BudgetExceeded):
-        fields += _budget_fields(error.retry_after_us, jitter)
-    elif isinstance(error, LoopDetected | SpendGuarded):
-        # However soon one like it may pass: what repeats in a loop is not to be repeated by an SDK as well.
-        fields += _budget_fields(error.retry_after_us, jitter, ends_retries=isinstance(error, LoopDetected))
+    elif isinstance(error, Stopped):
+        fields += _stopped_fields(error, jitter)
     elif isinstance(error, TokenError):
         fields.append(("WWW-Authenticate", _challenge(error)))
     elif isinstance(error, MethodNotAllowed):
@@ -218,17 +215,22 @@ def error_fields(error: GatewayError, *, jitter: float = 0.0) -> list[tuple[str,
     return fields
 
 
-def _budget_fields(wait_us: int | None, jitter: float, *, ends_retries: bool = False) -> list[tuple[str, str]]:
-    """Say when to come back to a budget or a guard, and to SDKs that they need not, where that is not soon or never."""
-    longest_us = STORM_AFTER_S * 1_000_000
-    fields = []
+def _stopped_fields(error: Stopped, jitter: float) -> list[tuple[str, str]]:
+    """Say what has no place left, when to come back to it, and to SDKs that they need not, where that is not soon."""
+    wait_us, longest_us = error.retry_after_us, STORM_AFTER_S * 1_000_000
+    fields, left = [], f'"{error.by}";r=0'
     if wait_us is not None:
         # Of a month, a twentieth would be a day: there, a minute is enough to come apart.
         told_us = wait_us + int(min(wait_us * JITTER, longest_us) * jitter)
         if wait_us <= longest_us:
             told_us = min(told_us, longest_us)
         fields += [("Retry-After", str(_ceil(told_us, 1_000_000))), ("retry-after-ms", str(_ceil(told_us, 1000)))]
-    if ends_retries or wait_us is None or wait_us > longest_us:
+        reset_s = _ceil(wait_us, 1_000_000)
+        fields.append(("X-RateLimit-Reset", str(reset_s)))
+        left += f";t={reset_s}"
+    fields += [("X-RateLimit-Limit", error.allows), ("X-RateLimit-Remaining", "0"), ("RateLimit", left)]
+    # However soon one like it may pass: what repeats in a loop is not to be repeated by an SDK as well.
+    if isinstance(error, LoopDetected) or wait_us is None or wait_us > longest_us:
         fields.append(("x-should-retry", "false"))
     return fields
 

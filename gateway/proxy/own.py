@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from gateway.access_lines import Record
-from gateway.errors import RateLimited, TokenMissing
+from gateway.errors import RateLimited, Stopped, TokenMissing
 from gateway.http1 import writer
 
 if TYPE_CHECKING:
@@ -90,7 +90,11 @@ def answer_refused(exchange: Exchange, error: GatewayError) -> None:
     The connection goes on only behind the whole request.
     """
     subject, verdict, shared = exchange.subject, exchange.verdict, exchange.context.shared
-    limit_lines = subject.limit_lines(verdict) if subject is not None and verdict is not None else b""
+    limit_lines = b""
+    if subject is not None and verdict is not None:
+        limit_lines = subject.limit_lines(verdict)
+    elif subject is not None and isinstance(error, Stopped):  # before any limit was asked
+        limit_lines = subject.policy_line
     keep_alive = exchange.keep_alive and exchange.request_done
     send_error(exchange.client, shared, error, exchange.head, keep_alive=keep_alive, limit_lines=limit_lines)
 

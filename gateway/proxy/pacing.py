@@ -99,7 +99,7 @@ class Pacing:
             f"{whose} has spent {spent} USD in {self._window_s} seconds, where {_about(usual)} USD are usual "
             f"for it; it is stopped at {most} USD, and passes again in {reading.wait_us / 1e6:.1f} seconds."
         )
-        return SpendGuarded(detail, reading.wait_us)
+        return SpendGuarded(detail, most, reading.wait_us)
 
     def told(self, token_id: str) -> dict[str, Any]:
         """Return a token's pace as members of a JSON object; amounts are texts, and `usual` null if not known yet."""

@@ -228,20 +228,30 @@ def test_and_of_anthropics_on_its_paths() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wait_us", "jitter", "told"),
+    ("wait_us", "jitter", "reset", "told"),
     [
-        (1_234_567, 0.0, {"Retry-After": "2", "retry-after-ms": "1235"}),
-        (10_000_000, 1.0, {"Retry-After": "11", "retry-after-ms": "10500"}),
-        (60_000_000, 1.0, {"Retry-After": "60", "retry-after-ms": "60000"}),
-        (60_000_001, 0.0, {"Retry-After": "61", "retry-after-ms": "60001", "x-should-retry": "false"}),
-        (864_000_000_000, 1.0, {"Retry-After": "864060", "retry-after-ms": "864060000", "x-should-retry": "false"}),
-        (None, 1.0, {"x-should-retry": "false"}),
+        (1_234_567, 0.0, "2", {"Retry-After": "2", "retry-after-ms": "1235"}),
+        (10_000_000, 1.0, "10", {"Retry-After": "11", "retry-after-ms": "10500"}),
+        (60_000_000, 1.0, "60", {"Retry-After": "60", "retry-after-ms": "60000"}),
+        (60_000_001, 0.0, "61", {"Retry-After": "61", "retry-after-ms": "60001", "x-should-retry": "false"}),
+        (
+            864_000_000_000,
+            1.0,
+            "864000",
+            {"Retry-After": "864060", "retry-after-ms": "864060000", "x-should-retry": "false"},
+        ),
+        (None, 1.0, None, {"x-should-retry": "false"}),
     ],
 )
 def test_a_budgets_refusal_says_when_to_come_back_where_that_is_soon(
-    wait_us: int | None, jitter: float, told: dict[str, str]
+    wait_us: int | None, jitter: float, reset: str | None, told: dict[str, str]
 ) -> None:
+    if reset is not None:
+        told["X-RateLimit-Reset"] = reset
     assert dict(error_fields(over_budget(wait_us), jitter=jitter)) == {
+        "RateLimit": '"day-USD";r=0' + ("" if reset is None else f";t={reset}"),
+        "X-RateLimit-Limit": "5",
+        "X-RateLimit-Remaining": "0",
         "Content-Type": "application/problem+json",
         "X-Gateway-Error": "budget_exceeded",
         "Cache-Control": "no-store",

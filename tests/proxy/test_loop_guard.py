@@ -91,7 +91,10 @@ def test_the_refusal_says_what_repeats_how_often_and_what_is_next(play: Playbook
     )
     assert refusal.value(b"x-should-retry") == b"false"
     assert refusal.value(b"retry-after") == b"20"
-    assert refusal.values(b"ratelimit") == []
+    assert refusal.value(b"ratelimit-policy") == b'"minute";q=100;w=60'
+    assert refusal.value(b"ratelimit") == b'"loop";r=0;t=20'
+    limits = [refusal.value(b"x-ratelimit-" + name) for name in (b"limit", b"remaining", b"reset")]
+    assert limits == [b"3", b"0", b"20"]
 
 
 @pytest.mark.parametrize("cost", COSTS, ids=NAMES)

@@ -83,6 +83,9 @@ def test_no_more_is_sent_than_the_budget_has_money_for(make: Callable[..., Playb
     refusal = play.client.answer()
     assert (refusal.status, refusal.value(b"x-gateway-error")) == (429, b"budget_exceeded")
     assert refusal.value(b"x-should-retry") == b"false"
+    assert refusal.value(b"ratelimit-policy") == b'"minute";q=60;w=60'
+    assert (refusal.value(b"ratelimit") or b"").startswith(b'"1h-USD";r=0;t=3')
+    assert (refusal.value(b"x-ratelimit-limit"), refusal.value(b"x-ratelimit-remaining")) == (b"0.02", b"0")
     error = json.loads(refusal.body)
     assert error["error"]["type"] == "insufficient_quota"
     assert (error["used"], error["limit"]) == (0.02, 0.02)

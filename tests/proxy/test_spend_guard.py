@@ -161,7 +161,12 @@ def test_twenty_times_the_usual_is_stopped_and_opens_when_it_says(play: Playbook
         "This token has spent 0.27 USD in 300 seconds, where 0.0101 USD are usual for it; it is stopped at 0.2028 USD, "
         f"and passes again in {reset_s:.1f} seconds."
     )
-    assert (refusal.value(b"x-should-retry"), refusal.value(b"retry-after")) == (b"false", b"%d" % -(-reset_s // 1))
+    seconds = b"%d" % -(-reset_s // 1)
+    assert (refusal.value(b"x-should-retry"), refusal.value(b"retry-after")) == (b"false", seconds)
+    assert refusal.value(b"ratelimit-policy") == b'"minute";q=10000;w=60'
+    assert refusal.value(b"ratelimit") == b'"spend-guard";r=0;t=' + seconds
+    limits = [refusal.value(b"x-ratelimit-" + name) for name in (b"limit", b"remaining", b"reset")]
+    assert limits == [b"0.2028", b"0", seconds]
     play.pass_time(reset_s - 0.5)
     asks(play)
     play.client.problem(429, "spend_guard")
