@@ -33,6 +33,8 @@ far. This is much more than a round trip, and lets a busy client come back for a
 
 LINGER_S: Final = 2.0
 MAX_LINGER_BYTES: Final = 1024 * 1024
+MAX_UPLOAD_LINGER_BYTES: Final = 64 * MAX_LINGER_BYTES
+"""Behind a good token: many clients read no answer before they have sent all, and fail where they cannot."""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -64,7 +66,7 @@ class ClientConnection(asyncio.Protocol):
         self.untaken_bytes = sys.maxsize
         self._half_closed = False
         self._held_back = False  # there are more requests than are read for now
-        self._lingering_bytes = -1  # not lingering
+        self._lingering_bytes = -1  # so many are still dropped; not lingering
 
     # --- what the transport says ---------------------------------------------------------------------------------
 
@@ -88,7 +90,9 @@ class ClientConnection(asyncio.Protocol):
             if not data:
                 return
         if self._lingering_bytes >= 0:
-            self._linger_on(len(data))
+            self._lingering_bytes = max(self._lingering_bytes - len(data), 0)
+            if not self._lingering_bytes:
+                self.transport.close()
             return
         self._buffer = self._buffer + data if self._buffer else data
         if self._exchange is None and self.writable:
@@ -285,7 +289,8 @@ class ClientConnection(asyncio.Protocol):
             return
         if not keep_alive:
             if self._buffer or exchange is None or not exchange.request_done:
-                self._linger()
+                is_known = isinstance(exchange, Exchange) and exchange.subject is not None
+                self._linger(MAX_UPLOAD_LINGER_BYTES if is_known else MAX_LINGER_BYTES)
             else:
                 self.close()
             return
@@ -312,7 +317,7 @@ class ClientConnection(asyncio.Protocol):
         if self._half_closed or not self.transport.can_write_eof():
             self.close()
         elif not self.transport.is_closing():
-            self._linger()
+            self._linger(MAX_LINGER_BYTES)
 
     def _go_on(self) -> None:
         if self.transport.is_closing():
@@ -352,20 +357,15 @@ class ClientConnection(asyncio.Protocol):
         if is_waiting and self.writable and not self._buffer:
             self.deadline_s = min(self.deadline_s, self._context.clock.soon_s + GRACE_S)
 
-    def _linger(self) -> None:
+    def _linger(self, most_bytes: int) -> None:
         """Let the client read its answer before the connection ends: closing on unread bytes would reset it."""
         self._buffer = b""
         self._partial = None
-        self._lingering_bytes = 0
+        self._lingering_bytes = most_bytes
         self.deadline_s = self._context.clock.soon_s + LINGER_S
         end_writing(self.transport)
         if not self.transport.is_reading():
             self.transport.resume_reading()
-
-    def _linger_on(self, more_bytes: int) -> None:
-        self._lingering_bytes += more_bytes
-        if self._lingering_bytes > MAX_LINGER_BYTES:
-            self.transport.close()
 
     def rest(self) -> None:
         """Do not read for now, but look now and then whether the client has gone: the transport cannot tell."""

@@ -294,11 +294,15 @@ def test_a_refusal_with_its_body_still_to_come_lets_the_client_read_it(
     assert all(upstream.unread == b"" for upstream in play.upstreams)
 
 
-def test_a_lingering_client_has_a_bound_in_bytes(play: Playbook) -> None:
-    refuse(play, "no token", b"", 10_000_000)
+@pytest.mark.parametrize(("why", "most_bytes"), [("no token", 1 << 20), ("rate limited", 64 << 20)])
+def test_a_lingering_client_has_a_bound_in_bytes(make_play: Callable[..., Playbook], why: str, most_bytes: int) -> None:
+    """Many clients read their answer when they have sent all: who is known may send much."""
+    play = make_play(rate_limit="1/minute")
+    refuse(play, why, b"", 100_000_000)
     play.client.answer()
-    for _ in range(200):
-        play.client.sends(b"x" * 10_000)
+    for _ in range(3):
+        assert play.client.state == "half-closed"
+        play.client.sends(bytes(most_bytes // 3 + 1))
     assert play.client.state == "closed"
 
 
