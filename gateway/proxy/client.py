@@ -26,11 +26,9 @@ if TYPE_CHECKING:
 MAX_PIPELINED_BYTES: Final = 64 * 1024
 REQUESTS_A_TURN: Final = 32
 """How many requests of one client may be refused before others have their turn: about a millisecond's."""
-
 GRACE_S: Final = 1.0
 """When the gateway stops, a request may be on its way on a connection that is idle here, and no answer has said so
 far. This is much more than a round trip, and lets a busy client come back for an answer with `Connection: close`."""
-
 LINGER_S: Final = 2.0
 MAX_LINGER_BYTES: Final = 1024 * 1024
 MAX_UPLOAD_LINGER_BYTES: Final = 64 * MAX_LINGER_BYTES
@@ -93,6 +91,8 @@ class ClientConnection(asyncio.Protocol):
             self._lingering_bytes = max(self._lingering_bytes - len(data), 0)
             if not self._lingering_bytes:
                 self.transport.close()
+            elif self._lingering_bytes > MAX_LINGER_BYTES:  # it may be on a slow line
+                self.deadline_s = self._context.clock.soon_s + LINGER_S
             return
         self._buffer = self._buffer + data if self._buffer else data
         if self._exchange is None and self.writable:

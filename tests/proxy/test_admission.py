@@ -306,12 +306,17 @@ def test_a_lingering_client_has_a_bound_in_bytes(make_play: Callable[..., Playbo
     assert play.client.state == "closed"
 
 
-def test_a_lingering_client_has_a_bound_in_time(play: Playbook) -> None:
-    refuse(play, "no token", b"", 10_000_000)
+@pytest.mark.parametrize(("why", "most_s"), [("no token", 2), ("rate limited", 10)])
+def test_a_lingering_client_has_a_bound_in_time(make_play: Callable[..., Playbook], why: str, most_s: int) -> None:
+    """Who is known and sends on may be on a slow line, until nothing comes any more."""
+    play = make_play(rate_limit="1/minute")
+    refuse(play, why, b"", 100_000_000)
     play.client.answer()
-    for _ in range(8):
+    for _ in range(most_s):
+        assert play.client.state == "half-closed"
         play.client.sends(b"x")
-        play.pass_time(0.5)
+        play.pass_time(1)
+    play.pass_time(1.5)
     assert play.client.state == "closed"
 
 
