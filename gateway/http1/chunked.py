@@ -40,6 +40,9 @@ class ChunkedBody:
         error: What broken framing raises.
         decode: Pass on the content without its framing, or trailers.
         trailers: Takes the field lines of the trailer section, which are well-formed, and returns those to pass on.
+
+    Attributes:
+        decoded_trailers: With `decode`, those to pass on as field lines, each with its end; b"" until it is done.
     """
 
     __slots__ = (
@@ -54,6 +57,7 @@ class ChunkedBody:
         "_position",
         "_state",
         "_trailers",
+        "decoded_trailers",
         "done",
         "seen_bytes",
     )
@@ -72,6 +76,7 @@ class ChunkedBody:
         self._left = 0  # bytes of the current chunk
         self._checked = 0  # bytes of the trailers that have nothing wrong in them
         self._line_start = 0  # bytes of the trailers that are whole lines and right
+        self.decoded_trailers = b""
         self.done = False
         self.seen_bytes = 0
         # What feed works on: _data[_passed:_position] is checked and goes on as it is, behind what is in _out.
@@ -195,7 +200,9 @@ class ChunkedBody:
         except GatewayError as error:
             raise self._error(f"Trailers: {error}") from None
         kept = self._trailers(lines)
-        if kept != lines and not self._decode:
+        if self._decode:
+            self.decoded_trailers = b"".join(line + CRLF for line in kept)
+        elif kept != lines:
             self._replace(start, end + 2, b"".join(line + CRLF for line in kept))
         self._position = end + len(HEAD_END)
         self.done = True

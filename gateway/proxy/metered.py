@@ -222,9 +222,9 @@ class MeteredExchange(GuardedExchange):
             self._extension = Extension(self.context.admission, subject, entry, ask.amounts(self._granted), self)
         if length == UNTIL_CLOSE:
             return MeteredUntilClose(meter)
-        # Trailers are not passed on: nothing is there to hold back the end for them.
-        inner = framing.body(length, UpstreamProtocolError, decode=True)
-        return MeteredBody(inner, meter, is_chunked=length == CHUNKED, frames=self.head.minor == 1)
+        trailers = self.context.route.answer_trailers
+        inner = framing.body(length, UpstreamProtocolError, decode=True, trailers=trailers)
+        return MeteredBody(inner, meter, frames=self.head.minor == 1)
 
     def on_answer_eof(self) -> bool:
         """See `Exchange`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway.http1.chunked import ChunkedBody
 from gateway.http1.framing import UntilCloseBody
 
 if TYPE_CHECKING:
@@ -16,19 +17,19 @@ class MeteredBody:
 
     Args:
         inner: Finds the content in what comes.
+            If it was chunked, what the meter takes out is missing from what goes on, and that is framed anew. Of a
+            known length all goes on as it came.
         meter: Is shown all of it.
-        is_chunked: Its length is not known: what the meter takes out is missing from what goes on, and it is framed
-            anew. Of a known length all goes on as it came.
         frames: What goes on is framed in chunks; else the connection's end is its end, for an HTTP/1.0 client.
     """
 
-    __slots__ = ("_frames", "_inner", "_is_chunked", "_meter", "done", "seen_bytes")
+    __slots__ = ("_chunked", "_frames", "_inner", "_meter", "done", "seen_bytes")
 
-    def __init__(self, inner: Body, meter: Meter, *, is_chunked: bool, frames: bool) -> None:
+    def __init__(self, inner: Body, meter: Meter, *, frames: bool) -> None:
         self._inner = inner
+        self._chunked = inner if isinstance(inner, ChunkedBody) else None
         self._meter = meter
-        self._is_chunked = is_chunked
-        self._frames = is_chunked and frames
+        self._frames = frames
         self.done = False
         self.seen_bytes = 0
 
@@ -46,18 +47,18 @@ class MeteredBody:
         self.done = done = inner.done
         if done:
             told += meter.finish()
-        if not self._is_chunked:
+        if self._chunked is None:
             return content, rest
         if self._frames:
             if told:
                 told = b"%x\r\n%b\r\n" % (len(told), told)
             if done:
-                told += b"0\r\n\r\n"
+                told += b"0\r\n%b\r\n" % self._chunked.decoded_trailers
         return told, rest
 
     def cut(self, event: bytes) -> bytes | None:
         """End the body with an event; return what is to be written for that, None where it cannot end early."""
-        if not self._is_chunked:
+        if self._chunked is None:
             return None
         self.done = True
         return b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event) if self._frames else event

@@ -166,9 +166,10 @@ def test_an_answer_in_pieces_goes_on_as_it_came(play: Playbook) -> None:
     play.client.sends(play.request(b"GET", b"/api/x"))
     play.upstream.request()
     play.upstream.dribbles(
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nT: 1\r\n\r\n"
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nHost: h\r\nT: 1\r\n\r\n"
     )
-    assert play.client.answer().body == b"abcde"
+    answer = play.client.answer()
+    assert (answer.body, answer.trailers) == (b"abcde", [(b"T", b"1")])
     assert play.dials == 1
     assert costs(play) == [(CENT, Mark.EXACT)] * 2
 
