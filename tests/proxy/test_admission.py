@@ -294,6 +294,14 @@ def test_a_refusal_with_its_body_still_to_come_lets_the_client_read_it(
     assert all(upstream.unread == b"" for upstream in play.upstreams)
 
 
+def test_a_browsers_preflight_has_no_token_and_is_sent_nowhere(play: Playbook) -> None:
+    asks = [b"Origin: https://page.test", b"Access-Control-Request-Method: POST"]
+    play.client.sends(b"\r\n".join((b"OPTIONS /api/x HTTP/1.1", HOST, *asks, b"", b"")))
+    refusal = play.client.problem(401, "token_missing")
+    assert not any(name.lower().startswith(b"access-control") for name in refusal.names)
+    assert (play.dials, play.used()) == (0, 0)
+
+
 @pytest.mark.parametrize(("why", "most_bytes"), [("no token", 1 << 20), ("rate limited", 64 << 20)])
 def test_a_lingering_client_has_a_bound_in_bytes(make_play: Callable[..., Playbook], why: str, most_bytes: int) -> None:
     """Many clients read their answer when they have sent all: who is known may send much."""
