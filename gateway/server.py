@@ -193,7 +193,7 @@ class Gateway:
 
     @property
     def url(self) -> str:
-        """The first of `urls`, without a path: a client's base URL is this and `/api`."""
+        """The first of `urls`: a client's base URL is this and `/api`. RuntimeError where it does not run."""
         if self._listener is None:
             raise RuntimeError(_NOT_RUNNING)
         return self.urls[0]

@@ -1,4 +1,4 @@
-"""Readers of what is said about budgets, beside their own grammar; and the way to those of costs, where there are any.
+"""Readers of what is said about budgets, which raise as those in `values` do; and the way to those of costs.
 
 What reads costs is loaded where something has a cost: it takes half a megabyte.
 """

@@ -1,4 +1,4 @@
-"""Readers of the guards: `LOOP_GUARD` and `SPEND_GUARD`."""
+"""Readers of the guards, `LOOP_GUARD` and `SPEND_GUARD`; they raise as those in `values` do."""
 
 from __future__ import annotations
 

@@ -97,7 +97,11 @@ class Redis:
             writer.transport.abort()
 
     async def answers(self) -> None:
-        """Wait until it answers; what is down or still loading its data is asked again."""
+        """Wait until it answers; what is down or still loading its data is asked again.
+
+        Raises:
+            StoreUnavailable: It has not answered for `BACK_S`.
+        """
         try:
             async with asyncio.timeout(BACK_S):
                 while True:
