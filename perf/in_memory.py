@@ -47,6 +47,10 @@ class _Socket:
         """Return 0."""
         return 0
 
+    def fileno(self) -> int:
+        """Return what a closed one does: there is nothing to ask the kernel."""
+        return -1
+
 
 class Wire:
     """A transport: keeps what its protocol writes.

@@ -18,6 +18,7 @@ from gateway.http1.message import CRLF, IDEMPOTENT, REFUSED_METHODS, RELAYED_MET
 from gateway.proxy import account, heads, own, waiting
 from gateway.proxy.clock import NEVER
 from gateway.proxy.relay import Relay, begin_upload
+from gateway.proxy.sockets import has_come
 from gateway.proxy.tunnel import Tunnel
 
 if TYPE_CHECKING:
@@ -193,18 +194,29 @@ class Exchange:
 
     def on_client_bytes(self, data: bytes) -> bytes:
         """Take what came on the client connection; return what belongs to the next request."""
-        upload = self.upload
+        upload, upstream = self.upload, self._upstream
         if upload is None or self.request_done:
             return data
+        if upstream is not None and not self.answer_started and has_come(upstream.transport):
+            # It may refuse the rest and be gone: a write that fails would lose what it said.
+            upload.pause()
+            self.context.shared.loop.call_soon(self._on_late_bytes, data)
+            return b""
         try:
             rest = upload.feed(data)
         except GatewayError as error:
             self._refuse(error)
             return b""
         self.request_done = upload.body.done
-        if self._upstream is not None:
+        if upstream is not None:
             waiting.await_upstream(self)
         return rest
+
+    def _on_late_bytes(self, data: bytes) -> None:
+        """Take what came before the upstream was heard, if there still is one for it."""
+        if self.upload is not None and self._upstream is not None:
+            self.upload.resume()
+            self.client.keep(self.on_client_bytes(data))
 
     def on_interim(self, head: AnswerHead) -> None:
         """Pass a 1xx answer on, but not to an HTTP/1.0 client (RFC 9110 §15.2)."""

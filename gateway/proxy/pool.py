@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from gateway.errors import GatewayError, UpstreamShut, UpstreamTimeout, UpstreamUnreachable
 from gateway.proxy.clock import TICK_S
 from gateway.proxy.health import FAILURES, FIRST_WAIT_S, MOST_WAIT_S, Health
+from gateway.proxy.sockets import has_come
 from gateway.proxy.upstream import UpstreamConnection
 
 if TYPE_CHECKING:
@@ -85,9 +86,14 @@ class UpstreamPool:
         """Lend the connection that was used last, if one is idle."""
         while self._idle:
             connection = self._idle.pop()
-            if not connection.transport.is_closing():
-                connection.reused = True
-                return connection
+            if connection.transport.is_closing():
+                continue
+            # It may have ended, and the loop not have read that yet. A busy one is not asked about each time.
+            if connection.idle_since_s != self._clock.now_s and has_come(connection.transport):
+                connection.close()
+                continue
+            connection.reused = True
+            return connection
         return None
 
     def check(self) -> None:
@@ -114,13 +120,13 @@ class UpstreamPool:
         if now_s >= connection.old_at_s or len(idle) >= self._most_idle:
             connection.close()  # without a reader: in good order
             return
-        connection.idle_until_s = now_s + self._idle_s
+        connection.idle_since_s = now_s
         idle.append(connection)
 
     def on_deadline(self) -> None:
         """End the connections that have idled for `UPSTREAM_IDLE`; the oldest stand first."""
         now_s = self._clock.now_s
-        while self._idle and self._idle[0].idle_until_s < now_s:
+        while self._idle and self._idle[0].idle_since_s + self._idle_s < now_s:
             self._idle.pop(0).close()
         self.deadline_s = now_s + TICK_S
 

@@ -74,6 +74,16 @@ def has_unread(transport: asyncio.Transport) -> bool:
     return transport.is_reading() and sock is not None and sock.fileno() >= 0 and _queued(sock, termios.FIONREAD) > 0
 
 
+def has_come(transport: asyncio.Transport) -> bool:
+    """Whether bytes, an end or a reset wait for the loop to read them, and it will."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0 or not transport.is_reading():
+        return False
+    waits = select.poll()
+    waits.register(sock.fileno(), select.POLLIN)
+    return bool(waits.poll(0))
+
+
 class Sender(Protocol):
     """A connection that is sent to.
 

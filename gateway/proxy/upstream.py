@@ -89,7 +89,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_parser",
         "_sent_bytes",
         "_unsent",
-        "idle_until_s",
+        "idle_since_s",
         "old_at_s",
         "reader",
         "reusable",
@@ -107,7 +107,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", None)
         self.reused = False
         self.writable = True
-        self.idle_until_s = self.old_at_s = 0.0
+        self.idle_since_s = self.old_at_s = 0.0
         self._opening: Opening[AnswerHead] | None = None
         # For the exchange.
         # Without a reader, whatever arrives ends the connection.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,9 +13,12 @@ import pytest
 from gateway import Config, Gateway
 from tests.e2e import Client, connected, fetch, request
 from tests.e2e.transparency import fields, is_in_step, passed_up, read_answer, read_answer_head, sending
+from tests.kit.tls import server_side
 from tests.kit.upstream import PATTERN, Call, Handler, answering, chunk, echo, head, soon
 
 if TYPE_CHECKING:
+    import trustme
+
     from tests.kit.upstream import Upstream
 
 CHUNKED = "Transfer-Encoding: chunked"
@@ -212,6 +219,67 @@ async def test_an_early_answer_is_read_whole_by_a_client_that_sends_on(
     await soon(upstream.connections[0].ended.wait())
     async with connected(gateway.url) as other:
         await is_in_step(upstream, other, token, connections=2)
+
+
+OVER_TLS = pytest.mark.parametrize("over_tls", [False, True], ids=["plain", "TLS"])
+
+
+@OVER_TLS
+async def test_an_early_answer_arrives_though_its_upstream_resets_what_is_sent_on(
+    ca: trustme.CA, ca_file: str, *, over_tls: bool
+) -> None:
+    def accept() -> tuple[socket.socket, bytes]:
+        sock, _ = listener.accept()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # a reset drops what waits to be sent
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock = server_side(ca, "localhost").wrap_socket(sock, server_side=True) if over_tls else sock
+        got = b""
+        while not got.endswith(b"abc"):
+            got += sock.recv(65536)
+        return sock, got
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        scheme, roots = ("https", ca_file) if over_tls else ("http", None)
+        url = f"{scheme}://localhost:{listener.getsockname()[1]}"
+        async with (
+            Gateway(Config(target_api_url=url, target_ca_file=roots, rate_limit="9")) as gateway,
+            connected(gateway.url) as client,
+        ):
+            client.write(request("/api/x", gateway.issue_token(), "Content-Length: 9", method="POST") + b"abc")
+            upstream, got = await asyncio.get_running_loop().run_in_executor(None, accept)
+            # When the gateway looks next, all of it is there: more to send, an answer, and the reset behind that.
+            os.write(client.writer.get_extra_info("socket").fileno(), b"def")
+            upstream.send(head("413 Content Too Large", "Content-Length: 5") + b"large")
+            upstream.close()
+            answer = await read_answer(client)
+            assert (answer.status, answer.body, answer.value(b"connection")) == (413, b"large", b"close")
+            assert await client.at_end()
+            assert got.count(b"POST /x HTTP/1.1\r\n") == 1
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):  # it was not asked again
+            listener.accept()
+
+
+async def test_what_is_sent_on_as_an_interim_answer_comes_arrives_in_order(
+    upstream: Upstream, client: Client, token: str
+) -> None:
+    async def in_between(call: Call) -> None:
+        pieces = call.pieces()
+        got = await anext(pieces)
+        for piece in (b"def", b"ghi"):
+            at_once.send(piece)
+            if piece == b"ghi":
+                at_once.shutdown(socket.SHUT_WR)
+            call.write(HINTS)
+            got += await anext(pieces)
+        call.write(head("200 OK", "Content-Length: 9") + got)
+
+    upstream.default = in_between
+    with socket.socket(fileno=os.dup(client.writer.get_extra_info("socket").fileno())) as at_once:
+        client.write(request("/api/x", token, "Content-Length: 9", method="POST") + b"abc")
+        answer = await read_answer(client)
+    assert (answer.status, answer.body, len(answer.interims)) == (200, b"abcdefghi", 2)
+    assert len(upstream.requests) == 1
 
 
 # --- refusals of the gateway's own, before the body -------------------------------------------------------------------

@@ -19,16 +19,24 @@ LOW_WATER_BYTES: Final = HIGH_WATER_BYTES // 4
 
 
 @functools.cache
-def _untouched() -> tuple[socket.socket, socket.socket]:
-    return socket.socketpair()
+def _pair(*, written: bool) -> tuple[socket.socket, socket.socket]:
+    pair = socket.socketpair()
+    if written:
+        pair[1].send(b".")
+    return pair
 
 
 class FakeSocket:
-    """What `get_extra_info("socket")` gives: options are remembered, `error` is what SO_ERROR reads."""
+    """What `get_extra_info("socket")` gives: options are remembered, `error` is what SO_ERROR reads.
+
+    Attributes:
+        unread: Something has come that the loop has not read yet.
+    """
 
     def __init__(self) -> None:
         self.options: dict[tuple[int, int], int | bytes] = {}
         self.error = 0
+        self.unread = False
 
     def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
         self.options[level, option] = value
@@ -38,8 +46,8 @@ class FakeSocket:
         return self.error
 
     def fileno(self) -> int:
-        """Return a descriptor to ask about: nothing lies in its queues, for the peer takes all that is written."""
-        return _untouched()[0].fileno()
+        """Return a descriptor to ask about: nothing waits to be sent there, for the peer takes all that is written."""
+        return _pair(written=self.unread)[0].fileno()
 
 
 class FakeTransport(asyncio.Transport):

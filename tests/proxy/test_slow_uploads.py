@@ -288,3 +288,59 @@ def test_a_connection_that_has_sent_it_in_the_end_is_kept(play: Playbook) -> Non
     assert play.client.answer().status == 200
     assert warm(play) is upstream
     assert play.dials == 1
+
+
+# --- more of a request while something of the upstream's has come and is not read yet ---------------------------------
+
+
+def test_what_waits_for_the_upstream_to_be_heard_is_sent_to_its_last_byte(play: Playbook) -> None:
+    play.client.sends(play.request(b"POST", b"/api/x", b"Content-Length: 9") + b"abc")
+    upstream, client = play.upstream, play.client.transport
+    seen: list[bytes] = []
+
+    def heard_in(turns: int) -> None:
+        seen.append(upstream.unread)
+        if turns:
+            play.loop.call_soon(heard_in, turns - 1)
+        else:
+            upstream.transport.socket.unread = False
+            upstream.transport.peer_sends(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+
+    def crossing() -> None:
+        upstream.transport.socket.unread = True
+        client.peer_sends(b"defghi" + play.request(b"GET", b"/api/next"))
+        client.peer_ends()
+        play.loop.call_soon(heard_in, 3)
+
+    before = upstream.unread
+    play.loop.act(crossing)
+    assert set(seen) == {before}
+    assert upstream.request().body == b"abcdefghi"
+    upstream.answers(b"first")
+    answer = play.client.answer()
+    assert ([interim.status for interim in answer.interims], answer.body) == ([103], b"first")
+    assert play.upstream.request().start == b"GET /v1/next HTTP/1.1"
+    play.upstream.answers(b"second")
+    assert play.client.answer().body == b"second"
+    assert play.client.is_ended
+
+
+def test_what_waits_for_the_upstream_to_be_heard_goes_nowhere_if_that_refuses_it(play: Playbook) -> None:
+    play.client.sends(play.request(b"POST", b"/api/x", b"Content-Length: 9") + b"abc")
+    upstream = play.upstream
+    before = upstream.unread
+
+    def crossing() -> None:
+        upstream.transport.socket.unread = True
+        play.client.transport.peer_sends(b"def")
+        play.loop.call_soon(upstream.transport.peer_sends, b"HTTP/1.1 413 Large\r\nContent-Length: 5\r\n\r\nlarge")
+
+    play.loop.act(crossing)
+    upstream.got(before)
+    assert upstream.state == "aborted"
+    answer = play.client.answer()
+    assert (answer.status, answer.body) == (413, b"large")
+    play.client.sends(b"ghi")
+    play.pass_time(3)
+    assert play.client.is_ended
+    assert not play.client.transport.aborted
