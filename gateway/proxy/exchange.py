@@ -10,7 +10,7 @@ It is counted in `account`; how long it waits is in `waiting`, how answers' head
 from __future__ import annotations
 
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gateway.errors import GatewayError, MethodNotAllowed, StoreUnavailable, UpstreamProtocolError, UpstreamUnreachable
 from gateway.http1 import framing, writer
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from gateway.proxy.upstream import UpstreamConnection
     from gateway.stores import Verdict
     from gateway.subject import Subject
+
+MAX_HEARING_TURNS: Final = 4
+"""How many turns of the loop a piece of a request waits for the upstream to be heard. What had come before it is read
+within two; an answer that flows all the time must not hold up its request for ever."""
 
 
 class Exchange:
@@ -197,26 +201,34 @@ class Exchange:
         upload, upstream = self.upload, self._upstream
         if upload is None or self.request_done:
             return data
-        if upstream is not None and not self.answer_started and has_come(upstream.transport):
-            # It may refuse the rest and be gone: a write that fails would lose what it said.
+        if upstream is not None and not upstream.transport.can_write_eof() and has_come(upstream.transport):
+            # It may refuse the rest and be gone: a write that fails would lose what it said, which is under TLS.
             upload.pause()
-            self.context.shared.loop.call_soon(self._on_late_bytes, data)
+            self.context.shared.loop.call_soon(self._on_late_bytes, data, MAX_HEARING_TURNS)
             return b""
+        return self._pass_up(upload, data)
+
+    def _on_late_bytes(self, data: bytes, turns_left: int) -> None:
+        """Pass on what came before the upstream was heard, if there still is one for it."""
+        upload, upstream = self.upload, self._upstream
+        if upload is None or upstream is None:
+            return
+        if turns_left and has_come(upstream.transport):
+            self.context.shared.loop.call_soon(self._on_late_bytes, data, turns_left - 1)
+            return
+        upload.resume()
+        self.client.keep(self._pass_up(upload, data))
+
+    def _pass_up(self, upload: Relay, data: bytes) -> bytes:
         try:
             rest = upload.feed(data)
         except GatewayError as error:
             self._refuse(error)
             return b""
         self.request_done = upload.body.done
-        if upstream is not None:
+        if self._upstream is not None:
             waiting.await_upstream(self)
         return rest
-
-    def _on_late_bytes(self, data: bytes) -> None:
-        """Take what came before the upstream was heard, if there still is one for it."""
-        if self.upload is not None and self._upstream is not None:
-            self.upload.resume()
-            self.client.keep(self.on_client_bytes(data))
 
     def on_interim(self, head: AnswerHead) -> None:
         """Pass a 1xx answer on, but not to an HTTP/1.0 client (RFC 9110 §15.2)."""
@@ -300,6 +312,11 @@ class Exchange:
     def missing_bytes(self) -> int:
         """How many bytes of the request have not been read yet, at the least."""
         return 0 if self.upload is None else self.upload.body.least_left
+
+    @property
+    def sends_on(self) -> bool:
+        """See `upstream.ByteReader`."""
+        return self.upload is not None
 
     def on_client_ended(self) -> bool:
         """Whether the answer has begun, behind the whole request: a client that ends its side then has read enough."""

@@ -39,6 +39,7 @@ class Tunnel:
     request_done: ClassVar[bool] = True
     missing_bytes: ClassVar[int] = 0
     takes_interim: ClassVar[bool] = False
+    sends_on: ClassVar[bool] = True
 
     # fmt: off
     __slots__ = (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from gateway.errors import UpstreamProtocolError
 from gateway.http1.message import HEAD_END, MAX_HEAD_BYTES
-from gateway.proxy.sockets import ended_in_order, reset, untaken
+from gateway.proxy.sockets import ended_in_order, last_bytes, reset, untaken
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +21,11 @@ MAX_INTERIM_ANSWERS: Final = 32
 
 class ByteReader(Protocol):
     """Who takes what comes behind the last head, and hears of the connection."""
+
+    @property
+    def sends_on(self) -> bool:
+        """Whether it sends, or has sent, more than what the connection began with."""
+        ...
 
     def on_answer_bytes(self, data: bytes) -> None:
         """More of the body came."""
@@ -190,6 +195,10 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._on_end(self)
+        reader = self.reader
+        if exc is not None and reader is not None and reader.sends_on and (last := last_bytes(self.transport)):
+            # It may have refused the rest, and a write of that have failed before this was read.
+            self.data_received(last)
         reader, self.reader = self.reader, None
         if reader is not None:
             reader.on_upstream_lost(unsent=self._unsent, heard=bool(self._buffer))

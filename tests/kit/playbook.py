@@ -289,6 +289,7 @@ class Playbook:
         self.token = self.admission.issue(time.time())[0].encode()
         self.upstreams: list[Upstream] = []
         self.dials = 0
+        self._tls = settings.target.tls
         self.dial_error: OSError | None = None
         self.dial_waits = False
         self.dial_ends_at_once = False
@@ -372,7 +373,7 @@ class Playbook:
                     self._dialling.remove(waiting)
         if self.dial_error is not None:
             raise self.dial_error
-        transport = FakeTransport(self.loop, connection)
+        transport = FakeTransport(self.loop, connection, {"sslcontext": object()} if self._tls else {})
         if self.dial_slow:
             transport.peer_stops_reading()
         connection.connection_made(transport)

@@ -19,24 +19,23 @@ LOW_WATER_BYTES: Final = HIGH_WATER_BYTES // 4
 
 
 @functools.cache
-def _pair(*, written: bool) -> tuple[socket.socket, socket.socket]:
-    pair = socket.socketpair()
-    if written:
-        pair[1].send(b".")
-    return pair
+def _untouched() -> tuple[socket.socket, socket.socket]:
+    return _pair()
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    return ours, theirs
 
 
 class FakeSocket:
-    """What `get_extra_info("socket")` gives: options are remembered, `error` is what SO_ERROR reads.
-
-    Attributes:
-        unread: Something has come that the loop has not read yet.
-    """
+    """What `get_extra_info("socket")` gives: options are remembered, `error` is what SO_ERROR reads."""
 
     def __init__(self) -> None:
         self.options: dict[tuple[int, int], int | bytes] = {}
         self.error = 0
-        self.unread = False
+        self._unread: tuple[socket.socket, socket.socket] | None = None
 
     def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
         self.options[level, option] = value
@@ -47,7 +46,18 @@ class FakeSocket:
 
     def fileno(self) -> int:
         """Return a descriptor to ask about: nothing waits to be sent there, for the peer takes all that is written."""
-        return _pair(written=self.unread)[0].fileno()
+        return (self._unread or _untouched())[0].fileno()
+
+    def holds(self, data: bytes) -> None:
+        """Have what the loop has not read yet; `close` has to follow."""
+        self._unread = _pair()
+        self._unread[1].send(data)
+
+    def close(self) -> None:
+        if self._unread is not None:
+            for end in self._unread:
+                end.close()
+            self._unread = None
 
 
 class FakeTransport(asyncio.Transport):
@@ -133,7 +143,7 @@ class FakeTransport(asyncio.Transport):
         self._low = self._high // 4 if low is None else low
 
     def can_write_eof(self) -> bool:
-        return True
+        return self.get_extra_info("sslcontext") is None
 
     def write_eof(self) -> None:
         if not self._closing:
@@ -239,3 +249,4 @@ class FakeTransport(asyncio.Transport):
         if not self.lost:
             self.lost = True
             self._protocol.connection_lost(exc)
+            self.socket.close()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.kit.playbook import Playbook, Upstream
 
 PIECE = bytes(range(250)) * 40  # 10 kB
@@ -290,12 +292,73 @@ def test_a_connection_that_has_sent_it_in_the_end_is_kept(play: Playbook) -> Non
     assert play.dials == 1
 
 
-# --- more of a request while something of the upstream's has come and is not read yet ---------------------------------
+# --- an answer that has come and is not read yet, while more of the request comes ------------------------------------
+
+LARGE = b"HTTP/1.1 413 Large\r\nContent-Length: 5\r\n\r\nlarge"
 
 
-def test_what_waits_for_the_upstream_to_be_heard_is_sent_to_its_last_byte(play: Playbook) -> None:
+def begun_upload(play: Playbook) -> Upstream:
     play.client.sends(play.request(b"POST", b"/api/x", b"Content-Length: 9") + b"abc")
-    upstream, client = play.upstream, play.client.transport
+    assert play.upstream.unread.endswith(b"\r\n\r\nabc")
+    return play.upstream
+
+
+@pytest.mark.parametrize("sent", range(len(LARGE) + 1))
+@pytest.mark.parametrize("rest", [b"", b"def", b"defghi"])
+def test_what_had_come_before_a_write_failed_is_an_answer_as_far_as_it_goes(
+    play: Playbook, rest: bytes, sent: int
+) -> None:
+    upstream = begun_upload(play)
+    if rest:
+        play.client.sends(rest)
+    upstream.transport.socket.holds(LARGE[:sent])
+    upstream.resets()
+    if sent < LARGE.index(b"large"):
+        play.client.problem(502, "upstream_unreachable")
+    elif sent < len(LARGE):
+        assert play.client.head().status == 413
+        play.client.got(LARGE[LARGE.index(b"large") : sent])
+        assert play.client.state == "aborted"
+    else:
+        assert play.client.answer().body == b"large"
+    other = play.connect()
+    other.sends(play.request(b"GET", b"/api/y"))
+    assert play.dials == 2  # what broke is not kept
+
+
+def test_an_answer_that_its_connection_ends_is_cut_where_a_write_failed(play: Playbook) -> None:
+    upstream = begun_upload(play)
+    upstream.transport.socket.holds(b"HTTP/1.1 413 Large\r\n\r\nlarge")
+    upstream.resets()
+    assert play.client.head().status == 413
+    assert play.client.state == "aborted"
+
+
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+def test_what_came_on_a_kept_connection_before_a_request_that_could_not_be_sent_is_no_answer(
+    play: Playbook, method: bytes
+) -> None:
+    upstream = warm(play)
+    upstream.transport.socket.holds(b"HTTP/1.1 408 Late\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    play.client.sends(play.request(method, b"/api/x", body=b"{}"))
+    upstream.resets()
+    if method == b"POST":
+        play.client.problem(502, "upstream_unreachable")
+    else:
+        assert play.upstream.request().body == b"{}"
+        play.upstream.answers()
+        assert play.client.answer().status == 200
+
+
+@pytest.fixture
+def over_tls(make_play: Callable[..., Playbook]) -> Playbook:
+    return make_play(target_api_url="https://api.test:8080/v1")
+
+
+def test_what_waits_for_an_upstream_over_tls_to_be_heard_is_sent_to_its_last_byte(over_tls: Playbook) -> None:
+    play = over_tls
+    upstream = begun_upload(play)
+    client, before = play.client.transport, upstream.unread
     seen: list[bytes] = []
 
     def heard_in(turns: int) -> None:
@@ -303,16 +366,15 @@ def test_what_waits_for_the_upstream_to_be_heard_is_sent_to_its_last_byte(play: 
         if turns:
             play.loop.call_soon(heard_in, turns - 1)
         else:
-            upstream.transport.socket.unread = False
+            upstream.transport.socket.close()
             upstream.transport.peer_sends(b"HTTP/1.1 103 Early Hints\r\n\r\n")
 
     def crossing() -> None:
-        upstream.transport.socket.unread = True
+        upstream.transport.socket.holds(b"what was said, in TLS")
         client.peer_sends(b"defghi" + play.request(b"GET", b"/api/next"))
         client.peer_ends()
-        play.loop.call_soon(heard_in, 3)
+        play.loop.call_soon(heard_in, 2)
 
-    before = upstream.unread
     play.loop.act(crossing)
     assert set(seen) == {before}
     assert upstream.request().body == b"abcdefghi"
@@ -325,15 +387,15 @@ def test_what_waits_for_the_upstream_to_be_heard_is_sent_to_its_last_byte(play: 
     assert play.client.is_ended
 
 
-def test_what_waits_for_the_upstream_to_be_heard_goes_nowhere_if_that_refuses_it(play: Playbook) -> None:
-    play.client.sends(play.request(b"POST", b"/api/x", b"Content-Length: 9") + b"abc")
-    upstream = play.upstream
+def test_what_waits_for_an_upstream_over_tls_to_be_heard_goes_nowhere_if_that_refuses_it(over_tls: Playbook) -> None:
+    play = over_tls
+    upstream = begun_upload(play)
     before = upstream.unread
 
     def crossing() -> None:
-        upstream.transport.socket.unread = True
+        upstream.transport.socket.holds(b"what was said, in TLS")
         play.client.transport.peer_sends(b"def")
-        play.loop.call_soon(upstream.transport.peer_sends, b"HTTP/1.1 413 Large\r\nContent-Length: 5\r\n\r\nlarge")
+        play.loop.call_soon(upstream.transport.peer_sends, LARGE)
 
     play.loop.act(crossing)
     upstream.got(before)
@@ -344,3 +406,12 @@ def test_what_waits_for_the_upstream_to_be_heard_goes_nowhere_if_that_refuses_it
     play.pass_time(3)
     assert play.client.is_ended
     assert not play.client.transport.aborted
+
+
+def test_an_answer_over_tls_that_flows_all_the_time_does_not_hold_up_its_request(over_tls: Playbook) -> None:
+    upstream = begun_upload(over_tls)
+    upstream.transport.socket.holds(b"what never ends, in TLS")
+    over_tls.client.sends(b"defghi")
+    assert upstream.request().body == b"abcdefghi"
+    upstream.answers()
+    assert over_tls.client.answer().status == 200

@@ -544,6 +544,13 @@ def test_what_an_upstream_sent_before_its_end_reaches_the_client_though_it_then_
     assert joined.client.state == "closed"
 
 
+def test_what_had_come_before_a_write_failed_reaches_the_client(joined: Playbook) -> None:
+    joined.upstream.transport.socket.holds(b"goodbye")
+    joined.upstream.resets()
+    joined.client.got(b"goodbye")
+    assert joined.client.state == "aborted"
+
+
 def test_a_client_that_breaks_unread_is_found_out(joined: Playbook) -> None:
     joined.upstream.stops_reading()
     joined.client.sends(*[PIECE] * PIECES)
