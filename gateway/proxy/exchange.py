@@ -379,6 +379,9 @@ class Exchange:
 
     def on_deadline(self) -> None:
         """What was waited for did not come in time."""
+        if self.answer_started and not self.client.writable:  # it takes nothing: it has left, or might as well have
+            self.client.abort()
+            return
         error = waiting.overdue(self, self._upstream)
         if error is not None:
             self._refuse(error)

@@ -296,9 +296,15 @@ def test_a_client_that_left(logging: Playbook) -> None:
     client.sends(logging.request(b"GET", b"/api/x"))
     logging.upstream.sends(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi")
     client.resets()
-    before, amid = lines(logging)
+    stalled = logging.connect()
+    stalled.sends(logging.request(b"GET", b"/api/x"))
+    stalled.stops_reading()
+    logging.upstream.sends(b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n" + b"x" * 100_000)
+    logging.pass_time(35)
+    before, amid, unread = lines(logging)
     assert (before["status"], before["error"], before["bytes_out"]) == (499, "client_gone", 0)
     assert (amid["status"], amid["error"], amid["bytes_out"]) == (200, "client_gone", 2)
+    assert (unread["status"], unread["error"], unread["bytes_out"]) == (200, "client_gone", 100_000)
 
 
 def test_who_is_cut_off_by_a_stop_has_not_left(logging: Playbook) -> None:

@@ -196,6 +196,15 @@ def test_a_client_that_leaves_before_and_one_that_leaves_in_the_middle(play: Pla
     assert ask(play, b"/usage")["bytes_out"] == 2
 
 
+def test_a_client_that_reads_no_more_has_left_and_is_no_error_of_the_upstreams(play: Playbook) -> None:
+    play.client.sends(play.request(*GET))
+    play.client.stops_reading()
+    play.upstream.sends(b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n" + b"x" * 100_000)
+    play.pass_time(35)
+    assert (play.client.state, play.upstream.state) == ("aborted", "aborted")
+    assert everywhere(play) == {"requests": 1, "passed": 1}
+
+
 def test_a_client_that_leaves_while_its_limits_are_checked(play: Playbook) -> None:
     play.store.holds = True
     play.client.sends(play.request(*GET))
