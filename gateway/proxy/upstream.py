@@ -196,8 +196,9 @@ class UpstreamConnection(asyncio.Protocol):
         """See `asyncio.Protocol`."""
         self._on_end(self)
         reader = self.reader
-        if exc is not None and reader is not None and reader.sends_on and (last := last_bytes(self.transport)):
-            # It may have refused the rest, and a write of that have failed before this was read.
+        # It may have refused the rest, and a write of that have failed before this was read.
+        may_refuse = isinstance(exc, OSError) and reader is not None and reader.sends_on
+        if may_refuse and (last := last_bytes(self.transport)):
             self.data_received(last)
         reader, self.reader = self.reader, None
         if reader is not None:

@@ -176,9 +176,13 @@ class FakeTransport(asyncio.Transport):
 
     def peer_resets(self) -> None:
         """The connection breaks, whatever was under way."""
+        self.breaks(ConnectionResetError(104, "Connection reset by peer"))
+
+    def breaks(self, error: Exception) -> None:
+        """The loop gives the connection up: for what the kernel said, or what the protocol raised."""
         if not self._closing:
             self.failed = True
-            self._drop(ConnectionResetError(104, "Connection reset by peer"))
+            self._drop(error)
 
     def peer_stops_reading(self) -> None:
         """What the gateway writes stays in this transport's buffer."""

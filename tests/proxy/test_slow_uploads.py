@@ -334,6 +334,14 @@ def test_an_answer_that_its_connection_ends_is_cut_where_a_write_failed(play: Pl
     assert play.client.state == "aborted"
 
 
+def test_nothing_is_read_on_behind_a_mistake_in_the_gateway(play: Playbook) -> None:
+    """Bytes before it may be missing: what comes then must not pass for the rest."""
+    upstream = begun_upload(play)
+    upstream.transport.socket.holds(LARGE)
+    play.loop.act(upstream.transport.breaks, RuntimeError())
+    play.client.problem(502, "upstream_unreachable")
+
+
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
 def test_what_came_on_a_kept_connection_before_a_request_that_could_not_be_sent_is_no_answer(
     play: Playbook, method: bytes
