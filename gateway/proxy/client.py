@@ -288,7 +288,7 @@ class ClientConnection(asyncio.Protocol):
         if transport.is_closing():
             return
         if not keep_alive:
-            if self._buffer or exchange is None or not exchange.request_done:
+            if self._buffer or exchange is None or not exchange.request_done or has_unread(transport):
                 is_known = isinstance(exchange, Exchange) and exchange.subject is not None
                 self._linger(MAX_UPLOAD_LINGER_BYTES if is_known else MAX_LINGER_BYTES)
             else:

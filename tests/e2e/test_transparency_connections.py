@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -84,6 +85,22 @@ async def test_what_comes_behind_the_last_request_is_not_answered(
 ) -> None:
     client.write(in_a_row(upstream, token) + request("/api/late", token))
     await are_answered(upstream, client)
+
+
+@pytest.mark.parametrize("sent", [b"\r\n", b"GET /api/next HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+async def test_what_comes_as_the_last_request_is_answered_does_not_cost_the_answer(
+    upstream: Upstream, client: Client, token: str, sent: bytes
+) -> None:
+    async def as_more_comes(call: Call) -> None:
+        # Both are there when the gateway looks next, the answer first.
+        call.write(head("200 OK", "Content-Length: 4") + b"last")
+        os.write(client.writer.get_extra_info("socket").fileno(), sent)
+
+    upstream.default = as_more_comes
+    client.write(request("/api/x", token, "Connection: close"))
+    assert (await read_answer(client)).body == b"last"
+    assert await client.at_end()  # and no reset
+    assert len(upstream.requests) == 1
 
 
 @pytest.mark.parametrize(
