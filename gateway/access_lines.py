@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from gateway.budgets.budget import spelled
 from gateway.http1 import ids, writer
 from gateway.http1.ids import FIRST_TRACE, HEX, NO_IDS, NO_PARENT, PARENT, PLAIN, TRACE_IN_HEX
-from gateway.http1.message import CRLF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -222,7 +221,7 @@ class JsonLines:
     def add(self, record: Record) -> None:
         """See `Lines`."""
         head, opening, token_id, target, _, status, received, sent, timing, error, spent = record
-        request_id, trace_id = NO_IDS if head is None else ids.read(CRLF.join(head.lines))
+        request_id, trace_id = NO_IDS if head is None else ids.read(head.lines)
         place = self._places.of(record, token_id, target)
         if error is None and spent is None and opening is not None and opening.values is not None:
             self._keep(opening.memo, target, status, place)

@@ -267,7 +267,7 @@ def _comes_from_a_page(head: RequestHead) -> bool:
 
 def _comes_through_a_proxy(head: RequestHead) -> bool:
     """Whether a proxy or a tunnel on this machine says that it is somebody else's, who is not local then."""
-    return _FORWARDED.search(CRLF + CRLF.join(head.lines)) is not None
+    return _FORWARDED.search(head.lines) is not None
 
 
 def _comes_from_the_dashboard(head: RequestHead) -> bool:
@@ -290,7 +290,7 @@ def _is_ipv4(name: bytes) -> bool:
 
 def _values(head: RequestHead, name: bytes) -> list[bytes]:
     """Return the values of a field, in lower case."""
-    lines = [line.partition(b":") for line in CRLF.join(head.lines).lower().split(CRLF)]
+    lines = [line.partition(b":") for line in head.lines.lower().split(CRLF)]
     return [value.strip() for other, _, value in lines if other == name]
 
 

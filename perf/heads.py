@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import h11
 
 from gateway.http1 import writer
-from gateway.http1.message import CRLF, HEAD_END
+from gateway.http1.message import HEAD_END
 from gateway.http1.parser import AnswerParser, RequestParser
 from perf import messages
 from perf.bench import ROUND, SLOW_ROUND, Bench, CheckError, each, expect
@@ -49,7 +49,7 @@ def parse_request_again() -> Bench:
         found = opening.read(block + HEAD_END)
         if found is None:
             raise CheckError("the opening does not take the head")
-        expect("the lines passed on", CRLF.join(found[0].lines), CRLF.join(expected.lines))
+        expect("the lines passed on", found[0].lines, expected.lines)
         expect("the body's length", found[0].length, expected.length)
         expect("the token", found[0].bearer, TOKEN)
         expect("the head's end", found[1], len(block) + len(HEAD_END))

@@ -160,7 +160,7 @@ def _added(message: h11.Request | h11.Response | h11.InformationalResponse, name
 def as_h11(head: RequestHead | AnswerHead) -> Read:
     """Spell what the gateway read as `by_h11` does."""
     return (
-        ("lines", pairs(head.lines[1:])),
+        ("lines", pairs((head.lines,))),
         ("length", head.length),
         ("minor", head.minor) if isinstance(head, RequestHead) else ("dated", head.dated),
         ("keep_alive", head.keep_alive),

@@ -113,9 +113,9 @@ def read_by(parse: Callable[[bytes], Head], block: bytes) -> tuple[Head | None, 
         head = parse(block)
     except GatewayError as error:
         return None, (("error", type(error).__name__), ("detail", error.detail))
-    # How the next head is read says nothing of this one.
-    spelled = [(name, getattr(head, name)) for name in sorted(head.__slots__) if name != "opening"]
-    return head, tuple((name, CRLF.join(value[1:]) if name == "lines" else value) for name, value in spelled)
+    # How others are read says nothing of this one.
+    names = sorted(set(head.__slots__) - {"form", "opening"})
+    return head, tuple((name, getattr(head, name)) for name in names)
 
 
 class _Connection(Generic[Head]):
@@ -213,7 +213,7 @@ class Requests:
         """What goes upstream has one reading: the same message, under the base path, with one Host and one key."""
         if not head.target.startswith(b"/"):
             return
-        fields = pairs(head.lines[1:])
+        fields = pairs((head.lines,))
         if head.target != b"/api" and not head.target.startswith((b"/api/", b"/api?")):
             head.target = b"/api" + head.target
         try:
@@ -270,7 +270,7 @@ class Answers:
         """What goes to the client has one reading, whatever version it speaks."""
         head = AnswerParser().parse(block)
         if head.status < 200:
-            expected = _without_length(pairs(head.lines[1:]))
+            expected = _without_length(pairs((head.lines,)))
             if head.status == 101:
                 expected += [(b"RateLimit", b"r"), (b"Server-Timing", b"t")]
                 message = strictly(writer.switch_head(head, b"RateLimit: r", b"Server-Timing: t"))
@@ -281,7 +281,7 @@ class Answers:
         for minor in (0, 1):
             for asked in (True, False):
                 head = AnswerParser().parse(block)
-                fields = pairs(head.lines[1:])
+                fields = pairs((head.lines,))
                 length = framing.answer_length(b"GET", head)
                 keep_alive = asked and length != UNTIL_CLOSE and not (length == CHUNKED and minor == 0)
                 written = writer.answer_head(head, minor, b"RateLimit: r", b"Server-Timing: t", keep_alive=keep_alive)

@@ -72,10 +72,10 @@ ANSWER_FIELDS: Final[dict[bytes, int]] = {
 
 # The only member of `TE` that is a promise for all downstream clients (RFC 9110 §10.1.4); the codings are for the next
 # server, which is the gateway, and it has none. A sender of TE must name it in Connection.
-TAKES_TRAILERS: Final = b"TE: trailers\r\nConnection: TE"
+TAKES_TRAILERS: Final = b"\r\nTE: trailers\r\nConnection: TE"
 
 # A sender of `Upgrade` must name it in Connection (RFC 9110 §7.8).
-UPGRADES_TO: Final = b"Connection: Upgrade\r\nUpgrade: "
+UPGRADES_TO: Final = b"\r\nConnection: Upgrade\r\nUpgrade: "
 _PROTOCOL: Final = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?+")
 # HTTP of any version or spelling, and TLS, in which HTTP would go on (RFC 2817): with these behind a 101, one counted
 # request could carry any number of others, past the limits and with no look at their paths.
@@ -200,4 +200,4 @@ def credential(authorization: bytes) -> bytes | None:
 
 def is_retry(head: RequestHead) -> bool:
     """Whether an SDK says that it sends this request again by itself (the official OpenAI and Anthropic SDKs do)."""
-    return _RETRY.search(CRLF.join(head.lines)) is not None
+    return _RETRY.search(head.lines) is not None

@@ -69,26 +69,26 @@ Layout: TypeAlias = tuple[int, tuple[bytes, ...], _Cut, _Cut, int, bytes, Memo]
 - `fixed_of`: cuts the same out of another head;
 - `values_of`: cuts the values out of it;
 - `number`: which of these is that of `Content-Length`; -1 if none is;
-- `passed_on`: its lines to pass on, joined, with `%b` for each value;
+- `form`: its lines to pass on, each with a line end before it, with `%b` for each value;
 - `memo`: the access log's.
 
 A plain tuple, which is taken apart in a tenth of the time that a named one takes.
 """
 
 
-def layout_of(data: bytes, begin: int, kept: Sequence[bytes], pieces: Sequence[Piece]) -> Layout:
+def layout_of(data: bytes, begin: int, kept: bytes, pieces: Sequence[Piece]) -> Layout:
     """Return the layout of a head that was read.
 
     Args:
         data: What begins with it.
         begin: Where its opening ends.
-        kept: The lines to pass on of what comes before.
+        kept: The lines to pass on of what comes before, each with a line end before it.
         pieces: The lines behind that.
     """
     at, cut, number = begin, 0, -1
     cuts: list[tuple[int, int]] = []
-    ids_at: dict[bytes, int | None] = {line.partition(b":")[0].lower(): None for line in CRLF.join(kept).split(CRLF)}
-    passed_on = [_literally(line) for line in kept]
+    ids_at: dict[bytes, int | None] = {line.partition(b":")[0].lower(): None for line in kept.split(CRLF)}
+    form = _literally(kept)
     for piece in pieces:
         line = _literally(piece.text)
         name = piece.text.partition(b":")[0].lower()
@@ -113,12 +113,12 @@ def layout_of(data: bytes, begin: int, kept: Sequence[bytes], pieces: Sequence[P
                 line += b"%b"
         ids_at.setdefault(name, id_at)
         if piece.passed_on:
-            passed_on.append(line)
+            form += CRLF + line
     memo = Memo(ids_at.get(REQUEST_ID, -1), ids_at.get(TRACEPARENT, -1))
     end = at + len(HEAD_END)
     fixed_of = Struct("".join(f"{fixed}s{value}x" for fixed, value in cuts) + f"{end - cut}s").unpack_from
     values_of = Struct("".join(f"{fixed}x{value}s" for fixed, value in cuts)).unpack_from
-    return end, fixed_of(data), fixed_of, values_of, number, CRLF.join(passed_on), memo
+    return end, fixed_of(data), fixed_of, values_of, number, form, memo
 
 
 def _literally(text: bytes) -> bytes:

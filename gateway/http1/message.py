@@ -37,9 +37,9 @@ class RequestHead:
         method: As sent; case matters (RFC 9110 §9.1).
         target: The request-target, byte for byte.
         minor: 0 or 1, of HTTP/1.x.
-        lines: Field lines to pass on, in their order and case; an element may hold several, joined. Neither
+        lines: Field lines to pass on, in their order and case, each with a line end before it. Neither
             connection-specific ones nor credentials nor `Host` are among them; a `Content-Length` is, and
-            `TE: trailers` or `Upgrade` with its connection option. `lines[0]` is a free place for the request line.
+            `TE: trailers` or `Upgrade` with its connection option.
         length: Bytes of body (0 to 10^18 - 1), or `CHUNKED`.
         keep_alive: Whether the client would use the connection again (RFC 9112 §9.3).
         host: The value of `Host`; b"" where there is none, which only HTTP/1.0 allows.
@@ -48,8 +48,8 @@ class RequestHead:
         expects_continue: Whether the client waits for 100 before it sends the body (RFC 9110 §10.1.1).
         upgrade: The protocols that the upstream is offered to switch to, in lower case (RFC 9110 §7.8).
         opening: What the next head on the connection may be tried with first, if that is known.
-        form: What `lines[1]`, which is all lines then, has in common with other heads: a format, with `%b` in place of
-            each value that differs. Whoever has read it knows the fields of all of them. b"": nobody knows.
+        form: What `lines` has in common with those of other heads: a format, with `%b` in place of each value that
+            differs. Whoever has read it knows the fields of all of them. b"": nobody knows.
     """
 
     # fmt: off
@@ -66,7 +66,7 @@ class RequestHead:
         self.target = target
         self.minor = minor
         self.host = host
-        self.lines = [b""]
+        self.lines = b""
         self.length = NO_BODY
         self.keep_alive = minor == 1
         self.bearer = bearer
@@ -81,8 +81,8 @@ class AnswerHead:
 
     Attributes:
         status: 100 to 599.
-        lines: Field lines to pass on; as in `RequestHead`, but that `lines[0]` is the status line as it goes to the
-            client, always HTTP/1.1.
+        start: The status line as it goes to the client, always HTTP/1.1.
+        lines: Field lines to pass on; as in `RequestHead`.
         length: Bytes of body as the fields say, `CHUNKED`, or `UNTIL_CLOSE`; `framing.answer_length` says what the
             request's method and the status make of it.
         keep_alive: Whether the upstream would use the connection again.
@@ -91,12 +91,13 @@ class AnswerHead:
         opening, form: As in `RequestHead`.
     """
 
-    __slots__ = ("dated", "form", "keep_alive", "length", "lines", "opening", "status", "upgrade")
+    __slots__ = ("dated", "form", "keep_alive", "length", "lines", "opening", "start", "status", "upgrade")
 
-    def __init__(self, status: int, start_line: bytes, minor: int, dated: bool = False) -> None:  # noqa: FBT001, FBT002
+    def __init__(self, status: int, start: bytes, minor: int, dated: bool = False) -> None:  # noqa: FBT001, FBT002
         self.status = status
         self.dated = dated
-        self.lines = [start_line]
+        self.start = start
+        self.lines = b""
         self.length = UNTIL_CLOSE
         self.keep_alive = minor == 1
         self.upgrade = NO_PROTOCOLS

@@ -47,10 +47,10 @@ class Ending(NamedTuple):
     """What all heads that one template takes have in common, and what of them follows an opening.
 
     Args:
-        kept: The lines to pass on of what comes before: one joined, or none.
+        kept: The lines to pass on of what comes before, each with a line end before it.
         match: Takes bytes and where in them the opening ends; None if a head of this template does not follow, else
             its values. The match ends behind the head's empty line.
-        passed_on: The groups that are lines to pass on of that, joined where they stand together.
+        passed_on: The groups that are lines to pass on of that, likewise.
         length: The group that is the value of `Content-Length`, or 0.
         lengths: What such values mean.
         token: The group that is the client's token, or 0; it takes what no token may be, too.
@@ -59,7 +59,7 @@ class Ending(NamedTuple):
         pieces: The lines that follow an opening.
     """
 
-    kept: tuple[bytes, ...]
+    kept: bytes
     match: Callable[[bytes, int], re.Match[bytes] | None]
     passed_on: tuple[int, ...]
     length: int
@@ -78,7 +78,8 @@ class Opening(Generic[Head]):
         make: Makes a head with what they say of it.
         ending: What follows.
         token: The client's, if it has one: it stays the same on its connection, wherever in the head it stands.
-        is_shared: Whether a head is used up before the next one is read: then it is always the same object.
+
+    Whoever reads by it has done with each head when he reads the next one: it is always the same object.
 
     Attributes:
         values: Those of the last head, as its layout has them; None: it was read without one.
@@ -87,21 +88,17 @@ class Opening(Generic[Head]):
 
     # fmt: off
     __slots__ = (
-        "_begins", "_fixed_length", "_keep_alive", "_layout", "_layouts", "_lengths", "_make", "_rest", "_shared",
-        "_size", "_start", "_token", "ending", "memo", "values",
+        "_begins", "_fixed_length", "_head", "_keep_alive", "_layout", "_layouts", "_lengths", "_make", "_rest",
+        "_size", "_token", "ending", "memo", "values",
     )
     # fmt: on
 
-    def __init__(
-        self, begins: bytes, make: Callable[[], Head], ending: Ending, token: bytes | None, *, is_shared: bool
-    ) -> None:
+    def __init__(self, begins: bytes, make: Callable[[], Head], ending: Ending, token: bytes | None) -> None:
         self._begins = begins
         self._size = len(begins)
         self._make = make
         self._token = token
-        head = make()
-        self._shared = head if is_shared else None
-        (self._start,) = head.lines
+        self._head = make()
         self.ending = ending
         # As they are in `ending`, where they would take longer to look up.
         self._keep_alive, self._fixed_length, self._lengths = ending.keep_alive, ending.fixed_length, ending.lengths
@@ -113,8 +110,8 @@ class Opening(Generic[Head]):
         self.memo = Memo()
 
     def alone(self) -> Opening[Head]:
-        """Return one like it, for whoever has done with each head when he reads the next one; see `is_shared`."""
-        other = Opening(self._begins, self._make, self.ending, self._token, is_shared=True)
+        """Return one like it, with a head of its own."""
+        other = Opening(self._begins, self._make, self.ending, self._token)
         other._layouts = self._layouts
         return other
 
@@ -127,7 +124,7 @@ class Opening(Generic[Head]):
         layout = self._layout
         if layout is None:
             return self._read_anew(data)
-        end, fixed, fixed_of, values_of, number, passed_on, _ = layout
+        end, fixed, fixed_of, values_of, number, form, _ = layout
         if len(data) < end or fixed_of(data) != fixed:
             return self._read_anew(data)
         self.values = values = values_of(data)
@@ -135,11 +132,10 @@ class Opening(Generic[Head]):
         text = b"".join(values)
         if length is None or text.translate(VISIBLE) != text:
             return self._read_anew(data)
-        head = self._shared or self._make()
+        head = self._head
         head.keep_alive = self._keep_alive
         head.length = length
-        head.lines = [self._start, passed_on % values]
-        head.form = passed_on
+        head.lines = form % values
         return head, end
 
     def _read_anew(self, data: bytes) -> tuple[Head, int] | None:
@@ -150,7 +146,7 @@ class Opening(Generic[Head]):
         if layout is not None and layout is not self._layout:
             self._keep(layout)
             return self.read(data)
-        self.values = None
+        self.values = self._layout = None
         kept, match_ending, passed_on, length, lengths, token, fixed_length, keep_alive, pieces = self.ending
         match = match_ending(data, self._size)
         if match is None:
@@ -160,13 +156,13 @@ class Opening(Generic[Head]):
         end = match.end()
         if end > MAX_LINE_BYTES:  # a value in it could be longer than a line may be
             return None
-        head = self._shared or self._make()
+        head = self._head
         head.keep_alive = keep_alive
         head.length = lengths[match[length]] if length else fixed_length
-        head.lines = [self._start, *kept, *[match[group] for group in passed_on]]
+        head.lines = kept + b"".join([match[group] for group in passed_on])
         head.form = b""
         self._rest -= 1
-        if self._rest < 0 and len(head.lines) > 1 and end <= MAX_LAYOUT_BYTES:  # a layout has something to pass on
+        if self._rest < 0 and head.lines and end <= MAX_LAYOUT_BYTES:  # a layout has something to pass on
             self._rest = HEADS_A_LAYOUT
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.clear()
@@ -176,4 +172,4 @@ class Opening(Generic[Head]):
 
     def _keep(self, layout: Layout) -> None:
         self._layout = layout
-        self.memo = layout[-1]
+        self._head.form, self.memo = layout[-2:]

@@ -128,7 +128,8 @@ class RequestParser:
         return start
 
     def _read(self, head: RequestHead, lines: list[bytes]) -> None:
-        head.lines, special = self._memory.sort(lines)
+        kept, special = self._memory.sort(lines)
+        head.lines = CRLF.join(kept)
         host = length = coding = options = None
         credentials: list[bytes] = []
         rare: list[Meaning] = []
@@ -191,7 +192,7 @@ class AnswerParser:
         head.dated = self._templates.ready[0].dated
         # Whoever gets an answer's head has done with it when `on_answer` returns.
         make = partial(AnswerHead, *start, head.dated)
-        head.opening = self._templates.opening(block, match, make, is_shared=True)
+        head.opening = self._templates.opening(block, match, make)
         return head
 
     def check_unfinished(self, data: bytes, checked: int) -> None:
@@ -235,7 +236,7 @@ class AnswerParser:
 
     def _read(self, head: AnswerHead, lines: list[bytes], minor: int) -> None:
         kept, special = self._memory.sort(lines)
-        kept[0], head.lines = head.lines[0], kept
+        head.lines = CRLF.join(kept)
         length = coding = options = upgrade = None
         announces = False
         for kind, value in special:
@@ -262,7 +263,7 @@ class AnswerParser:
         if announces:
             _apply_trailer(head)
         if upgrade is not None and head.status == 101 and _may_upgrade(minor, options):
-            head.lines.append(fields.UPGRADES_TO + upgrade)
+            head.lines += fields.UPGRADES_TO + upgrade
             head.upgrade = frozenset(fields.list_members(upgrade))
 
     def _learn_start(self, line: bytes) -> tuple[int, bytes, int]:
@@ -294,7 +295,7 @@ def _apply_options(head: RequestHead | AnswerHead, value: bytes) -> None:
     elif b"keep-alive" in options:
         head.keep_alive = True
     if any(option not in (b"close", b"keep-alive") for option in options):
-        head.lines = fields.remove_named(head.lines, options)
+        head.lines = CRLF.join(fields.remove_named(head.lines.split(CRLF), options))
 
 
 def _apply_rare(head: RequestHead, meanings: list[Meaning], options: bytes | None) -> None:
@@ -317,10 +318,10 @@ def _apply_rare(head: RequestHead, meanings: list[Meaning], options: bytes | Non
     head.bearer = _one_token(for_the_proxy)
     # A body would have to go before the switch (RFC 9110 §7.8). Nobody sends one with it, so it is not worth the care.
     if protocols and head.length == NO_BODY and _may_upgrade(head.minor, options):
-        head.lines.append(fields.UPGRADES_TO + b", ".join(protocols))
+        head.lines += fields.UPGRADES_TO + b", ".join(protocols)
         head.upgrade = frozenset([protocol.lower() for protocol in protocols])
     if takes_trailers and head.minor:  # a 1.0 client gets no chunked body, and so no trailers
-        head.lines.append(fields.TAKES_TRAILERS)
+        head.lines += fields.TAKES_TRAILERS
 
 
 def _may_upgrade(minor: int, options: bytes | None) -> bool:
@@ -334,7 +335,7 @@ def _apply_expect(head: RequestHead, value: bytes) -> None:
         raise BadRequest("The only expectation here is a single '100-continue'.")
     head.expects_continue = bool(head.minor)
     if not head.minor:  # a 1.0 client's is ignored, and must not reach a 1.1 server (RFC 9110 §10.1.1)
-        head.lines = fields.without(head.lines, (b"expect",))
+        head.lines = fields.without_field(head.lines, b"\r\nexpect:")
 
 
 def _apply_trailer(head: RequestHead | AnswerHead) -> None:
@@ -343,7 +344,7 @@ def _apply_trailer(head: RequestHead | AnswerHead) -> None:
     It is no connection-specific field (RFC 9110 §6.6.2, §7.6.1), but only a chunked body has a trailer section.
     """
     if head.length != CHUNKED:
-        head.lines = fields.without(head.lines, (b"trailer",))
+        head.lines = fields.without_field(head.lines, b"\r\ntrailer:")
 
 
 def _one_token(credentials: list[bytes]) -> bytes | None:

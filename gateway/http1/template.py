@@ -106,8 +106,7 @@ class Template(Generic[Head]):
         self.dated = DATE in kinds
         self.host = lines[kinds.index(HOST)].partition(b":")[2].strip() if HOST in kinds else b""
 
-        texts = [piece.text for piece in pieces[:at] if piece.passed_on]
-        kept = (CRLF.join(texts),) if texts else ()
+        kept = b"".join([CRLF + piece.text for piece in pieces[:at] if piece.passed_on])
         pattern, groups = _pattern(pieces[at:], token=_KNOWN_TOKEN)
         match = re.compile(pattern + re.escape(HEAD_END)).match
         framing = (groups.length, Lengths(), groups.token, self.fixed_length, self.keep_alive)
@@ -177,7 +176,7 @@ class TemplateMemory(Generic[Head]):
                     ready.remove(template)
                     ready.insert(0, template)
                 head.keep_alive = template.keep_alive
-                head.lines += [match[group] for group in template.passed_on]
+                head.lines = b"".join([match[group] for group in template.passed_on])
                 head.length = int(match[template.length]) if template.length else template.fixed_length
                 return match
         return None
@@ -188,8 +187,6 @@ class TemplateMemory(Generic[Head]):
         match: re.Match[bytes],
         make: Callable[[], Head],
         token: bytes | None = None,
-        *,
-        is_shared: bool = False,
     ) -> Opening[Head] | None:
         """Return how a head that `read` took begins, for the next one on its connection, if it is not the first such.
 
@@ -198,7 +195,6 @@ class TemplateMemory(Generic[Head]):
             match: What `read` returned.
             make: Makes a head of what its first line says, and of its token.
             token: That token.
-            is_shared: See `Opening`.
         """
         template = self.ready[0]
         begins = template.begins(block, match)
@@ -211,7 +207,7 @@ class TemplateMemory(Generic[Head]):
                 known.clear()
             known[key] = None
         elif opening is None or opening.ending is not template.ending:
-            opening = known[key] = Opening(begins, make, template.ending, token, is_shared=is_shared)
+            opening = known[key] = Opening(begins, make, template.ending, token)
         return opening
 
     def learn(self, lines: list[bytes], memory: LineMemory, head: Head, minor: int) -> None:
@@ -284,13 +280,12 @@ def _pattern(pieces: list[Piece], cut: int | None = None, token: bytes | None = 
             cut_group = group = group + 1
         if piece is None:
             break
-        pattern += CRLF
         if piece.passed_on and not is_within:
             pattern += b"("
             group += 1
             passed_on.append(group)
             is_within = True
-        pattern += re.escape(piece.text)
+        pattern += CRLF + re.escape(piece.text)
         if piece.gap is not None:
             is_token = piece.gap in CREDENTIALS
             pattern += token if is_token and token is not None else _GAPS[piece.gap]

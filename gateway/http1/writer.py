@@ -20,7 +20,7 @@ from gateway.errors import (
     TokenMissing,
     UpstreamShut,
 )
-from gateway.http1.fields import without
+from gateway.http1.fields import without_field
 from gateway.http1.message import CHUNKED, CRLF, HEAD_END
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def answer_head(  # noqa: PLR0917 - by their places, which takes less time
     """Write an upstream's answer head as it goes to the client: what it keeps, then what the gateway adds.
 
     Args:
-        head: The upstream's; its `lines` are used up.
+        head: The upstream's.
         minor: The request's, of HTTP/1.x. A 1.0 client gets no chunked body, and is told that a connection stays.
         limits: Field lines that say how the request's limits stand.
         timing: The `Server-Timing` line, which goes behind the upstream's own.
@@ -136,37 +136,33 @@ def answer_head(  # noqa: PLR0917 - by their places, which takes less time
     """
     lines = without_length(head.lines) if head.status == 204 else head.lines
     if head.length == CHUNKED and minor == 1 and head.status != 204:
-        lines.append(b"Transfer-Encoding: chunked")
+        lines += b"\r\nTransfer-Encoding: chunked"
     if not keep_alive:
-        lines.append(b"Connection: close")
+        lines += b"\r\nConnection: close"
     elif minor == 0:
-        lines.append(b"Connection: keep-alive")
-    lines += (limits, timing, b"", content)
-    return CRLF.join(lines)
+        lines += b"\r\nConnection: keep-alive"
+    return b"".join((head.start, lines, CRLF, limits, CRLF, timing, HEAD_END, content))
 
 
 def interim_head(head: AnswerHead) -> bytes:
     """Write an interim (1xx) answer of the upstream's as it goes to the client."""
-    lines = without_length(head.lines)
-    return CRLF.join(lines) + HEAD_END
+    return head.start + without_length(head.lines) + HEAD_END
 
 
 def switch_head(head: AnswerHead, limits: bytes, timing: bytes) -> bytes:
     """Write an upstream's 101 as it goes to the client: the last head on this connection.
 
     Args:
-        head: The upstream's; its `lines`, which say what it switches to, are used up.
+        head: The upstream's; its `lines` say what it switches to.
         limits: Field lines that say how the request's limits stand.
         timing: The `Server-Timing` line.
     """
-    lines = without_length(head.lines)
-    lines += (limits, timing, CRLF)
-    return CRLF.join(lines)
+    return b"".join((head.start, without_length(head.lines), CRLF, limits, CRLF, timing, HEAD_END))
 
 
-def without_length(lines: list[bytes]) -> list[bytes]:
+def without_length(lines: bytes) -> bytes:
     """Drop `Content-Length`: what has no body must not have one (RFC 9110 §8.6), and who changes a body has another."""
-    return without(CRLF.join(lines).split(CRLF), (b"content-length",))
+    return without_field(lines, b"\r\ncontent-length:")
 
 
 def problem(error: GatewayError, target: bytes = b"") -> bytes:

@@ -46,10 +46,10 @@ _VARIES: Final = re.compile(rb"(?i)\r\n(?:content-type|content-encoding|anthropi
 
 # RFC 9110 §12.5.3: a coding, or all that are not named, unless its weight is 0.
 _TAKES_GZIP: Final = re.compile(rb"(?i)[:,][ \t]*(?:x-)?(gzip|\*)[ \t]*(?:;[ \t]*q=([01][.0-9]*)[ \t]*)?(?=[,\r]|\Z)")
-_IDENTITY: Final = b"Accept-Encoding: identity"
+_IDENTITY: Final = b"\r\nAccept-Encoding: identity"
 
 
-def asked(lines: list[bytes], form: bytes) -> tuple[bool, list[bytes], bytes]:
+def asked(lines: bytes, form: bytes) -> tuple[bool, bytes, bytes]:
     """Read the field lines of a request.
 
     Args:
@@ -58,26 +58,23 @@ def asked(lines: list[bytes], form: bytes) -> tuple[bool, list[bytes], bytes]:
 
     Returns:
         Whether no price depends on them: they name no other request, no protocol is to be switched to, and the body is
-        text in UTF-8, as far as they say. Those that are not `Accept-Encoding`. And those that are, joined.
+        text in UTF-8, as far as they say. Those that are not `Accept-Encoding`. And those that are.
     """
     is_usual, accepts = _asked(form) if 0 < len(form) <= MAX_FORM_BYTES else (False, b"")
     if is_usual:
-        text = lines[1]
-        at = text.find(accepts) if accepts else -1
+        at = lines.find(accepts) if accepts else -1
         if at < 0:
             return True, lines, b""
-        end = text.find(CRLF, at + 2)
+        end = lines.find(CRLF, at + 2)
         if end < 0:
-            return True, [lines[0], text[:at], *lines[2:]], text[at:]
-        return True, [lines[0], text[:at] + text[end:], *lines[2:]], text[at:end]
-    text = CRLF + CRLF.join(lines[1:])
-    accepted, text = b"".join(_ACCEPTED.findall(text)), _ACCEPTED.sub(b"", text)[2:]
-    return _is_usual(CRLF.join(lines)), [lines[0], text] if text else [lines[0]], accepted
+            return True, lines[:at], lines[at:]
+        return True, lines[:at] + lines[end:], lines[at:end]
+    return _is_usual(lines), _ACCEPTED.sub(b"", lines), b"".join(_ACCEPTED.findall(lines))
 
 
 @lru_cache(maxsize=64)
 def codings_line(readable: bytes, accepted: bytes) -> bytes:
-    """Return the `Accept-Encoding` of a request whose answer is to be read on its way.
+    """Return the `Accept-Encoding` of a request whose answer is to be read on its way, with a line end before it.
 
     The answer goes to the client as it comes, so of what can be read it may have no more than the client takes. One
     that says nothing would take any coding (RFC 9110 §12.5.3), but curl and others that say nothing can decode none.
@@ -88,22 +85,21 @@ def codings_line(readable: bytes, accepted: bytes) -> bytes:
     """
     weights = {coding.lower(): weight for coding, weight in _TAKES_GZIP.findall(accepted)}
     weight = weights.get(b"gzip", weights.get(b"*", b"0"))
-    return b"Accept-Encoding: " + readable if weight.strip(b"0.") or not weight else _IDENTITY
+    return b"\r\nAccept-Encoding: " + readable if weight.strip(b"0.") or not weight else _IDENTITY
 
 
 @lru_cache(maxsize=256)
 def _asked(form: bytes) -> tuple[bool, bytes]:
     """Return whether all requests of a form are usual, and then how `Accept-Encoding` is spelled; b"" for none."""
-    accepts = _ACCEPTS.findall(CRLF + form)
-    at = form.find(accepts[0]) if accepts else 0  # in the first line, or twice: to be looked for in each head
-    is_known = len(accepts) <= 1 and at >= 0 and not _VARIES.search(CRLF + form)
+    accepts = _ACCEPTS.findall(form)
+    is_known = len(accepts) <= 1 and not _VARIES.search(form)  # twice: to be looked for in each head
     return is_known and _is_usual(form), accepts[0] if accepts else b""
 
 
 def _is_usual(lines: bytes) -> bool:
     some = (lines,)
     is_plain_one = not names_another(some) and not names_mask(some) and not wants_long(some) and is_plain(some)
-    return is_plain_one and b"\r\nupgrade:" not in (CRLF + lines).lower()
+    return is_plain_one and b"\r\nupgrade:" not in lines.lower()
 
 
 def masks(query: bytes) -> bool:
@@ -131,7 +127,7 @@ def answered(lines: Sequence[bytes], form: bytes) -> tuple[bytes, bool, str]:
     """Read the field lines of an answer.
 
     Args:
-        lines: As of `AnswerHead`.
+        lines: Those of an `AnswerHead`.
         form: Likewise.
 
     Returns:
@@ -140,9 +136,9 @@ def answered(lines: Sequence[bytes], form: bytes) -> tuple[bytes, bool, str]:
     known = _answered(form) if 0 < len(form) <= MAX_FORM_BYTES else None
     if known is not None:
         coding, is_stream, name = known
-        text = lines[1]
         if not name:
             return coding, is_stream, ""
+        text = b"".join(lines)
         at = text.find(name)
         start, end = at + len(name), text.find(CRLF, at + 2)
         value = (text[start:] if end < 0 else text[start:end]).strip(b" \t")
@@ -159,7 +155,7 @@ def _answered(form: bytes) -> tuple[bytes, bool, bytes] | None:
     fields = Fields((form,))
     at, size = fields.id_at()
     name = (CRLF + form)[at : at + size] if size else b""
-    if at == 0 or _VARIES.search(CRLF + form):  # in the first line, there is no line end before it
+    if _VARIES.search(form):
         return None
     is_stream = fields.get(CONTENT_TYPE)[:17].lower() == EVENTS
     return fields.get(CONTENT_ENCODING).lower(), is_stream, name

@@ -61,14 +61,14 @@ class Clock:
         return self._spelled()[1]
 
     def date_line(self) -> bytes:
-        """Spell it as a whole field line, without its line end."""
+        """Spell it as a whole field line, with a line end before it."""
         return self._spelled()[2]
 
     def _spelled(self) -> tuple[int, str, bytes]:
         second = int(self.wall_s)
         if self._date[0] != second:
             date = http_date(time.gmtime(second))
-            self._date = (second, date, b"Date: " + date.encode())
+            self._date = (second, date, b"\r\nDate: " + date.encode())
         return self._date
 
     def sweep(self) -> None:

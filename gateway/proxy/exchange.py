@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.errors import GatewayError, MethodNotAllowed, StoreUnavailable, UpstreamProtocolError, UpstreamUnreachable
 from gateway.http1 import framing, writer
-from gateway.http1.message import CRLF, IDEMPOTENT, REFUSED_METHODS, RELAYED_METHODS, UNTIL_CLOSE
+from gateway.http1.message import IDEMPOTENT, REFUSED_METHODS, RELAYED_METHODS, UNTIL_CLOSE
 from gateway.proxy import account, heads, own, waiting
 from gateway.proxy.clock import NEVER
 from gateway.proxy.relay import Relay, begin_upload
@@ -115,7 +115,7 @@ class Exchange:
             tally.begun += 1
             if subject.scope is not None:
                 subject.scope.check(context.route.name, head.method, context.route.path_of(head.target))
-                subject.scope.check_fields(CRLF.join(head.lines))
+                subject.scope.check_fields(head.lines)
             self._start = context.route.start_of(head)
             if context.pool.health.is_open:  # before anything is charged, and for good tokens only
                 context.pool.check()
@@ -421,7 +421,7 @@ class Exchange:
             if self.upload is None and (not self.context.writes_late or self._forgets()):
                 # A line of the log is made by now. Many connections may wait with one like this, so it holds nothing.
                 client = self.client
-                self.head.lines.clear()
+                self.head.lines = b""
                 del self.head
                 self._start = self._content = self._request = self.limits = self.timing = b""
                 self.verdict = None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gateway.errors import BadRequest, GatewayError, LoopDetected
 from gateway.http1 import fields
 from gateway.http1.chunked import ChunkedBody
-from gateway.http1.message import CHUNKED, CONTINUE, CRLF
+from gateway.http1.message import CHUNKED, CONTINUE
 from gateway.metering import MAX_READ_BYTES
 from gateway.proxy import repeats, waiting
 from gateway.proxy.clock import NEVER
@@ -109,10 +109,7 @@ class GuardedExchange(Exchange):
 
         The rest stays where the log looks for it.
         """
-        lines = self.head.lines
-        first, lines[0] = lines[0], b""
-        rest = fields.without_field(CRLF.join(lines), name)
-        self.head.lines = [first, rest[2:]] if rest else [first]
+        self.head.lines = fields.without_field(self.head.lines, name)
 
     def _refuse(self, error: GatewayError) -> None:
         if isinstance(error, LoopDetected) and not self._over:

@@ -37,7 +37,7 @@ def answer_head(exchange: Exchange, head: AnswerHead, length: int, answered_s: f
     if context.route.reads_answers:
         context.route.hide_key(head)
     if not head.dated:  # whoever passes an answer on and has a clock adds it (RFC 9110 §6.6.1)
-        head.lines.append(context.clock.date_line())
+        head.lines += context.clock.date_line()
     return writer.answer_head(head, minor, exchange.limits, timing, exchange.keep_alive, content)
 
 

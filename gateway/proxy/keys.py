@@ -97,7 +97,7 @@ class KeyRing:
 
 def _rest_s(head: AnswerHead, wall_s: float) -> float:
     """Read `Retry-After`, seconds or a date (RFC 9110 §10.2.3), within bounds."""
-    lines = CRLF.join(head.lines).split(CRLF)
+    lines = head.lines.split(CRLF)
     told = [line.partition(b":")[2].strip() for line in lines if line[:12].lower() == b"retry-after:"]
     if not told:
         return REST_S

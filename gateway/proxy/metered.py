@@ -126,15 +126,15 @@ class MeteredExchange(GuardedExchange):
             if self._needs_body:
                 body = self._content if self.upload is None else self._read()
             is_usual, kept, accepted = asked(head.lines, head.form)
-            quote = self._pricing.quote(head.method, path, () if is_usual else head.lines, body, context.clock.wall_s)
+            lines = () if is_usual else (head.lines,)
+            quote = self._pricing.quote(head.method, path, lines, body, context.clock.wall_s)
             if context.settings.loop_guard is not None:
                 subject = self._counted_apart(subject, body, spends=True)
         except GatewayError as error:
             self._refuse(error)
             return
         if quote.accepts:  # what the meter can read
-            kept.append(codings_line(quote.accepts, accepted))
-            head.lines = kept
+            head.lines = kept + codings_line(quote.accepts, accepted)
         if quote.notice:
             context.shared.spending.tell(quote.notice)
         id_ = context.shared.spending.next_id()
@@ -158,7 +158,7 @@ class MeteredExchange(GuardedExchange):
             self.upload, self._content = None, body
             if head.length == CHUNKED:
                 head.length = len(body)
-                head.lines.append(b"Content-Length: %d" % len(body))
+                head.lines += b"\r\nContent-Length: %d" % len(body)
         return body
 
     def on_verdict(self, verdict: Verdict) -> None:
@@ -184,7 +184,7 @@ class MeteredExchange(GuardedExchange):
                 self._content = content = body
             if len(content) != head.length:
                 self._drop(b"\r\ncontent-length:")
-                head.lines.append(b"Content-Length: %d" % len(content))
+                head.lines += b"\r\nContent-Length: %d" % len(content)
                 head.length = len(content)
         GuardedExchange._acquire(self)
 
@@ -200,14 +200,14 @@ class MeteredExchange(GuardedExchange):
         assert self._asked is not None  # noqa: S101 - it is not over
         quote, (id_, _, _, _, _, _), _ = self._asked
         content = rest if rest and framing.answer_length(self.head.method, head) == len(rest) else b""
-        self._meter = meter = quote.meter(self._granted, head.status, head.lines, head.form, content)
-        head.lines.append(b"X-Gateway-Request: " + id_.encode())
+        self._meter = meter = quote.meter(self._granted, head.status, (head.lines,), head.form, content)
+        head.lines += b"\r\nX-Gateway-Request: " + id_.encode()
         if quote.limited:
-            head.lines.append(b"X-Gateway-Max-Tokens: %d" % quote.limited)
+            head.lines += b"\r\nX-Gateway-Max-Tokens: %d" % quote.limited
         if content:
             told = meter.feed(rest) + meter.finish()
             if len(told) != len(rest):
-                head.lines = [*writer.without_length(head.lines), b"Content-Length: %d" % len(told)]
+                head.lines = writer.without_length(head.lines) + b"\r\nContent-Length: %d" % len(told)
                 head.length = len(told)
             rest = told
         GuardedExchange.on_answer(self, head, rest)

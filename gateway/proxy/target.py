@@ -8,7 +8,7 @@ from urllib.parse import unquote_to_bytes
 
 from gateway.errors import BadRequest
 from gateway.http1 import fields
-from gateway.http1.message import CHUNKED, CRLF
+from gateway.http1.message import CHUNKED, CRLF, HEAD_END
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,8 +92,8 @@ class TargetRoute:
         replaced = (target.removed | own) - fields.REQUEST_FIELDS.keys()
         self._replaced = frozenset(name.replace(b"_", b"-") for name in replaced)
         added = target.added if target.key_line is None else (*target.added, target.key_line)
-        self._tail = b"".join([line + CRLF for line in added])
-        self._tail_chunked = b"Transfer-Encoding: chunked\r\n" + self._tail
+        self._tail = b"".join([CRLF + line for line in added]) + HEAD_END
+        self._tail_chunked = b"\r\nTransfer-Encoding: chunked" + self._tail
         self._starts: dict[tuple[bytes, bytes], bytes] = {}
 
     @property
@@ -142,16 +142,14 @@ class TargetRoute:
         """Make the upstream's request head. Strips first, then adds, so that no client can name our fields.
 
         Args:
-            head: The client's; its `lines` are used up.
+            head: The client's.
             start: What `start_of` says of it.
             content: What goes behind the head in the same piece.
         """
         lines = head.lines
         if self._replaced:
-            lines = self._without_replaced(CRLF.join(lines).split(CRLF))
-        lines[0] = start
-        # The last of them ends in a line end of its own, so that what joins it to the content is the empty line.
-        return CRLF.join([*lines, self._tail_chunked if head.length == CHUNKED else self._tail, content])
+            lines = CRLF.join(self._without_replaced(lines.split(CRLF)))
+        return b"".join((start, lines, self._tail_chunked if head.length == CHUNKED else self._tail, content))
 
     def request_trailers(self, lines: list[bytes]) -> list[bytes]:
         """Return the trailers of a client's that go upstream: not those that some would merge into our fields."""
@@ -174,7 +172,7 @@ class TargetRoute:
         if self._on_answer is not None:
             self._on_answer(head)
         if self._key_query is not None:
-            head.lines = self._without_key(head.lines)
+            head.start, head.lines = self._without_key([head.start, head.lines])
 
     def watch_answers(self, on_answer: Callable[[AnswerHead], None]) -> None:
         """Have the head of each answer looked at."""

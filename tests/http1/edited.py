@@ -59,13 +59,12 @@ PIECES = (
 
 
 def request_seen(head: RequestHead) -> tuple[object, ...]:
-    lines = CRLF.join(head.lines[1:])
-    return head.method, head.target, head.minor, lines, head.length, head.keep_alive, head.bearer, head.expects_continue
+    start = (head.method, head.target, head.minor, head.bearer)
+    return *start, head.lines, head.length, head.keep_alive, head.expects_continue
 
 
 def answer_seen(head: AnswerHead) -> tuple[object, ...]:
-    lines = CRLF.join(head.lines[1:])
-    return head.status, head.lines[0], lines, head.length, head.keep_alive, head.dated
+    return head.status, head.start, head.lines, head.length, head.keep_alive, head.dated
 
 
 def read_request(parser: RequestParser, block: bytes) -> object:

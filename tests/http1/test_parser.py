@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import h11
 import pytest
@@ -15,9 +15,6 @@ from gateway.http1 import parser as parser_module
 from gateway.http1.message import CHUNKED, UNTIL_CLOSE, AnswerHead, RequestHead
 from gateway.http1.parser import AnswerParser, RequestParser
 from tests.http1.heads import ANSWER_PAIRS, ANSWERS, MANY, MUTATED_ANSWERS, MUTATED_REQUESTS, REQUEST_PAIRS, REQUESTS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 SHARED_REQUESTS = RequestParser()  # has seen all the heads before: its memory must make no difference
 SHARED_ANSWERS = AnswerParser()
@@ -61,18 +58,18 @@ def _slow(block: bytes) -> None:
     raise SlowPathError(block)
 
 
-def _pairs(lines: Iterable[bytes]) -> list[tuple[bytes, bytes]]:
-    each = b"\r\n".join(lines).split(b"\r\n")  # several may stand in one piece
-    return [(name, value.strip(b" \t")) for name, _, value in (line.partition(b":") for line in each if line)]
+def _pairs(lines: bytes) -> list[tuple[bytes, bytes]]:
+    each = lines.split(b"\r\n")[1:]
+    return [(name, value.strip(b" \t")) for name, _, value in (line.partition(b":") for line in each)]
 
 
 def read_request(head: RequestHead) -> Read:
     start = (head.method, head.target, head.minor, head.bearer, head.expects_continue)
-    return Read(start, _pairs(head.lines[1:]), head.length, head.keep_alive)
+    return Read(start, _pairs(head.lines), head.length, head.keep_alive)
 
 
 def read_answer(head: AnswerHead) -> Read:
-    return Read((head.status,), _pairs(head.lines[1:]), head.length, head.keep_alive)
+    return Read((head.status,), _pairs(head.lines), head.length, head.keep_alive)
 
 
 def warm(parser: P, before: bytes | None) -> P:

@@ -160,10 +160,10 @@ def test_what_a_field_may_turn_into_another_request_is_not_priced(line: bytes, m
 def test_what_an_answer_cost_cannot_be_left_out_of_it(query: str, line: bytes) -> None:
     """Google's APIs let the client choose members of the answer: those that count output would be missing."""
     path, usual = f"{GEMINI_PATH}?{query}".encode(), f"{GEMINI_PATH}?alt=sse&x=fields".encode()
-    _, kept, _ = asked([b"", b"A: b"], b"A: b")
-    assert pricing().quote(b"POST", usual, kept, b"{}", NOW_S).model == "m"
-    is_usual, _, _ = asked([b"", line], line)
-    asks = path, () if is_usual else (b"", line), b"{}", NOW_S
+    _, kept, _ = asked(b"\r\nA: b", b"\r\nA: b")
+    assert pricing().quote(b"POST", usual, (kept,), b"{}", NOW_S).model == "m"
+    is_usual, _, _ = asked(b"\r\n" + line, b"\r\n" + line)
+    asks = path, () if is_usual else (line,), b"{}", NOW_S
     with pytest.raises(PriceUnknown, match="`fields` and X-Goog-FieldMask"):
         pricing().quote(b"POST", *asks)
     lenient = pricing(unknown_price="warn").quote(b"POST", *asks)
@@ -334,14 +334,14 @@ def test_who_asks_for_more_than_its_context_is_reserved_more(
 @pytest.mark.parametrize(
     ("form", "is_usual"),
     [
-        (b"anthropic-beta: other\r\nx-request-id: %b", True),
-        (b"anthropic-beta: context-1m-2025-08-07", False),
-        (b"x-request-id: %b\r\nAnthropic-Beta: %b", False),
+        (b"\r\nanthropic-beta: other\r\nx-request-id: %b", True),
+        (b"\r\nanthropic-beta: context-1m-2025-08-07", False),
+        (b"\r\nx-request-id: %b\r\nAnthropic-Beta: %b", False),
     ],
 )
 def test_what_asks_for_more_is_looked_at_in_each_request(form: bytes, *, is_usual: bool) -> None:
     value = b"context-1m-2025-08-07"
-    assert asked([b"Host: h", form.replace(b"%b", value)], form)[0] is is_usual
+    assert asked(form.replace(b"%b", value), form)[0] is is_usual
 
 
 @pytest.mark.parametrize(

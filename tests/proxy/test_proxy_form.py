@@ -164,9 +164,7 @@ def start(url: str, target: bytes) -> bytes | None:
 
 
 def _head(target: bytes) -> RequestHead:
-    head = RequestHead(b"GET", target, 1)
-    head.lines = [b""]
-    return head
+    return RequestHead(b"GET", target, 1)
 
 
 @pytest.mark.parametrize(
