@@ -45,7 +45,7 @@ class Exchange:
         client: The connection that the request came on.
 
     Those modules and the client connection read what has no underscore. An exchange that ended well, so that nothing
-    refers to it any more, may take the next request: `start` sets all that is a request's.
+    refers to it any more, may take the next request: `_finish` leaves it as a new one is, but for what `start` sets.
     """
 
     # fmt: off
@@ -64,6 +64,16 @@ class Exchange:
     def __init__(self, context: Destination, client: ClientConnection) -> None:
         self.context = context
         self.client = client
+        self.subject: Subject | None = None
+        self.verdict: Verdict | None = None
+        self._leased = self._answered_early = False
+        self._connecting: asyncio.Task[None] | None = None
+        self._upstream: UpstreamConnection | None = None
+        self._request = b""  # what to send, and then, as long as it is all of the request, to send again
+        self._content = b""
+        self.upload: Relay | None = None
+        self.answer: Relay | None = None
+        self.limits = self.timing = b""
 
     def start(self, head: RequestHead, data: bytes) -> bytes:
         """Take a request's head and what came behind it; return what belongs to the next one. `begin` has to follow.
@@ -74,20 +84,8 @@ class Exchange:
         self.lap_began_s = perf_counter()
         self.head = head
         self.keep_alive = head.keep_alive
-        self._over = self.sent = self._leased = False
-        self.subject: Subject | None = None
-        self.verdict: Verdict | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._upstream: UpstreamConnection | None = None
-        self.request_done = False
-        self._request = b""  # what to send, and then, as long as it is all of the request, to send again
-        self._content = b""
-        self.upload: Relay | None = None
-        self.answer_started = self._answered_early = False
-        self.answer: Relay | None = None
+        self._over = self.sent = self.answer_started = False
         self.answer_bytes = self.status = 0
-        self.limits = self.timing = b""
-
         length, limit = head.length, self.context.settings.max_body
         if 0 <= length <= len(data) and (limit is None or length <= limit):  # all of it is here: nothing to relay
             self.request_done = True
@@ -424,7 +422,7 @@ class Exchange:
                 self.head.lines = b""
                 del self.head
                 self._start = self._content = self._request = self.limits = self.timing = b""
-                self.verdict = None
+                self.subject = self.verdict = None
                 self.lap_began_s = self.own_s = 0.0
                 if client.opening is not None:
                     client.opening.values = None
