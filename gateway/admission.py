@@ -61,6 +61,9 @@ class Admission:
         budgets: What requests that cost something may cost.
 
     Attributes:
+        store: As above; its `check` asks for a place under all limits of a subject, by its plan. Whoever is told that
+            it was admitted calls `give_back` if nothing was sent, else, if the verdict has a lease, `release`, when the
+            request is over.
         repeated: Has a subject's requests counted by what they are, too.
     """
 
@@ -75,7 +78,7 @@ class Admission:
         shadow: bool = False,
         budgets: GatewayBudgets = _NO_BUDGETS,
     ) -> None:
-        self._store = store
+        self.store = store
         self._signer = signer
         self._limits = tuple(limits)
         self._common_limits = tuple(common_limits)
@@ -100,7 +103,7 @@ class Admission:
         budgets: GatewayBudgets,
     ) -> Admission:
         """Return one with other settings, on the same store, that knows the same revoked tokens; see the class."""
-        other = Admission(self._store, signer, limits, common_limits, token_ttl_s, shadow=shadow, budgets=budgets)
+        other = Admission(self.store, signer, limits, common_limits, token_ttl_s, shadow=shadow, budgets=budgets)
         other._revoked = self._revoked
         return other
 
@@ -118,7 +121,7 @@ class Admission:
         self._targets[target] = tuple(limits)
         common = (*self._common_limits, *limits)
         other = Admission(
-            self._store,
+            self.store,
             self._signer,
             self._limits,
             common,
@@ -154,39 +157,31 @@ class Admission:
             raise TokenExpired("The token has expired; POST /register issues a new one.")
         return subject
 
-    def check(self, subject: Subject, waiter: Waiter) -> None:
-        """Ask for a place under all limits of a subject; `waiter` is called back, possibly before this returns.
-
-        Whoever is told that it was admitted calls `give_back` if nothing was sent, else, if the verdict has a lease,
-        `release` at its end.
-        """
-        self._store.check(subject.plan, waiter)
-
     def give_back(self, subject: Subject, verdict: Verdict) -> None:
         """Return what an admitted request was charged that was never sent, and its places in flight."""
-        self._store.refund(subject.plan, verdict)
+        self.store.refund(subject.plan, verdict)
 
     def release(self, subject: Subject, verdict: Verdict) -> None:
         """Return the places in flight of a request that is over; to be called once."""
-        self._store.release(subject.plan, verdict)
+        self.store.release(subject.plan, verdict)
 
     def reserve(self, subject: Subject, ask: Ask, waiter: Waiter) -> None:
-        """Ask for a place, as `check` does, and for what a request may cost under all budgets of a subject.
+        """Ask for a place, as `store.check` does, and for what a request may cost under all budgets of a subject.
 
-        Whoever is told that it was admitted calls `settle`, once, and what `check` says as well.
+        Whoever is told that it was admitted calls `settle`, once, and what is said of `store` as well.
         """
-        self._store.reserve(subject.spend_plan or self._spend_plan(subject), ask, waiter)
+        self.store.reserve(subject.spend_plan or self._spend_plan(subject), ask, waiter)
 
     def reserve_more(self, subject: Subject, ask: Ask, waiter: Waiter) -> None:
         """Ask for more of what a request under way may cost, under another id: its limits are not charged again."""
-        self._store.reserve(self._store.spend_plan(subject.id, (), subject.budgets), ask, waiter)
+        self.store.reserve(self.store.spend_plan(subject.id, (), subject.budgets), ask, waiter)
 
     def settle(self, subject: Subject, ask: Ask, granted: int, settlement: Settlement) -> None:
         """Say what a request that was admitted cost; see `Ledger.settle`."""
-        self._store.ledger.settle(subject.spend_plan or self._spend_plan(subject), ask, granted, settlement)
+        self.store.ledger.settle(subject.spend_plan or self._spend_plan(subject), ask, granted, settlement)
 
     def _spend_plan(self, subject: Subject) -> SpendPlan:
-        plan = subject.spend_plan = self._store.spend_plan(subject.id, subject.policies, subject.budgets)
+        plan = subject.spend_plan = self.store.spend_plan(subject.id, subject.policies, subject.budgets)
         return plan
 
     def refusal(self, subject: Subject, verdict: Verdict, now_s: float | None = None) -> Refusal:
@@ -205,7 +200,7 @@ class Admission:
         """Return the subject that a token stands for. Raises ValueError if its limits or budgets cannot be read."""
         policies = policies_of(claims, self._limits, self._common_limits, shadow=self._shadow)
         budgets = self._budgets.of(claims.budgets_by_generation())
-        return Subject(claims, policies, self._store.plan(claims.id, policies), budgets)
+        return Subject(claims, policies, self.store.plan(claims.id, policies), budgets)
 
     async def usage(self, subject: Subject) -> list[tuple[Policy, Standing]]:
         """Say how each of a subject's limits stands, those of the targets that it is for behind the others.
@@ -219,7 +214,7 @@ class Admission:
         found = await self.look(subject)
         for limits in self._targets_of(subject.claims).values():
             policies = as_counted(limits, subject.claims, shadow=self._shadow)
-            found += await self._look(subject, policies, self._store.plan(subject.id, policies))
+            found += await self._look(subject, policies, self.store.plan(subject.id, policies))
         return found
 
     async def spending(self, subject: Subject) -> list[tuple[Budget, BudgetStanding]]:
@@ -230,7 +225,7 @@ class Admission:
         """
         if not subject.budgets:
             return []
-        standings = await self._store.ledger.standings(subject.spend_plan or self._spend_plan(subject))
+        standings = await self.store.ledger.standings(subject.spend_plan or self._spend_plan(subject))
         return list(zip(subject.budgets, standings, strict=True))
 
     async def look(self, subject: Subject) -> list[tuple[Policy, Standing]]:
@@ -238,7 +233,7 @@ class Admission:
         return await self._look(subject, subject.policies, subject.plan)
 
     async def _look(self, subject: Subject, policies: Sequence[Policy], plan: Plan) -> list[tuple[Policy, Standing]]:
-        standings = await self._store.look(plan)
+        standings = await self.store.look(plan)
         if standings is None:
             self._remember_revoked(subject.id)
             raise TokenRevoked(REVOKED_DETAIL)
@@ -264,7 +259,7 @@ class Admission:
             known = [one["expires_at"] for one in await self.tokens() if one["id"] == token_id]
             until_s = known[0] if known else None
         lives_s = FOR_EVER_S if until_s is None else max(int(until_s - now_s) + 1, 1)
-        await self._store.revoke(token_id, lives_s)
+        await self.store.revoke(token_id, lives_s)
 
     def issue(self, now_s: float, **wishes: Unpack[Wishes]) -> tuple[str, Claims]:
         """Make a new token.
@@ -332,7 +327,7 @@ class Admission:
         Raises:
             StoreUnavailable: The store does not answer.
         """
-        noted = await self._store.noted()
+        noted = await self.store.noted()
         listed: list[dict[str, Any]] = [json.loads(line) for line in noted.lines]
         for one in listed:
             one["parent"] = one["id"].rpartition(".")[0] or None
@@ -348,7 +343,7 @@ class Admission:
             "expires_at": claims.expires_at_s,
         }
         ends_s = claims.issued_at_s + FOR_EVER_S if claims.expires_at_s is None else claims.expires_at_s
-        self._store.note(json.dumps(line, separators=(",", ":")), ends_s)
+        self.store.note(json.dumps(line, separators=(",", ":")), ends_s)
 
     def _remember(self, token: bytes, claims: Claims) -> Subject:
         try:

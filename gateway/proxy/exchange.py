@@ -125,7 +125,7 @@ class Exchange:
             self._request = context.route.write_head(head, self._start, self._content)
 
     def _ask(self, subject: Subject) -> None:
-        self.context.admission.check(subject, self)
+        self.context.admission.store.check(subject.plan, self)
 
     def on_verdict(self, verdict: Verdict) -> None:
         """See `stores.Waiter`."""

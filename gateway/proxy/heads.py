@@ -25,8 +25,12 @@ def answer_head(exchange: Exchange, head: AnswerHead, length: int, answered_s: f
     """
     context, tally = exchange.context, exchange.tally
     minor = exchange.head.minor
-    ends_body = length == UNTIL_CLOSE or (length == CHUNKED and minor == 0)  # the connection's end is the body's
-    if ends_body or not exchange.request_done or context.shared.draining:
+    if (
+        length == UNTIL_CLOSE  # the connection's end is the body's
+        or (length == CHUNKED and minor == 0)  # likewise
+        or not exchange.request_done
+        or context.shared.draining
+    ):
         exchange.keep_alive = False
     upstream_s = answered_s - exchange.lap_began_s
     exchange.status = head.status

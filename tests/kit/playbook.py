@@ -335,7 +335,7 @@ class Playbook:
         held, self.store.holds = self.store.holds, False
         refunds = self.store.refunds
         subject = self.admission.authenticate(self.token, time.time())
-        self.admission.check(subject, seen)
+        self.admission.store.check(subject.plan, seen)
         (verdict,) = seen.verdicts
         quota = subject.policies[0].quota
         if verdict.admitted:
