@@ -56,7 +56,7 @@ class Subject:
     ) -> None:
         self.claims = claims
         self.id = claims.id
-        self.expires_at_s = float("inf") if claims.expires_at_s is None else claims.expires_at_s
+        self.expires_at_s = float("inf" if claims.expires_at_s is None else claims.expires_at_s)
         scope = claims.scope()
         self.scope = scope if scope.is_narrow else None
         """What the token may be used for; None: anything. To be checked before its limits are."""

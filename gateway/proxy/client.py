@@ -202,8 +202,7 @@ class ClientConnection(asyncio.Protocol):
                 self._exchange = exchange
                 self._buffer = exchange.start(head, self._buffer)
                 # The rest of its body cannot come any more, unless it is refused without a look at that.
-                is_cut = self._half_closed and not exchange.request_done
-                if is_cut and (to is not None or head.length != CHUNKED):
+                if self._half_closed and not exchange.request_done and (to is not None or head.length != CHUNKED):
                     self._exchange = None
                     self.close()
                     break
@@ -211,8 +210,9 @@ class ClientConnection(asyncio.Protocol):
             except GatewayError as error:
                 self._exchange = None
                 self._refuse(error, head)
-        self._advancing = left == 0
-        if self._advancing:
+        if left:
+            self._advancing = False
+        else:
             self._context.loop.call_soon(self._advance_further)
         if self._held_back:
             self.read_on()
