@@ -27,7 +27,7 @@ REVOKED_DETAIL: Final = "The token was revoked; get a new one from whoever issue
 Refusal: TypeAlias = RateLimited | BudgetExceeded | LoopDetected | TokenRevoked
 """What a refused request is told."""
 
-_UNCHECKED: Final = b"X-Gateway-Limits: unchecked"
+_UNCHECKED: Final = b"\r\nX-Gateway-Limits: unchecked"
 """In place of what nobody knows: Redis is out, and `ON_STORE_LOSS=allow` let the request pass."""
 
 
@@ -105,7 +105,7 @@ class Subject:
         """Spell how the limits stand, for the limit nearest its end.
 
         Returns:
-            Two field lines, without the last line end; one where no limit was checked; b"" where there is none.
+            Two field lines, each with a line end before it; one where no limit was checked; b"" where there is none.
 
         Source: draft-ietf-httpapi-ratelimit-headers-10, §3 and §4; `t` is the time until a place comes free.
         """
@@ -131,9 +131,9 @@ class Subject:
 
     @property
     def policy_line(self) -> bytes:
-        """The field line that names the limits; b"" where there is none."""
+        """The field line that names the limits, with a line end before it; b"" where there is none."""
         listed = ", ".join(_quota_of(policy) for policy in self.policies if not policy.guard)
-        return f"RateLimit-Policy: {listed}".encode() if listed else b""
+        return f"\r\nRateLimit-Policy: {listed}".encode() if listed else b""
 
     def refusal(self, verdict: Verdict, now_s: float | None = None) -> Refusal:
         """Say what refused, and until when.

@@ -192,7 +192,7 @@ def test_a_refusal_names_the_budget_and_a_limits_the_limit() -> None:
     assert error.policy == "minute"
     assert isinstance(admission.refusal(subject, refused(REVOKED, 0)), TokenRevoked)
     # How the limits stand is not known where a budget refuses.
-    assert subject.limit_lines(refused(1, 1, 0, 0)) == b'RateLimit-Policy: "minute";q=5;w=60'
+    assert subject.limit_lines(refused(1, 1, 0, 0)) == b'\r\nRateLimit-Policy: "minute";q=5;w=60'
 
 
 def test_what_is_kept_of_a_token_for_people_says_its_budgets() -> None:

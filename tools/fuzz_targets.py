@@ -273,7 +273,7 @@ class Answers:
             expected = _without_length(pairs((head.lines,)))
             if head.status == 101:
                 expected += [(b"RateLimit", b"r"), (b"Server-Timing", b"t")]
-                message = strictly(writer.switch_head(head, b"RateLimit: r", b"Server-Timing: t"))
+                message = strictly(writer.switch_head(head, b"\r\nRateLimit: r", b"\r\nServer-Timing: t"))
             else:
                 message = strictly(writer.interim_head(head))
             agree("another interim answer", message.fields, expected)
@@ -284,7 +284,9 @@ class Answers:
                 fields = pairs((head.lines,))
                 length = framing.answer_length(b"GET", head)
                 keep_alive = asked and length != UNTIL_CLOSE and not (length == CHUNKED and minor == 0)
-                written = writer.answer_head(head, minor, b"RateLimit: r", b"Server-Timing: t", keep_alive=keep_alive)
+                written = writer.answer_head(
+                    head, minor, b"\r\nRateLimit: r", b"\r\nServer-Timing: t", keep_alive=keep_alive
+                )
                 message = strictly(written)
                 start = _STATUS_LINE.fullmatch(message.start)
                 require(start is not None and int(start[1]) == head.status, f"another status line: {message.start!r}")

@@ -21,7 +21,7 @@ from gateway.errors import (
     UpstreamShut,
 )
 from gateway.http1.fields import without_field
-from gateway.http1.message import CHUNKED, CRLF, HEAD_END
+from gateway.http1.message import CHUNKED, HEAD_END
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from gateway.http1.message import AnswerHead
 
 
-TIMING: Final = b"Server-Timing: gateway;dur=%.3f, upstream;dur=%.3f"
-"""The line with places for the milliseconds of each share."""
+TIMING: Final = b"\r\nServer-Timing: gateway;dur=%.3f, upstream;dur=%.3f"
+"""The line, with a line end before it, and places for the milliseconds of each share."""
 STORM_AFTER_S: Final = 60
 """A wait longer than this tells the official SDKs not to retry. They obey a `Retry-After` of 60 s at most; told a
 longer one, they would come back within seconds, and again."""
@@ -104,15 +104,13 @@ def answer(
         content: The body.
         keep_alive: Whether the connection goes on; said either way, for HTTP/1.0 clients' sake.
         head_only: Leave the body out, as for HEAD (RFC 9110 §9.3.2).
-        limit_lines: Ready field lines that say how the request's limits stand, or nothing.
+        limit_lines: Field lines that say how the request's limits stand, each with a line end before it.
     """
     lines = [f"HTTP/1.1 {status} {_REASONS[status]}"]
     lines += [f"{name}: {value}" for name, value in fields]
     lines.append(f"Content-Length: {len(content)}")
     lines.append("Connection: keep-alive" if keep_alive else "Connection: close")
-    head = "\r\n".join(lines).encode("latin-1")
-    if limit_lines:
-        head += CRLF + limit_lines
+    head = "\r\n".join(lines).encode("latin-1") + limit_lines
     return head + HEAD_END if head_only else head + HEAD_END + content
 
 
@@ -129,8 +127,8 @@ def answer_head(  # noqa: PLR0917 - by their places, which takes less time
     Args:
         head: The upstream's.
         minor: The request's, of HTTP/1.x. A 1.0 client gets no chunked body, and is told that a connection stays.
-        limits: Field lines that say how the request's limits stand.
-        timing: The `Server-Timing` line, which goes behind the upstream's own.
+        limits: Field lines that say how the request's limits stand, each with a line end before it.
+        timing: The `Server-Timing` line, likewise; it goes behind the upstream's own.
         keep_alive: Whether the client connection goes on.
         content: What goes behind the head in the same piece.
     """
@@ -141,7 +139,7 @@ def answer_head(  # noqa: PLR0917 - by their places, which takes less time
         lines += b"\r\nConnection: close"
     elif minor == 0:
         lines += b"\r\nConnection: keep-alive"
-    return b"".join((head.start, lines, CRLF, limits, CRLF, timing, HEAD_END, content))
+    return b"".join((head.start, lines, limits, timing, HEAD_END, content))
 
 
 def interim_head(head: AnswerHead) -> bytes:
@@ -154,10 +152,10 @@ def switch_head(head: AnswerHead, limits: bytes, timing: bytes) -> bytes:
 
     Args:
         head: The upstream's; its `lines` say what it switches to.
-        limits: Field lines that say how the request's limits stand.
-        timing: The `Server-Timing` line.
+        limits: Field lines that say how the request's limits stand, each with a line end before it.
+        timing: The `Server-Timing` line, likewise.
     """
-    return b"".join((head.start, without_length(head.lines), CRLF, limits, CRLF, timing, HEAD_END))
+    return head.start + without_length(head.lines) + limits + timing + HEAD_END
 
 
 def without_length(lines: bytes) -> bytes:
@@ -248,7 +246,7 @@ def refusal(
         error: The refusal.
         jitter: From 0 to 1: which part of `JITTER` is added to the wait.
         date: The current time, as `http_date` spells it.
-        limit_lines: Ready field lines that say how the request's limits stand.
+        limit_lines: As of `answer`.
         keep_alive: Whether the connection goes on.
         head_only: Leave the body out, as for HEAD (RFC 9110 §9.3.2).
     """
@@ -269,7 +267,7 @@ def _ready(policy: str, quota: int, window_s: int, *, is_concurrency: bool, is_s
     error.detail = kind.sentence(policy, quota, window_s)
     lines = [f"HTTP/1.1 {kind.status} {_REASONS[kind.status]}"]
     lines += [f"{name}: {value}" for name, value in _plain_fields(error)]
-    lines += [_retry_lines(quota, is_storm=is_storm), "Date: %b", "Content-Length: %d", "Connection: %b", "%b"]
+    lines += [_retry_lines(quota, is_storm=is_storm), "Date: %b", "Content-Length: %d", "Connection: %b%b"]
     return "\r\n".join(lines).encode() + HEAD_END, problem(error)
 
 

@@ -169,5 +169,5 @@ class LocalExchange:
         if not self._over:
             self._over = True
             keep_alive = self._head.keep_alive and self.request_done
-            limit_lines = "\r\n".join(f"{name}: {value}" for name, value in error.limit_fields).encode()
+            limit_lines = "".join(f"\r\n{name}: {value}" for name, value in error.limit_fields).encode()
             own.refuse(self._client, self._context, error, self._head, keep_alive=keep_alive, limit_lines=limit_lines)

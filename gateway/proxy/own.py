@@ -37,7 +37,7 @@ def send(
         answer: Its status, fields and content.
         head: The request's, if it could be read: no answer to HEAD has a body.
         keep_alive: Whether the connection may go on.
-        limit_lines: Ready field lines that say how the request's limits stand, or nothing.
+        limit_lines: Field lines that say how the request's limits stand, each with a line end before it.
     """
     status, fields, content = answer
     keep_alive = keep_alive and not context.draining

@@ -143,12 +143,12 @@ def test_the_ready_made_refusal_is_the_one_that_would_be_made(
     error = kind("minute", 60, 60, wait_us)
     made = {
         head_only: refusal(
-            error, jitter=0.5, date="NOW", limit_lines=b"A: b\r\nC: d", keep_alive=keep_alive, head_only=head_only
+            error, jitter=0.5, date="NOW", limit_lines=b"\r\nA: b\r\nC: d", keep_alive=keep_alive, head_only=head_only
         )
         for head_only in (True, False)
     }
     fields = [*error_fields(error, jitter=0.5), ("Date", "NOW")]
-    whole = answer(429, fields, problem(error), keep_alive=keep_alive, limit_lines=b"A: b\r\nC: d")
+    whole = answer(429, fields, problem(error), keep_alive=keep_alive, limit_lines=b"\r\nA: b\r\nC: d")
     assert made[False].partition(b"\r\n\r\n")[2] == problem(error)
     assert sorted(made[False].split(b"\r\n")) == sorted(whole.split(b"\r\n"))
     assert made[True] == made[False].removesuffix(problem(error))
@@ -179,7 +179,7 @@ def test_an_answer_to_head_has_the_length_of_the_body_that_it_has_not() -> None:
 
 
 def test_an_answer_with_limit_lines() -> None:
-    whole = answer(429, [], b"", keep_alive=True, limit_lines=b"RateLimit-Policy: x\r\nRateLimit: y")
+    whole = answer(429, [], b"", keep_alive=True, limit_lines=b"\r\nRateLimit-Policy: x\r\nRateLimit: y")
     assert whole.endswith(b"\r\nRateLimit-Policy: x\r\nRateLimit: y\r\n\r\n")
 
 
