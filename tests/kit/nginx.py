@@ -117,6 +117,9 @@ async def nginx(directory: Path, server: str = "", *, pem: Path | None = None) -
     """
     binary = program("nginx")
     with socket.create_server(("127.0.0.1", 0), backlog=511) as listener:
+        # It leaves sockets that it takes over as they are. In a reload two workers accept from this one: the slower of
+        # them would wait in accept(2) for yet another client, and neither serve nor end.
+        listener.setblocking(False)
         port = listener.getsockname()[1]
         conf = _CONF.format(
             port=port,
