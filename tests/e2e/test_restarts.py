@@ -16,7 +16,7 @@ import pytest
 from perf.restarts import restarted
 from tests.e2e import CUT_SHORT, connected, fetch, request
 from tests.e2e.test_process import not_listening
-from tests.e2e.test_workers import is_gone, token_of, workers_process
+from tests.e2e.test_workers import is_gone, shared, token_of, workers_process
 from tests.kit.process import Program, gateway_process, until
 from tests.kit.redis import RedisServer, running_redis
 from tests.kit.upstream import Upstream, answering, events
@@ -54,7 +54,7 @@ async def running(workers: int, upstream: Upstream, redis: RedisServer, **settin
         async with workers_process(upstream, redis, workers, **settings) as program:
             yield program
     else:
-        async with gateway_process(TARGET_API_URL=upstream.url, REDIS_URL=redis.url, **settings) as program:
+        async with gateway_process(**shared(upstream, redis), **settings) as program:
             yield program
 
 

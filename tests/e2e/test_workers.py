@@ -40,12 +40,17 @@ async def program(upstream: Upstream, redis: RedisServer) -> AsyncIterator[Progr
         yield running
 
 
+def shared(upstream: Upstream, redis: RedisServer) -> dict[str, str]:
+    """Return the settings of a gateway that counts in Redis, however long that, or the gateway, gets no processor."""
+    return {"TARGET_API_URL": upstream.url, "REDIS_URL": redis.url, "STORE_TIMEOUT": "10s"}
+
+
 @contextlib.asynccontextmanager
 async def workers_process(
     upstream: Upstream, redis: RedisServer, count: int = 2, **settings: str
 ) -> AsyncIterator[Program]:
     """Run a gateway with several workers, all of which serve."""
-    usual = {"TARGET_API_URL": upstream.url, "REDIS_URL": redis.url, "GATEWAY_WORKERS": str(count)}
+    usual = {**shared(upstream, redis), "GATEWAY_WORKERS": str(count)}
     async with gateway_process(**{**usual, **settings}) as program:
         await until(lambda: f"{count} workers serve" in program.printed)
         yield program
