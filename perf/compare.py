@@ -102,7 +102,7 @@ def read_options(argv: Sequence[str] | None) -> argparse.Namespace:
     if chosen.before is not None and not (chosen.before / "gateway" / "__main__.py").is_file():
         options.error(f"--before: {chosen.before} is no checkout of the gateway")
     if chosen.short:
-        chosen.seconds, chosen.rounds = 0.4, 1
+        chosen.seconds, chosen.rounds = 0.2, 1
     return chosen
 
 

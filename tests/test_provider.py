@@ -12,12 +12,11 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
-import anthropic
-import openai
 import pytest
 
 from tests.kit.billing import IMAGE_TOKENS, Price, Prices, Tokens, count_text, own_prices
 from tests.kit.provider import Provider
+from tests.kit.sdks import anthropic, openai
 from tests.kit.upstream import soon
 
 if TYPE_CHECKING:

@@ -537,7 +537,7 @@ def test_the_proof() -> None:
 def test_the_soak() -> None:
     command, *shown = block(SOAK).splitlines()
     # Servers that were killed may have to be waited for; tests/test_soak.py has a longer one.
-    short = [sys.executable, *command.split()[2:], "--seconds", "5", "--workers", "1"]
+    short = [sys.executable, *command.split()[2:], "--seconds", "5", "--workers", "1", "--clients", "16"]
     done = subprocess.run(short, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300, check=True)
     printed = done.stdout.splitlines()
 

@@ -8,8 +8,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
-import anthropic
-import openai
 import pytest
 
 from gateway import Config, Gateway
@@ -19,6 +17,7 @@ from tests.kit.billing import Price, Prices
 from tests.kit.held import held
 from tests.kit.provider import Provider
 from tests.kit.provider_jobs import Wishes
+from tests.kit.sdks import anthropic, openai
 from tests.kit.upstream import TIMEOUT_S
 
 if TYPE_CHECKING:

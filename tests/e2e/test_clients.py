@@ -9,12 +9,12 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-import openai
 import pytest
 
 from gateway import Config, Gateway
 from tests.e2e import KEY, fetch, request
 from tests.kit.programs import program, run
+from tests.kit.sdks import openai
 from tests.kit.upstream import (
     Call,
     Handler,

@@ -6,10 +6,10 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-import anthropic
 import pytest
 
 from gateway import Config, Gateway
+from tests.kit.sdks import anthropic
 from tests.kit.upstream import Call, Upstream, answering, chunk, head, soon
 
 if TYPE_CHECKING:

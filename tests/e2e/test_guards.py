@@ -6,7 +6,6 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
 
 from gateway import Config, Gateway
@@ -14,6 +13,7 @@ from tests.e2e import KEY, fetch, request
 from tests.kit.provider import Provider
 from tests.kit.provider_jobs import Wishes
 from tests.kit.redis import running_redis
+from tests.kit.sdks import openai
 from tests.kit.topologies import running_cluster
 from tests.kit.upstream import TIMEOUT_S
 

@@ -12,14 +12,13 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-import anthropic
 import anyio
-import openai
 import pytest
 import urllib3
 
 from gateway import Config, Gateway
 from gateway.stores.memory import MemoryStore
+from tests.kit.sdks import anthropic, openai
 from tests.kit.upstream import answering, soon
 
 if TYPE_CHECKING:

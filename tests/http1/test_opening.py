@@ -58,7 +58,7 @@ def learn_answer(parser: AnswerParser, block: bytes) -> Opening[AnswerHead]:
     return head.opening
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @example(REQUEST_BLOCK, REQUEST_BLOCK + b" ", b"")
 @example(REQUEST_BLOCK, REQUEST_BLOCK.replace(b"Length: 5", b"Length: 05"), b"")
 @example(REQUEST_BLOCK, REQUEST_BLOCK.replace(b"Length: 5", b"Length: x"), b"")
@@ -78,7 +78,7 @@ def test_a_request_is_read_as_by_a_fresh_parser(known: bytes, block: bytes, behi
         assert opening.read(known + HEAD_END) is not None
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(ANSWERS), st.sampled_from(ANSWERS).flatmap(lambda b: edits(tuple(b.split(CRLF)))), st.binary())
 def test_an_answer_is_read_as_by_a_fresh_parser(known: bytes, block: bytes, behind: bytes) -> None:
     data = block + HEAD_END + behind

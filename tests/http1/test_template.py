@@ -23,7 +23,7 @@ def made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template, "HEADS_A_TEMPLATE", 0)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=125, deadline=None)
 @example([CRLF.join(REQUEST).replace(b"17", b"17 "), CRLF.join(REQUEST).replace(b"gw_a.b", b"gw_a.b ")])
 @given(st.lists(edits(REQUEST), min_size=2, max_size=12))
 def test_requests_are_read_as_by_a_fresh_parser(blocks: list[bytes]) -> None:
@@ -32,7 +32,7 @@ def test_requests_are_read_as_by_a_fresh_parser(blocks: list[bytes]) -> None:
         assert read_request(warm, block) == read_request(RequestParser(), block)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=125, deadline=None)
 @example([CRLF.join(ANSWER).replace(b"4df46", b"4df46 "), CRLF.join(ANSWER).replace(b"307", b"0307")])
 @given(st.lists(edits(ANSWER), min_size=2, max_size=12))
 def test_answers_are_read_as_by_a_fresh_parser(blocks: list[bytes]) -> None:

@@ -6,11 +6,11 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import openai
 import pytest
 
 from gateway import Admission
 from gateway.integrations.httpx import LimitTransport
+from tests.kit.sdks import openai
 from tests.kit.upstream import answering, hang, in_chunks
 
 if TYPE_CHECKING:

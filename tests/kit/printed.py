@@ -97,9 +97,12 @@ class Printed:
         for form in forms:
             begins.setdefault(form[:PIECE], []).append(form)
         found = set()
+        sought = pieces.keys() | begins.keys()
         for line in lines:
-            for at in range(len(line) - PIECE + 1):
-                window = line[at : at + PIECE]
+            windows = [line[at : at + PIECE] for at in range(len(line) - PIECE + 1)]
+            if sought.isdisjoint(windows):  # in half the time that a look at each takes: there are thirty million
+                continue
+            for at, window in enumerate(windows):
                 if window in pieces:
                     found.add((pieces[window], line))
                 if window in begins:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -10,8 +11,6 @@ from tests.kit.playbook import KEY
 from tests.kit.wire import Incomplete, Message, read_body, read_head
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.kit.machine import World
 
 MOST_HELD_BYTES: Final = 256 * 1024
@@ -165,7 +164,7 @@ class Referee:
     def _check_held(self) -> None:
         for client in self._world.clients:
             transport = client.peer.transport
-            held = sum(_held_bytes(transport.get_protocol())) + transport.get_write_buffer_size()
+            held = _held_bytes(transport.get_protocol()) + transport.get_write_buffer_size()
             assert held <= MOST_HELD_BYTES, f"{held} bytes are held for one client"
         for upstream in self._world.upstreams:
             size = upstream.peer.transport.get_write_buffer_size()
@@ -190,18 +189,28 @@ def _only(data: bytes, pattern: bytes, number: int) -> None:
     assert not others, f"bytes of {others} in {number}"
 
 
-def _held_bytes(thing: object, known: set[int] | None = None) -> Iterator[int]:
-    """Yield the size of each bytes object that a connection, or the exchange on it, holds."""
-    known = set() if known is None else known
-    if id(thing) in known:
-        return
-    known.add(id(thing))
-    if isinstance(thing, bytes | bytearray):
-        yield len(thing)
-    elif isinstance(thing, list | tuple):
-        for part in thing:
-            yield from _held_bytes(part, known)
-    elif type(thing).__module__.startswith("gateway.") and type(thing).__name__ not in _SHARED:
-        for kind in type(thing).__mro__:
-            for name in getattr(kind, "__slots__", ()):
-                yield from _held_bytes(getattr(thing, name, None), known)
+def _held_bytes(thing: object) -> int:
+    """Sum up the bytes objects that a connection, or the exchange on it, holds, each once."""
+    known: set[int] = set()
+    held = 0
+    todo = [thing]
+    while todo:
+        one = todo.pop()
+        if id(one) in known:
+            continue
+        known.add(id(one))
+        if isinstance(one, bytes | bytearray):
+            held += len(one)
+        elif isinstance(one, list | tuple):
+            todo += one
+        else:
+            todo += [getattr(one, name, None) for name in _attributes(type(one))]  # type: ignore[arg-type]
+    return held
+
+
+@functools.cache
+def _attributes(kind: type) -> tuple[str, ...]:
+    """Return the names of what the objects of one of the gateway's classes hold; none of what many of them share."""
+    if not kind.__module__.startswith("gateway.") or kind.__name__ in _SHARED:
+        return ()
+    return tuple(name for base in kind.__mro__ for name in getattr(base, "__slots__", ()))

@@ -54,12 +54,20 @@ class ScriptLoop(asyncio.SelectorEventLoop):
     def settle(self) -> None:
         """Run all that is due."""
         self._stirred = True
-        while self._stirred:
+        while self._stirred:  # by a timer, in the last turn
             self._stirred = False
-            super().call_soon(self.stop)
+            super().call_soon(self._turn)
             self.run_forever()
         for failure in self.failures:
             raise failure.get("exception") or AssertionError(failure)
+
+    def _turn(self) -> None:
+        """At the end of each turn: go on as long as somebody has something to do. To stop each time takes longer."""
+        if self._stirred:
+            self._stirred = False
+            super().call_soon(self._turn)
+        else:
+            self.stop()
 
     def act(self, action: Callable[[Unpack[_Ts]], object], *args: *_Ts) -> None:
         """Do something within the loop, as its transports would, and all that follows from it."""
