@@ -13,6 +13,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 pytest_plugins = ["tests.kit.printed"]
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 def pytest_configure() -> None:
     gc.set_threshold(50_000, 20, 50)
+    # Else an example that gets no processor for 200 ms fails its test.
+    settings.register_profile("on any machine", deadline=None)
+    settings.load_profile("on any machine")
 
 
 def pytest_collection_finish() -> None:
