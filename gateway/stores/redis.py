@@ -21,7 +21,7 @@ from gateway.stores import Standing
 from gateway.stores.address import SentinelAddress
 from gateway.stores.fallback import Deny
 from gateway.stores.leases import Leases
-from gateway.stores.link import KEY_TROUBLE, NOBODY, Link, at
+from gateway.stores.link import BACK_OFF_S, KEY_TROUBLE, NOBODY, START_S, Link, at
 from gateway.stores.redis_ledger import RedisLedger
 from gateway.stores.redis_plan import AskedLease, RedisPlan, key_of, revocation_key
 from gateway.stores.redis_spend import RedisSpendPlan, Reservation
@@ -299,13 +299,25 @@ class RedisStore:
     async def agree_secret(self, candidate: bytes) -> bytes:
         """Return the signing secret that all instances on this Redis share; `candidate` if there is none yet.
 
+        It is asked for at a start, which waits for `START_S` where a request would not: whoever has connected with
+        that patience must not end because the next reply took longer than `STORE_TIMEOUT`.
+
         Raises:
             StoreUnavailable: Redis did not answer, or refused.
         """
-        made, agreed = await self.ask(
-            ("SET", _SECRET_KEY, candidate, "NX", "EX", SECRET_LIVES_S),
-            ("GETEX", _SECRET_KEY, "EX", SECRET_LIVES_S),
-        )
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + START_S
+        while True:
+            try:
+                made, agreed = await self.ask(
+                    ("SET", _SECRET_KEY, candidate, "NX", "EX", SECRET_LIVES_S),
+                    ("GETEX", _SECRET_KEY, "EX", SECRET_LIVES_S),
+                )
+                break
+            except StoreUnavailable:
+                if loop.time() >= end_s:
+                    raise
+                await asyncio.sleep(BACK_OFF_S[-1])
         expect(made, "SET")
         expect(agreed, "GETEX")
         if not isinstance(agreed, bytes) or not agreed:

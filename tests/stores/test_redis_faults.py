@@ -220,6 +220,19 @@ async def test_all_instances_agree_on_the_first_secret(server: RedisServer) -> N
         assert await other.agree_secret(b"c" * 32) == agreed[0]
 
 
+async def test_a_start_waits_longer_for_the_secret_than_a_request_would(server: RedisServer) -> None:
+    async with started(server, 0.05) as store:
+        server.signal(signal.SIGSTOP)
+        try:
+            agreeing = asyncio.create_task(store.agree_secret(b"x" * 32))
+            await asyncio.sleep(0)
+            with pytest.raises(StoreUnavailable):  # which has waited behind it
+                await store.ping()
+        finally:
+            server.signal(signal.SIGCONT)
+        assert await agreeing == b"x" * 32
+
+
 @pytest.mark.parametrize(
     ("username", "password", "refusal"),
     [
