@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from gateway.proxy.client import ClientConnection
 from tests.e2e import CUT_SHORT, KEY, Client, PatternCheck, connected, fetch, request
 from tests.kit.upstream import (
     PIECE_BYTES,
+    TIMEOUT_S,
     Call,
     Upstream,
     answering,
@@ -791,7 +793,9 @@ async def test_a_request_that_is_there_but_not_read_yet_keeps_an_idle_connection
     (transport,) = (one for one in known if one.get_extra_info("peername") == here)
     connection = transport.get_protocol()
     assert isinstance(connection, ClientConnection)
-    client.write(request("/healthz"))  # the kernel has it, and the loop has had no turn to read it
+    client.write(request("/healthz"))
+    # The kernel has it, on a busy machine a moment later, and the loop has had no turn to read it.
+    assert select.select([transport.get_extra_info("socket")], [], [], TIMEOUT_S)[0]
     connection.on_deadline()
     assert (await client.answer()).status == 200
     connection.on_deadline()
