@@ -10,7 +10,7 @@ It is counted in `account`; how long it waits is in `waiting`, how answers' head
 from __future__ import annotations
 
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from gateway.errors import GatewayError, MethodNotAllowed, StoreUnavailable, UpstreamProtocolError, UpstreamUnreachable
 from gateway.http1 import framing, writer
@@ -18,7 +18,6 @@ from gateway.http1.message import IDEMPOTENT, REFUSED_METHODS, RELAYED_METHODS, 
 from gateway.proxy import account, heads, own, waiting
 from gateway.proxy.clock import NEVER
 from gateway.proxy.relay import Relay, begin_upload
-from gateway.proxy.sockets import has_come
 from gateway.proxy.tunnel import Tunnel
 
 if TYPE_CHECKING:
@@ -31,10 +30,6 @@ if TYPE_CHECKING:
     from gateway.proxy.upstream import UpstreamConnection
     from gateway.stores import Verdict
     from gateway.subject import Subject
-
-MAX_HEARING_TURNS: Final = 4
-"""How many turns of the loop a piece of a request waits for the upstream to be heard. What had come before it is read
-within two; an answer that flows all the time must not hold up its request for ever."""
 
 
 class Exchange:
@@ -196,26 +191,17 @@ class Exchange:
 
     def on_client_bytes(self, data: bytes) -> bytes:
         """Take what came on the client connection; return what belongs to the next request."""
-        upload, upstream = self.upload, self._upstream
+        upload = self.upload
         if upload is None or self.request_done:
             return data
-        if upstream is not None and not upstream.transport.can_write_eof() and has_come(upstream.transport):
-            # It may refuse the rest and be gone: a write that fails would lose what it said, which is under TLS.
-            upload.pause()
-            self.context.shared.loop.call_soon(self._on_late_bytes, data, MAX_HEARING_TURNS)
+        if upload.waits(self.context.shared.loop, self._on_heard, data):
             return b""
         return self._pass_up(upload, data)
 
-    def _on_late_bytes(self, data: bytes, turns_left: int) -> None:
-        """Pass on what came before the upstream was heard, if there still is one for it."""
-        upload, upstream = self.upload, self._upstream
-        if upload is None or upstream is None:
-            return
-        if turns_left and has_come(upstream.transport):
-            self.context.shared.loop.call_soon(self._on_late_bytes, data, turns_left - 1)
-            return
-        upload.resume()
-        self.client.keep(self._pass_up(upload, data))
+    def _on_heard(self, data: bytes) -> None:
+        """Pass on what has waited until the upstream was heard, if that still is one for it."""
+        if self.upload is not None and self._upstream is not None:
+            self.client.keep(self._pass_up(self.upload, data))
 
     def _pass_up(self, upload: Relay, data: bytes) -> bytes:
         try:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Final
 from gateway.errors import BadRequest, BodyTooLarge
 from gateway.http1 import framing
 from gateway.http1.message import CHUNKED
+from gateway.proxy.sockets import has_come
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from gateway.http1.framing import Body
     from gateway.http1.message import RequestHead
@@ -20,6 +22,10 @@ MAX_HELD_BYTES: Final = 64 * 1024
 
 MAX_STRANGERS_BYTES: Final = 4096
 """How much of a chunked body is walked before it is known whose it is: tiny chunks take half a microsecond a byte."""
+
+MAX_HEARING_TURNS: Final = 4
+"""How many turns of the loop a piece of a request waits for the upstream to be heard. What had come before it is read
+within two; an answer that flows all the time must not hold up its request for ever."""
 
 
 class Relay:
@@ -72,9 +78,37 @@ class Relay:
             else:
                 self._held.append(forward)
                 self.held_bytes += len(forward)
-                if self.held_bytes > self._most_held_bytes:
+                # Behind the end, the source is read for what else it says: that it has left.
+                if self.held_bytes > self._most_held_bytes and not self.body.done:
                     self.pause()
         return rest
+
+    def waits(self, loop: asyncio.AbstractEventLoop, go_on: Callable[[bytes], None], data: bytes) -> bool:
+        """Whether bytes from the source have to wait for the far end to be heard; `go_on` takes them when it has been.
+
+        It may refuse the rest and be gone: a write that fails would lose what it said, which is under TLS. The source
+        is not read meanwhile, so that nothing overtakes them.
+        """
+        sink = self._sink
+        if sink is None or sink.can_write_eof() or not has_come(sink):
+            return False
+        self.pause()
+        loop.call_soon(self._hear, loop, sink, go_on, data, MAX_HEARING_TURNS)
+        return True
+
+    def _hear(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sink: asyncio.Transport,
+        go_on: Callable[[bytes], None],
+        data: bytes,
+        turns_left: int,
+    ) -> None:
+        if turns_left and has_come(sink):
+            loop.call_soon(self._hear, loop, sink, go_on, data, turns_left - 1)
+            return
+        self.resume()
+        go_on(data)
 
     def held(self) -> bytes:
         """Return what is held, which stays here."""

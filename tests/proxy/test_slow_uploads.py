@@ -110,6 +110,23 @@ def test_reading_that_rests_for_a_full_pipe_is_not_resumed_by_the_upload_before_
     assert upstream.state == "aborted"
 
 
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_a_client_whose_whole_upload_waited_for_a_verdict_is_heard_when_it_leaves(play: Playbook, framing: str) -> None:
+    play.store.holds = True
+    if framing == "length":
+        play.client.sends(play.request(b"POST", b"/api/x", b"Content-Length: %d" % len(FIRST)), FIRST)
+    else:
+        chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(FIRST), FIRST)
+        play.client.sends(play.request(b"POST", b"/api/x", b"Transfer-Encoding: chunked") + chunks)
+    play.store.decide()
+    play.upstream.request()
+    play.client.ends()
+    play.client.transport.socket.error = 32  # it has closed: its machine resets what it is sent
+    play.pass_time(1)
+    assert play.client.transport.lost
+    assert play.upstream.state == "aborted"
+
+
 # --- the client leaves meanwhile -------------------------------------------------------------------------------------
 
 
