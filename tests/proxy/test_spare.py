@@ -9,6 +9,7 @@ import pytest
 
 from gateway.proxy.exchange import Exchange
 from tests.proxy.test_metered import FIXED
+from tests.proxy.test_metered_llm import COST, chat, chunk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +52,12 @@ def has_no_body(play: Playbook) -> None:
     assert play.client.answer().status == 304
 
 
-@pytest.mark.parametrize("answered", [has_answer, has_chunks, has_no_body])
+def has_interims(play: Playbook) -> None:
+    play.upstream.sends(b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
+    has_answer(play)
+
+
+@pytest.mark.parametrize("answered", [has_answer, has_chunks, has_no_body, has_interims])
 @pytest.mark.parametrize(
     "config",
     [
@@ -59,6 +65,7 @@ def has_no_body(play: Playbook) -> None:
         {"access_log": "json"},
         {"cost": FIXED, "budget": "1 USD/hour"},
         {"cost": FIXED, "budget": "1 USD/hour", "access_log": "json"},
+        {"cost": FIXED, "loop_guard": "5/minute", "concurrency_limit": 9},
     ],
 )
 def test_nothing_of_a_request_is_left_for_the_next(
@@ -119,3 +126,21 @@ def test_pipelined_requests_of_one_connection_go_up_as_they_came(make_play: Call
     play.pass_time(1)
     told = [(line["id"], line["bytes_in"], line["bytes_out"]) for line in map(json.loads, play.logged.read())]
     assert told == [(f"id-{number}", len(str(number)), len(str(number * 3))) for number in range(600)]
+
+
+def test_nothing_of_a_request_is_left_that_was_read_in_pieces_before_it_was_sent(
+    make_play: Callable[..., Playbook], begun: list[tuple[Exchange, dict[str, Any]]]
+) -> None:
+    play = make_play(cost=COST, budget="1 USD/hour", loop_guard="5/minute", concurrency_limit=9)
+    post, body = (b"POST", b"/api/chat/completions"), chat()
+    play.client.sends(play.request(*post, b"Expect: 100-continue\r\nTransfer-Encoding: chunked"))
+    play.client.sends(chunk(body), b"0\r\n\r\n")
+    for number, client in enumerate((play.client, play.client, play.connect())):
+        if number:
+            client.sends(play.request(*post, body=body))
+        assert play.upstream.request().body == body
+        play.upstream.answers()
+        assert client.answer().body == b"hi"
+    (first, _), (second, left), (other, fresh) = begun
+    assert first is second is not other
+    assert left == fresh
