@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -189,7 +190,7 @@ class ClusterStore(RedisStore):
             raise StoreUnavailable(f"Redis at {self._cluster}: {error.detail}") from error
         await asyncio.gather(*(link.start() for link in self._links.values()))
         if self._instances is not None:
-            await self._instances.start(self.ask)
+            await self._patiently(partial(self._instances.start, self.ask))
 
     async def ping(self) -> None:
         """Return when all masters can check limits; raise StoreUnavailable, with what that means, when one cannot."""

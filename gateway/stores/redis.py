@@ -11,8 +11,9 @@ import asyncio
 import hashlib
 import logging
 import time
+from functools import partial
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from gateway.errors import StoreUnavailable
 from gateway.limits.places import LEASE_US
@@ -32,7 +33,7 @@ from gateway.stores.spend_scripts import SPEND_SCRIPTS
 from gateway.stores.usage_redis import RedisUsage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from gateway.budgets.budget import Budget
     from gateway.budgets.spending import Ask
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from gateway.stores.link import Command, Locate
     from gateway.stores.pipeline import Connection, Recipient
     from gateway.stores.spend_scripts import SpendScripts
+
+_T = TypeVar("_T")
 
 log = logging.getLogger("gateway.store")
 
@@ -261,13 +264,28 @@ class RedisStore:
         """
         await self.link.start()
         if self._instances is not None:
-            await self._instances.start(self.ask)
+            await self._patiently(partial(self._instances.start, self.ask))
         if self._is_long:
             await self._look_whether_it_forgets()
             await self._look_for_rights()
 
+    async def _patiently(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """Ask for something at a start, until it is answered, for `START_S`; it may be asked more than once.
+
+        Whoever has connected with that patience must not end because the next reply took longer than `STORE_TIMEOUT`.
+        """
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + START_S
+        while True:
+            try:
+                return await ask()
+            except StoreUnavailable:
+                if loop.time() >= end_s:
+                    raise
+                await asyncio.sleep(BACK_OFF_S[-1])
+
     async def _look_whether_it_forgets(self) -> None:
-        (reply,) = await self.ask(("CONFIG", "GET", "appendonly"))
+        (reply,) = await self._patiently(partial(self.ask, ("CONFIG", "GET", "appendonly")))
         if isinstance(reply, list) and reply[1:] == [b"no"]:
             log.warning(
                 "Redis forgets what was spent since its last snapshot when it ends (appendonly no); there are budgets "
@@ -276,7 +294,7 @@ class RedisStore:
 
     async def _look_for_rights(self) -> None:
         keys = [key_of(_PROBE_TAG, f"rights-{number}") for number in range(3)]
-        (reply,) = await self.ask(("EVAL", RIGHTS_SCRIPT, len(keys), *keys))
+        (reply,) = await self._patiently(partial(self.ask, ("EVAL", RIGHTS_SCRIPT, len(keys), *keys)))
         if isinstance(reply, list) and reply:
             denied = ", ".join(name.decode() for name in reply)
             log.error("The ACL user in REDIS_URL may not use %s, which budgets and the ledger need.", denied)
@@ -299,25 +317,11 @@ class RedisStore:
     async def agree_secret(self, candidate: bytes) -> bytes:
         """Return the signing secret that all instances on this Redis share; `candidate` if there is none yet.
 
-        It is asked for at a start, which waits for `START_S` where a request would not: whoever has connected with
-        that patience must not end because the next reply took longer than `STORE_TIMEOUT`.
-
         Raises:
             StoreUnavailable: Redis did not answer, or refused.
         """
-        loop = asyncio.get_running_loop()
-        end_s = loop.time() + START_S
-        while True:
-            try:
-                made, agreed = await self.ask(
-                    ("SET", _SECRET_KEY, candidate, "NX", "EX", SECRET_LIVES_S),
-                    ("GETEX", _SECRET_KEY, "EX", SECRET_LIVES_S),
-                )
-                break
-            except StoreUnavailable:
-                if loop.time() >= end_s:
-                    raise
-                await asyncio.sleep(BACK_OFF_S[-1])
+        making = ("SET", _SECRET_KEY, candidate, "NX", "EX", SECRET_LIVES_S)
+        made, agreed = await self._patiently(partial(self.ask, making, ("GETEX", _SECRET_KEY, "EX", SECRET_LIVES_S)))
         expect(made, "SET")
         expect(agreed, "GETEX")
         if not isinstance(agreed, bytes) or not agreed:

@@ -206,6 +206,8 @@ class RedisUsage:
                 counts, about = self._tokens.pop(token_id)
                 _Sent(self, token_id, counts, about).send(live)
                 busiest += (token_id, counts["requests"])
+            else:  # behind the others, whose nodes may be there
+                self._tokens[token_id] = self._tokens.pop(token_id)
         live = _usable(self._link_of(TARGETS_KEY))
         if busiest and live is not None:
             key = self._busiest_key(0)

@@ -233,6 +233,22 @@ async def test_a_start_waits_longer_for_the_secret_than_a_request_would(server: 
         assert await agreeing == b"x" * 32
 
 
+async def test_a_start_waits_as_long_for_all_else_that_it_asks(server: RedisServer) -> None:
+    class Stalled(Instances):
+        async def announce(self, *args: int) -> None:
+            if self._task is None and not stops:
+                stops.append(server.signal(signal.SIGSTOP))
+                asyncio.get_running_loop().call_later(0.1, server.signal, signal.SIGCONT)
+            await super().announce(*args)
+
+    stops: list[None] = []
+    store = RedisStore(server.address, timeout_s=0.03, instances=Stalled(), is_long=True)
+    try:
+        await store.start()
+    finally:
+        await store.close()
+
+
 @pytest.mark.parametrize(
     ("username", "password", "refusal"),
     [

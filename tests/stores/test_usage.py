@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from gateway.stores import Store
+    from gateway.stores.link import Link
     from tests.kit.redis import RedisServer
     from tests.kit.stores import Subject
 
@@ -91,6 +93,17 @@ async def test_the_rest_of_many_tokens_goes_in_batches_with_pauses(server: Redis
         while len(keys(server)) < usage_redis.BATCH * 2 + 1:  # noqa: ASYNC110 - a timer sends them
             await asyncio.sleep(0.01)
     await store.close()
+
+
+async def test_tokens_of_a_node_that_is_out_keep_nobody_else_waiting() -> None:
+    sent: list[bytes] = []
+    node = SimpleNamespace(congested=False, end_reason=None, send=lambda packed, _recipient: sent.append(packed))
+    links = {here: SimpleNamespace(live=node if here else None) for here in (True, False)}
+    usage = usage_redis.RedisUsage(lambda key: cast("Link", links["down" not in key]), pytest.fail)
+    names = [*(f"down{number}" for number in range(usage_redis.BATCH * 3 - 1)), "up"]
+    for _ in range(3):  # flushes
+        usage.add(delta({name: {"requests": 1} for name in names}))
+    assert any(usage_redis.usage_key("up").encode() in packed for packed in sent)
 
 
 async def test_instances_add_to_the_same_counts_and_know_what_the_others_have_in_flight(server: RedisServer) -> None:
