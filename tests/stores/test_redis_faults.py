@@ -237,11 +237,12 @@ async def test_a_start_waits_as_long_for_all_else_that_it_asks(server: RedisServ
     class Stalled(Instances):
         async def announce(self, *args: int) -> None:
             if self._task is None and not stops:
-                stops.append(server.signal(signal.SIGSTOP))
+                stops.append(signal.SIGSTOP)
+                server.signal(stops[0])
                 asyncio.get_running_loop().call_later(0.1, server.signal, signal.SIGCONT)
             await super().announce(*args)
 
-    stops: list[None] = []
+    stops: list[signal.Signals] = []
     store = RedisStore(server.address, timeout_s=0.03, instances=Stalled(), is_long=True)
     try:
         await store.start()
