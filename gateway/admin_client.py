@@ -106,6 +106,7 @@ def connection_to(url: str, timeout_s: float, *, verifies: bool) -> tuple[http.c
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
+        (host or "").encode("idna")  # as a look-up does first, whose UnicodeError nobody would expect
     except ValueError:
         host = port = None
     if not host or parts.scheme not in {"http", "https"}:

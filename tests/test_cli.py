@@ -129,6 +129,7 @@ def test_with_nothing_set_it_says_what_to_set_and_what_needs_nothing() -> None:
         ["serve", "--config", "/nonexistent/gateway.toml"],
         ["token"],
         ["usage", "--url", "ftp://h"],
+        ["usage", "--url", "http://a..b:3000"],
         ["ledger", "--url", "ftp://h"],
         ["ledger", "--csv", "--json"],
         ["ledger", "release"],
