@@ -109,20 +109,16 @@ class RedisLedger(RedisEntries):
         self._held.pop(reservation.ask.id, None)
 
     def on_back(self, link: Link, connection: Connection) -> None:
-        """Tell what is held on a connection that is new, what had just been settled, and what was settled meanwhile."""
-        loop = asyncio.get_running_loop()
+        """Tell on a connection that is new what `tell` says, and what was settled meanwhile."""
         self._forget_recent()
-        recent = [one for _, one in self._recent if self._store.link_of(one.plan.family_keys[0]) is link]
-        if self._held or recent:
+        if self._held or self._recent:
             self.tell(link, connection)
-        for number, at in enumerate(range(0, len(recent), BATCH)):
-            loop.call_later(number * PAUSE_S, self._tell_of, connection, recent[at : at + BATCH])
         if self._noted and self._store.link_of(SPENDERS_KEY) is link:
             self._note(*self._noted)
         self.send_kept()
 
     def tell(self, link: Link, connection: Connection) -> None:
-        """Renew what is held on a connection that has not heard of it yet, before anything else is asked there."""
+        """First of all, on a connection that has not heard of it, renew what is held and tell what was just settled."""
         if connection is self._told.get(link):
             return
         for script in (self._store.spends.reserve, self._store.spends.settle):
@@ -132,6 +128,10 @@ class RedisLedger(RedisEntries):
         for plan, batch in self._batches():
             if self._store.link_of(plan.family_keys[0]) is link:
                 self._renew(connection, plan, batch)
+        self._forget_recent()
+        recent = [one for _, one in self._recent if self._store.link_of(one.plan.family_keys[0]) is link]
+        for number, at in enumerate(range(0, len(recent), BATCH)):
+            asyncio.get_running_loop().call_later(number * PAUSE_S, self._tell_of, connection, recent[at : at + BATCH])
 
     def tell_again(self) -> None:
         """Have each connection told before it is next asked: who has which keys has changed."""

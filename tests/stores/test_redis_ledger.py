@@ -294,6 +294,20 @@ async def test_a_redis_that_is_restarted_with_its_data_has_it_all() -> None:
             assert await marks(store) == [("r-1", "exact", 5), ("r-2", "exact", 6)]
 
 
+async def test_who_has_the_keys_by_now_hears_of_what_had_just_been_settled(server: RedisServer) -> None:
+    async with started(server) as store:
+        plan = store.spend_plan("abc", (), BUDGETS)
+        await reserve(store, plan, asking("r-1"))
+        store.ledger.settle(plan, asking("r-1"), 0, cost("r-1", 5))
+        await until_kept(store)
+        server.call("FLUSHALL")  # as a master of a cluster that took over without having heard of it
+        store.ledger.tell_again()  # as when the cluster's shares are learnt
+        await reserve(store, plan, asking("r-2"))
+        await asyncio.sleep(0)  # it is told of behind what was under way
+        await store.ping()
+        assert await stands(store, plan) == [(5, 40)] * 3
+
+
 async def test_scripts_that_redis_lost_are_brought_along(shared: RedisServer) -> None:
     async with started(shared) as store:
         plan = store.spend_plan("abc", parse_limits("5/minute"), BUDGETS)
