@@ -37,6 +37,8 @@ class RedisSpending:
     async def fresh(self) -> Spending:
         if self._control is None:
             self._control = connect(self._address)
+        if self._store is not None:
+            await self.settled()  # what is told again of the last example must not come to this one
         self._control.flushall()
         if self._store is None:
             self._store = RedisStore(
@@ -51,6 +53,7 @@ class RedisSpending:
             stop_renewing(self._store)
         self._store.ledger._held.clear()
         self._store.ledger._noted.clear()
+        self._store.ledger._recent.clear()
         return self._store
 
     async def reopen(self) -> Spending:
