@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -44,16 +45,19 @@ def state_file(text: str) -> str:
     if text != text.strip() or not text or re.search(r"[\x00-\x1f\x7f]", text):
         raise ValueError(f"{quoted(text)} is empty, begins or ends with a space, or has control characters")
     try:
-        if path.is_dir():
-            raise ValueError(f"{text!r} is a directory, not a file")
+        mode = path.stat().st_mode  # as of Python 3.14, `is_dir` hides why it cannot tell
+    except (FileNotFoundError, NotADirectoryError):
+        mode = 0
     except OSError as error:
         raise ValueError(f"{quoted(text)} cannot be looked at: {error.strerror}") from None
+    if stat.S_ISDIR(mode):
+        raise ValueError(f"{text!r} is a directory, not a file")
     if not path.parent.is_dir():
         raise ValueError(f"there is no directory {str(path.parent)!r}")
     # SQLite keeps two more files beside it.
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ValueError(f"the directory {str(path.parent)!r} cannot be written to")
-    if path.exists() and not (path.is_file() and os.access(path, os.R_OK | os.W_OK)):
+    if mode and not (stat.S_ISREG(mode) and os.access(path, os.R_OK | os.W_OK)):
         raise ValueError(f"{text!r} is not a file that can be read and written")
     return text
 
