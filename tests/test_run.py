@@ -360,6 +360,7 @@ def test_a_signal_that_it_does_not_handle_ends_it(api: Api) -> None:
     assert (process.returncode, err) == (128 + signal.SIGTERM, NO_REQUEST)
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # exec follows
 def test_at_a_terminal_ctrl_c_reaches_it_once_and_so_does_a_new_size(api: Api) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
