@@ -12,7 +12,7 @@ from gateway.config import Config, load
 from gateway.config.describing import describe
 from gateway.errors import ConfigError
 from gateway.metering.costs import CostTable, FixedPrice, Measured, UnitPrice
-from gateway.metering.rates import Rates
+from gateway.metering.rates import Rates, rates_of
 from tests.test_config_targets import MAPS, URL, from_file, only, refusal
 
 if TYPE_CHECKING:
@@ -118,11 +118,12 @@ def test_own_prices_are_those_of_every_language_model(tmp_path: Path) -> None:
         f'target_cost = "llm"\n[targets.maps]\n{MAPS}cost = "1 USD"\n[targets.other]\n{MAPS}cost = "llm"\n'
         '[prices."my-model"]\ninput = 2.5\ncached_input = 1.25\noutput = 10\n[prices."local/*"]\ninput = 0\n',
     )
-    prices = {"my-model": Rates(2_500_000, 10_000_000, 1_250_000), "local/*": Rates(0, 0)}
+    search = 10_000_000_000
+    prices = {"my-model": Rates(2_500_000, 10_000_000, 1_250_000, search=search), "local/*": Rates(0, 0, search=search)}
     first, maps, other = config.settings.target_cost, *(target.cost for target in config.settings.targets)
     assert [table and table.prices for table in (first, maps, other)] == [prices, None, prices]
     same = Config(target_api_url=URL, target_cost="llm", prices={"my-model": {"input": 2.5, "output": 10}})
-    assert same.settings.target_cost == CostTable(llm=True, prices={"my-model": Rates(2_500_000, 10_000_000)})
+    assert same.settings.target_cost == CostTable(llm=True, prices={"my-model": rates_of({"input": 2.5, "output": 10})})
 
 
 COST = "[targets.maps.cost]\n"

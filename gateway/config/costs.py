@@ -65,7 +65,7 @@ KEYS: Final[dict[str, Key]] = {
     "max_output": Key(f"a whole number of tokens from 1 to {MAX_OUTPUT}", "max_output = 4096"),
 }
 MEASURES: Final = ("json", "header", "bytes", "seconds")
-PRICES_TAKES: Final = 'tables [prices."MODEL"] of USD per million tokens: input, output, cached_input, cache_write'
+PRICES_TAKES: Final = 'tables [prices."MODEL"] of USD per million tokens: input, output, cached_input, cache_write, …'
 PRICES_EXAMPLE: Final = '[prices."my-model"] with input = 2.5 and output = 10'
 
 

@@ -6,6 +6,7 @@ from typing import Final
 
 from gateway.metering.endings import list_ending
 from gateway.metering.readers import KEPT_BYTES, Said, name_of, parsed
+from gateway.metering.requests import tier_of_gemini
 from gateway.metering.scan import Scanner
 from gateway.metering.shapes import Shape, counts_of
 from gateway.tuples import new
@@ -142,9 +143,13 @@ def said_of(shape: Shape, answer: object) -> Said:
         return Said(model=name_of(model), id=name_of(id_))
     told, counts = usage.get, counts_of(shape, usage)
     tier, speed, geo = get("service_tier"), told("speed"), told("inference_geo")
+    if shape.of_gemini:
+        tier = tier_of_gemini(told("serviceTier"))
     model, tier, speed = model and name_of(model), tier and name_of(tier), speed and name_of(speed)
     id_, geo = id_ and name_of(id_), geo and name_of(geo)
-    cost = told("cost")
+    cost, ticks = told("cost"), told("cost_in_usd_ticks")
     if cost is not None:
         cost = cost, told("is_byok"), told("cost_details")
+    elif type(ticks) is int:
+        cost = f"{ticks}e-10", None, None
     return new(Said, (counts, True, 0, False, model or "", tier or "", speed or "", id_ or "", geo or "", cost))

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 MAX_OUTPUT: Final = 4096
 """Output tokens of a request that sets no limit, unless the cost table says another number."""
 
+USUAL_COMPLETION: Final = 16
+"""Output tokens of a legacy completion at OpenAI that sets no limit.
+
+Source: https://platform.openai.com/docs/api-reference/completions/create
+"""
+
 UnknownPrice = Literal["deny", "default", "warn"]
 
 

@@ -9,6 +9,7 @@ https://platform.claude.com/docs/en/about-claude/pricing#code-execution-tool
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from gateway.metering.shapes import Shape
@@ -19,31 +20,48 @@ if TYPE_CHECKING:
 CALLS_NANO: Final = {
     b"web_search_call": 10_000_000,
     b"file_search_call": 2_500_000,
-    b"code_interpreter_call": 30_000_000,
     b"image_generation_call": 250_000_000,
+    b"x_search_call": 5_000_000,
     b"code_execution": 4_200_000,
     b"bash_code_execution": 4_200_000,
 }
-"""Nano-USD of each call. A container is paid once, but whose it is cannot be told; Anthropic's is for five minutes."""
+"""Nano-USD of each call. Anthropic's container is paid for five minutes at the least."""
+CONTAINER_NANO: Final = 30_000_000
+"""Of OpenAI's container, for each GB of it: paid once for an answer, unless it was there before, which is not told."""
 PREVIEW_NANO: Final = 25_000_000
 """Of a search in the web by the older tool."""
 _PREVIEW: Final = b"web_search_preview"
 ANSWER_NANO: Final = {Shape.CHAT: 30_000_000, Shape.GEMINI: 35_000_000}
 """Of an answer: chat completions that may search do so, and Gemini's say that they have."""
+QUERY_NANO: Final = 14_000_000
+"""Of each search of Gemini 3 and later, which do not pay for the answer."""
 CALLS: Final = 10
-"""How many calls of a tool are reserved for; of one that is not paid by the search, a single one."""
+"""How many searches are reserved for, unless the request allows more; of other tools, a single call."""
+MAX_CALLS: Final = 10_000
+"""No answer has as many."""
 TOLD: Final = 3
 """In a stream, a call is told of when it begins, when it has ended, and in the whole response."""
 
 _CALL: Final = re.compile(
     rb'"(?:type|name)"[ \t\r\n]*:[ \t\r\n]*"('
-    rb'(?:web_search|file_search|code_interpreter|image_generation)_call|web_search_preview|(?:bash_)?code_execution)"'
-    rb'|"(groundingMetadata)"'
+    rb"(?:web_search|file_search|code_interpreter|image_generation|x_search|shell)_call|web_search_preview|"
+    rb'container_(?:auto|reference)|(?:bash_)?code_execution)"|"(groundingMetadata)"|'
+    rb'"memory_limit"[ \t\r\n]*:[ \t\r\n]*"([0-9]{1,3})g"'
 )
-_TOOL: Final = re.compile(rb'"(web_search_preview|web_search|file_search|code_interpreter|image_generation)')
+_QUERIES: Final = re.compile(rb'"webSearchQueries"[ \t\r\n]*:[ \t\r\n]*\[((?:[^\]"]|"(?:[^"\\]|\\.)*+")*+)')
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"')
+_TOOL: Final = re.compile(
+    rb'"(web_search_preview|web_search|file_search|code_interpreter|container_auto|image_generation|x_search)'
+)
 _TOOLS: Final = frozenset((_PREVIEW, b"file_search", b"code_interpreter", b"image_generation"))
+_MOST: Final = re.compile(rb'"max_(?:uses|tool_calls)"[ \t\r\n]*:[ \t\r\n]*([0-9]{1,9})')
+_MEMORY: Final = re.compile(rb'"memory_limit"[ \t\r\n]*:[ \t\r\n]*"([0-9]{1,3})g"')
+_SEARCHES: Final = re.compile("-search-(?:preview|api)")
+"""Models that search the web for each answer."""
 _LONGEST: Final = 64
 """Bytes of what is looked for, with some space in it."""
+_LONGEST_LIST: Final = 4096
+"""Likewise of Gemini's searches."""
 
 
 def most_nano(shape: Shape, body: bytes) -> int:
@@ -53,14 +71,32 @@ def most_nano(shape: Shape, body: bytes) -> int:
         shape: Of a request that may be billed for them.
         body: The request's.
     """
+    if shape.of_gemini:
+        return CALLS * QUERY_NANO
     if shape in ANSWER_NANO:
         return ANSWER_NANO[shape]
     if shape.of_anthropic:
         return CALLS * CALLS_NANO[b"code_execution"]
-    hides = b"\\u00" in body  # a name may be spelled so that it is not found
+    # A name may be spelled so that it is not found; and a stored prompt may have any tools.
+    hides = b"\\u00" in body or b'"prompt"' in body
     tools = _TOOLS if hides else frozenset(_TOOL.findall(body))
-    nano = sum(CALLS_NANO[b"%b_call" % one] * (CALLS if one.endswith(b"search") else 1) for one in tools - {_PREVIEW})
-    return nano + (CALLS * PREVIEW_NANO if _PREVIEW in tools else 0)
+    searches = most_searches(body)
+    paid = {b"%b_call" % one: searches if one.endswith(b"search") else 1 for one in tools}
+    nano = sum(CALLS_NANO.get(name, 0) * calls for name, calls in paid.items())
+    if not tools.isdisjoint((b"code_interpreter", b"container_auto")):
+        nano += CONTAINER_NANO * max(map(int, _MEMORY.findall(body)), default=1)
+    return nano + (searches * PREVIEW_NANO if _PREVIEW in tools else 0)
+
+
+def most_searches(body: bytes) -> int:
+    """Return how many searches are reserved for."""
+    return max(CALLS, min(max(map(int, _MOST.findall(body)), default=0), MAX_CALLS))
+
+
+@lru_cache(maxsize=1024)
+def bills_searches(model: str) -> bool:
+    """Whether a model of this name searches the web, at a price of its own."""
+    return _SEARCHES.search(model) is not None
 
 
 class FeeReader:
@@ -72,22 +108,32 @@ class FeeReader:
         is_stream: Whether it comes as events.
     """
 
-    __slots__ = ("_calls", "_carried", "_divisor", "_reader", "_shape")
+    __slots__ = ("_calls", "_carried", "_divisor", "_gigabytes", "_longest", "_queries", "_reader", "_shape")
 
     def __init__(self, reader: Reader, shape: Shape, *, is_stream: bool) -> None:
         self._reader = reader
         self._shape = shape
         self._divisor = TOLD if is_stream and not shape.of_anthropic else 1
+        self._longest = _LONGEST_LIST if shape.of_gemini else _LONGEST
         self._carried = b""
         self._calls: dict[bytes, int] = {}
+        self._gigabytes = 1
+        self._queries = 0
 
     def feed(self, content: bytes) -> bytes:
         """See `Meter`."""
         seen, end = self._carried + content, 0
         for found in _CALL.finditer(seen):
-            name, end = found[1] or found[2], found.end()
-            self._calls[name] = self._calls.get(name, 0) + 1
-        self._carried = seen[max(end, len(seen) - _LONGEST) :]
+            end = found.end()
+            if found[3]:  # an answer tells of its tools, those of a stored prompt as well
+                self._gigabytes = max(self._gigabytes, int(found[3]))
+            else:
+                name = found[1] or found[2]
+                self._calls[name] = self._calls.get(name, 0) + 1
+        if self._shape.of_gemini:  # each of its events may tell of all that were made so far
+            for queries in _QUERIES.findall(seen):
+                self._queries = max(self._queries, len(_STRING.findall(queries)))
+        self._carried = seen[max(end, len(seen) - self._longest) :]
         return self._reader.feed(content)
 
     def finish(self) -> bytes:
@@ -110,7 +156,10 @@ class FeeReader:
         """
         divisor, calls = self._divisor if whole else 1, self._calls
         if self._shape is Shape.GEMINI:
-            return ANSWER_NANO[self._shape] if calls else 0
+            return max(ANSWER_NANO[self._shape], self._queries * QUERY_NANO) if calls else 0
         paid = {**CALLS_NANO, **({b"web_search_call": PREVIEW_NANO} if b"web_search_preview" in calls else {})}
         nano = sum(-(-count // divisor) * paid.get(name, 0) for name, count in calls.items())
+        is_hosted = b"container_auto" in calls or b"container_reference" in calls  # a shell may be the client's own
+        if b"code_interpreter_call" in calls or (b"shell_call" in calls and is_hosted):
+            nano += CONTAINER_NANO * self._gigabytes
         return nano + ANSWER_NANO.get(self._shape, 0)

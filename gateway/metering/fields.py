@@ -37,6 +37,7 @@ _PLAIN_ID: Final = re.compile(rb"[A-Za-z0-9_.:+/=-]{1,128}")
 _CODING: Final = re.compile(rb"\r\ncontent-encoding:([^\r]*)")
 _CHARSET: Final = re.compile(rb"\r\ncontent-type:[^\r]*;[ \t]*charset[ \t]*=([^\r]*)")
 _MASK: Final = re.compile(rb"(?i)[&;]\$?fields(?:[=&;]|\Z)")
+_TIER: Final = re.compile(rb"(?i)\r\nx-vertex-ai-llm-shared-request-type:(?![ \t]*(?:flex|standard)[ \t]*(?:\r|\Z))")
 _UTF_8: Final = frozenset((b"utf-8", b"utf8", b'"utf-8"', b'"utf8"', b"us-ascii"))
 _ACCEPTS: Final = re.compile(rb"(?i)\r\naccept-encoding:")
 _ACCEPTED: Final = re.compile(_ACCEPTS.pattern + rb"[^\r]*")
@@ -99,7 +100,7 @@ def _asked(form: bytes) -> tuple[bool, bytes]:
 def _is_usual(lines: bytes) -> bool:
     some = (lines,)
     is_plain_one = not names_another(some) and not names_mask(some) and not wants_long(some) and is_plain(some)
-    return is_plain_one and b"\r\nupgrade:" not in lines.lower()
+    return is_plain_one and not names_tier(some) and b"\r\nupgrade:" not in lines.lower()
 
 
 def masks(query: bytes) -> bool:
@@ -113,6 +114,14 @@ def masks(query: bytes) -> bool:
 def names_mask(lines: Sequence[bytes]) -> bool:
     """Whether a field of a request says so; see `masks`."""
     return b"\r\nx-goog-fieldmask:" in (CRLF + CRLF.join(lines)).lower()
+
+
+def names_tier(lines: Sequence[bytes]) -> bool:
+    """Whether a field of a request asks Vertex for a dearer tier; its other values are cheaper.
+
+    Source: https://cloud.google.com/vertex-ai/generative-ai/docs/priority-paygo
+    """
+    return _TIER.search(CRLF + CRLF.join(lines)) is not None
 
 
 def wants_long(texts: Sequence[bytes]) -> bool:

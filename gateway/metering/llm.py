@@ -70,7 +70,7 @@ class Terms:
         fees: Whether something may be billed that no usage tells of.
         strips: Whether the client has not asked for the event that says the usage.
         several: Whether it asks for several answers in one.
-        routed: Whether it is not known before who answers, at which prices: the answer then says what it cost.
+        routed: Whether the upstream's answers say what they cost.
         each, most, least, accepts, notice: As of `Quote`.
         limit: The name of the output's limit, where that may be set or lowered; "" where it may not.
         rate: What a byte of the request can cost, in picodollars, where nothing else of it counts; None: something may.
@@ -320,15 +320,18 @@ def units_of(counts: Counts) -> dict[str, int]:
 
 
 def routed_nano(cost: object, is_byok: object, details: object) -> int | None:
-    """Return what an answer cost by OpenRouter's account, in nano-USD; None if that is no cost.
+    """Return what an answer cost by OpenRouter's, x.ai's or Perplexity's account, in nano-USD; None if that is no cost.
 
     Args:
-        cost: The usage's, in USD.
-        is_byok: Whether that is only its own share: the rest is billed by who answered.
+        cost: The usage's, in USD; or Perplexity's, which has the sum in `total_cost`.
+        is_byok: Whether that is only OpenRouter's own share: the rest is billed by who answered.
         details: `upstream_inference_cost` is the rest.
 
-    Source: https://openrouter.ai/docs/use-cases/usage-accounting
+    Source: https://openrouter.ai/docs/use-cases/usage-accounting, https://docs.x.ai/developers/cost-tracking,
+    https://docs.perplexity.ai/api-reference/chat-completions-post
     """
+    if isinstance(cost, dict):
+        cost = cost.get("total_cost")
     said = [cost, details.get("upstream_inference_cost") if isinstance(details, dict) else None][: 2 if is_byok else 1]
     usd = [number(str(one) if isinstance(one, float) else one) for one in said]
     nano = [priced(_DOLLARS, one)["USD"] for one in usd if one is not None]

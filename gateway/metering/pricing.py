@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from gateway.errors import PriceUnknown
+from gateway.metering import hosts
 from gateway.metering.catalogue import Catalogue
-from gateway.metering.costs import plain_path
-from gateway.metering.fees import most_nano
-from gateway.metering.fields import is_plain, masks, names_mask, wants_long
+from gateway.metering.costs import USUAL_COMPLETION, plain_path
+from gateway.metering.fees import bills_searches, most_nano, most_searches
+from gateway.metering.fields import is_plain, masks, names_mask, names_tier, wants_long
 from gateway.metering.fixed import FixedQuote
 from gateway.metering.llm import LlmQuote, Terms, may_think_unseen, percent_of
 from gateway.metering.measured import MeasuredQuote
@@ -34,25 +34,14 @@ CONTEXT_TOKENS: Final = 1_000_000
 MAX_PATH_BYTES: Final = 1024
 """No path of a language model's API is as long."""
 
-# Whose APIs have a name of their own for the limit of chat completions: their newer models refuse the common one.
-_OPENAI: Final = re.compile(
-    r"(?i)https?://(?:[^/]*\.)?(?:openai\.com|openai\.azure\.com|cognitiveservices\.azure\.com)[:/]"
-)
 _ASKED: Final = frozenset((Shape.CHAT, Shape.COMPLETIONS))
 """Streams of these say their usage only if asked."""
-# Refuses members that it does not know, and says its usage unasked.
-_MISTRAL: Final = re.compile(r"(?i)https?://(?:[^/]*\.)?mistral\.ai[:/]")
-# Has a model answered by one of many, at very different prices, as the client may choose.
-_OPENROUTER: Final = re.compile(r"(?i)https?://(?:[^/]*\.)?openrouter\.ai[:/]")
-
 _NO_DEARER: Final = frozenset(("", "flex", "batch", "standard_only"))
 """Service tiers that take no more than the usual price, whether or not that of the tier is known."""
 _USUAL_CACHES: Final = (True, False, False)
 """What `Rates.dearest_input` takes, of a request that says nothing else of itself."""
 MAX_KNOWN: Final = 1024
 """So many terms are remembered, of about 1 kB each."""
-_SEARCHES: Final = re.compile("-search-(?:preview|api)")
-"""Models that search the web for each answer."""
 
 
 @lru_cache(maxsize=1024)  # of paths up to `MAX_PATH_BYTES`
@@ -120,8 +109,8 @@ class LlmPricing:
 
     # fmt: off
     __slots__ = (
-        "_base", "_catalogue", "_clamp", "_folded", "_is_mistral", "_is_routed", "_known", "_limit", "_minute", "_own",
-        "_table", "needs_body",
+        "_base", "_catalogue", "_clamp", "_folded", "_is_mistral", "_is_openai", "_is_routed", "_known", "_limit",
+        "_minute", "_own", "_table", "needs_body",
     )
     # fmt: on
 
@@ -135,9 +124,10 @@ class LlmPricing:
         self._minute = 0.0
         self._own = {name: Tariff(rates) for name, rates in (table.prices or {}).items()}
         self._folded = {name.casefold(): tariff for name, tariff in self._own.items()}
-        self._is_mistral = _MISTRAL.match(f"{url}/") is not None
-        self._is_routed = _OPENROUTER.match(f"{url}/") is not None
-        self._limit = "max_completion_tokens" if _OPENAI.match(f"{url}/") else "max_tokens"
+        self._is_mistral = hosts.is_mistral(url)
+        self._is_routed = hosts.tells_cost(url)
+        self._is_openai = hosts.is_openai(url)
+        self._limit = "max_completion_tokens" if self._is_openai else "max_tokens"
 
     def quote(self, method: bytes, path: bytes, lines: Sequence[bytes], body: bytes | None, now_s: float) -> Quote:
         """See `Pricing`."""
@@ -154,9 +144,8 @@ class LlmPricing:
                 return FixedQuote({}, body)
             return unknown(table, body, "this method and path", "give it one in `fixed`")
         shape, named, is_masked = shaped
-        if is_masked or (lines and names_mask(lines)):
-            # Where that is not refused, what its answer says counts all the same.
-            unknown(table, body, "a request for a part of the answer", "leave `fields` and X-Goog-FieldMask out")
+        if is_masked or lines:
+            self._look_at(lines, is_masked=is_masked)
         if body is None or (lines and not is_plain(lines)):
             what, mend = "a request that is compressed or longer than 1 MiB, or not in UTF-8", "set `reserve`"
             held = FixedQuote(table.reserve, body) if table.reserve else unknown(table, body, what, mend)
@@ -189,6 +178,17 @@ class LlmPricing:
             terms = replace(terms, each=each)
         return LlmQuote(terms, fixed, body, wanted)
 
+    def _look_at(self, lines: Sequence[bytes], *, is_masked: bool) -> None:
+        """Refuse what Google's APIs take for another request; where that is allowed, its answer counts all the same.
+
+        Raises:
+            PriceUnknown: It is one, and is not allowed.
+        """
+        if is_masked or names_mask(lines):
+            unknown(self._table, None, "a request for a part of the answer", "leave `fields` and X-Goog-FieldMask out")
+        if names_tier(lines):
+            unknown(self._table, None, "a request of this tier", "leave X-Vertex-AI-LLM-Shared-Request-Type out")
+
     def _terms(self, shape: Shape, named: str, strips: bool, wanted: Wanted, now_s: float) -> Terms:  # noqa: FBT001
         """Return what a request is quoted and metered by. Its members are not looked at.
 
@@ -208,7 +208,10 @@ class LlmPricing:
         if tariff is None:
             tariff, notice = self._unknown(model)
         # No answer is longer; and stores can count what that costs.
-        most = min((wanted.limit or table.max_output) * wanted.choices, MAX_TOKENS) if shape in LIMITS else 0
+        unlimited = table.max_output
+        if shape is Shape.COMPLETIONS and self._is_openai:
+            unlimited = min(unlimited, USUAL_COMPLETION)
+        most = min((wanted.limit or unlimited) * wanted.choices, MAX_TOKENS) if shape in LIMITS else 0
         least = most
         limit = self._limit_of(shape) if most else ""
         if limit:
@@ -267,9 +270,10 @@ class LlmPricing:
             PriceUnknown: That is refused.
         """
         table, shown = self._table, name_of(model)
-        what = f"the model '{shown}'" if shown else "a request that names no model"
+        what = f"the model '{shown}'" if shown else "a request that names no model, or several"
         if table.unknown_price == "deny":
-            mend = f'set one in [prices."{shown}"]' if shown else "name one"
+            one = "name one model, and none in `models` or `fallbacks`"
+            mend = f'set one in [prices."{shown}"]' if shown else one
             raise PriceUnknown(f"There is no price for {what}, so nothing was sent to the API; to allow it, {mend}.")
         if table.unknown_price == "default":
             return Tariff(Rates(0, 0, request=(table.default or {}).get("USD", 0) * PICO_IN_NANO)), ""
@@ -309,6 +313,8 @@ class LlmPricing:
         fixed = {"USD": -(-pico // PICO_IN_NANO), "tokens": tokens}
         if terms.fees and not reserve:
             fixed["USD"] += most_nano(terms.shape, body)
+        if terms.shape.of_anthropic and not reserve and (b'"web_search' in body or b"\\u00" in body):
+            fixed["USD"] += -(-most_searches(body) * rates.search // PICO_IN_NANO)  # which its usage says
         if more and reserve:
             for unit, atoms in {"tokens": unbounded, **reserve}.items():
                 fixed[unit] = fixed.get(unit, 0) + atoms
@@ -352,12 +358,6 @@ class LlmPricing:
             rate=None,
         )
         return LlmQuote(terms, fixed, body, None)
-
-
-@lru_cache(maxsize=1024)
-def bills_searches(model: str) -> bool:
-    """Whether a model of this name searches the web, at a price of its own."""
-    return _SEARCHES.search(model) is not None
 
 
 def is_cheaper(tariff: Tariff | None, usual: Tariff) -> bool:

@@ -16,6 +16,10 @@ _PICO: Final = 1_000_000
 """Picodollars each token, where a million of them cost one USD."""
 
 
+_SEARCH: Final = 10_000
+"""Of a search in the web, as `request` is read: Anthropic's list price of 0.01 USD, the same for all of its models."""
+
+
 class Counts(NamedTuple):
     """What an answer says that was used, in tokens unless it says otherwise.
 
@@ -175,8 +179,9 @@ class Tariff:
 def rates_of(prices: Mapping[str, object]) -> Rates:
     """Read own prices, `{"input": 2.5, "cached_input": 1.25, "output": 10}`, in USD per million tokens.
 
-    There may be `cache_write` and `cache_write_1h` as well, `input_audio` and `output_audio`, and `request`, in USD.
-    Without `cached_input`, what is cached costs as what is not. An embedding's model has no `output`.
+    There may be `cache_write` and `cache_write_1h` as well, `input_audio` and `output_audio`, and `request` and
+    `search`, in USD of one. Without `cached_input`, what is cached costs as what is not. An embedding's model has no
+    `output`.
 
     Raises:
         ValueError: Half a sentence that says what is wrong.
@@ -191,6 +196,7 @@ def rates_of(prices: Mapping[str, object]) -> Rates:
         "input_audio",
         "output_audio",
         "request",
+        "search",
     }
     for name in prices:
         if name not in known:
@@ -199,7 +205,8 @@ def rates_of(prices: Mapping[str, object]) -> Rates:
         raise ValueError("'input' is missing, the price of a million tokens in USD")
     # A price in USD of one request is a million times that of one among a million.
     rates = {names.get(name, name): _pico_of(name, price) for name, price in prices.items()}
-    rates["request"] = rates.get("request", 0) * 1_000_000
+    for name, usual in (("request", 0), ("search", _SEARCH)):
+        rates[name] = rates.get(name, usual) * 1_000_000
     return Rates(**{"output": 0, **rates})
 
 

@@ -51,8 +51,8 @@ _OPEN_TYPE: Final = re.compile(rf'"type"\s*:\s*"(?!(?:{_HARMLESS}|{_PICTURES})")
 _PICTURE: Final = re.compile(rf'"type"\s*:\s*"(?:{_PICTURES})"'.encode())
 # What a provider takes money for beside its tokens, and does not say in its usage.
 _FEES: Final = re.compile(
-    rb'"(?:web_search|file_search|code_interpreter|image_generation|computer|code_execution|mcp|google_?search|'
-    rb"google_?maps|search_context|search_parameters)",
+    rb'"(?:web_search|file_search|code_interpreter|image_generation|computer|code_execution|mcp|google_?search|x_search|'
+    rb"container_auto|google_?maps|search_context|search_parameters)",
     re.IGNORECASE,
 )
 _SAID_FEES: Final = re.compile(rb'"(?:web_search_20[0-9]*|web_search)"')
@@ -81,8 +81,19 @@ MAX_TIER_CHARACTERS: Final = 64
 """It is remembered with its price, or that there is none: it is the client's to choose."""
 _READ_IN_ANY_CASE: Final = frozenset(
     (
-        *("model", "models", "stream", "stream_options", "n", "best_of", "prompt", "service_tier", "speed", "thinking"),
-        *("tools", "functions", "prediction", "reasoning", "reasoning_effort", "background"),
+        *(
+            "model",
+            "models",
+            "fallbacks",
+            "stream",
+            "stream_options",
+            "n",
+            "best_of",
+            "prompt",
+            "service_tier",
+            "speed",
+        ),
+        *("thinking", "tools", "functions", "prediction", "reasoning", "reasoning_effort", "background"),
         "inference_geo",
         *(name for names in (*LIMITS.values(), *_OPEN_KEYS.values()) for name in names),
     )
@@ -232,6 +243,7 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
     model, tier, speed = get("model"), get("service_tier"), get("speed")
     if shape is Shape.GEMINI:
         limit, choices, is_open, pictures = _of_gemini(members, body)
+        tier = tier_of_gemini(tier or get("serviceTier"))
         fees = is_open and _has_fees(shape, body)
     else:
         limit, choices = 0, 1
@@ -244,11 +256,12 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
             choices *= sum(not isinstance(prompt, int) for prompt in prompts) or 1
         is_open = not _OPEN_KEYS.get(shape, _NO_KEYS).isdisjoint(members)
         is_open, fees, pictures = _brought(shape, members, body, is_open=is_open)
+        fees = fees or (shape is Shape.RESPONSES and bool(get("prompt")))  # a stored prompt may have tools
     thinking, streams = get("thinking"), get("stream") is True
     if streams:
         _object(get("stream_options"))
-    # Of several models, nobody knows which one it will be.
-    if not isinstance(model, str) or len(model) > MAX_MODEL_CHARACTERS or get("models"):
+    # Of several models, nobody knows which one it will be; `fallbacks` are Anthropic's, each with a limit of its own.
+    if not isinstance(model, str) or len(model) > MAX_MODEL_CHARACTERS or get("models") or get("fallbacks"):
         model = ""
     return Wanted(
         members,
@@ -276,8 +289,9 @@ def _of_gemini(members: dict[str, Any], body: bytes) -> tuple[int, int, bool, in
     Raises:
         ValueError: Its settings are there twice.
     """
-    if "generationConfig" in members and "generation_config" in members:
-        raise ValueError("two members are one")
+    for one, other in (("generationConfig", "generation_config"), ("serviceTier", "service_tier")):
+        if one in members and other in members:
+            raise ValueError("two members are one")
     config = _object(members.get("generationConfig", members.get("generation_config"))).get
     limit = max(_number(config("maxOutputTokens")) or 0, _number(config("max_output_tokens")) or 0)
     choices = min(max(_number(config("candidateCount")) or 1, _number(config("candidate_count")) or 1), MAX_CHOICES)
@@ -289,6 +303,12 @@ def usual_is_none(tier: object) -> str:
     if not isinstance(tier, str) or tier in {"default", "standard", "auto", "on_demand"}:
         return ""
     return tier[:MAX_TIER_CHARACTERS]
+
+
+def tier_of_gemini(tier: object) -> str:
+    """Return a service tier of Gemini's, a word in any case or the number of an enum, as others spell it."""
+    text = "" if tier is None else str(tier)[: 2 * MAX_TIER_CHARACTERS].lower().removeprefix("service_tier_")
+    return "standard" if text == "unspecified" else text
 
 
 _NO_KEYS: Final = frozenset[str]()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -36,6 +36,9 @@ from tests.metering.recorded import (
     quote,
     sse,
 )
+
+if TYPE_CHECKING:
+    from gateway.metering import Quote
 
 FLEX_S = 1_796_000_000.0
 """When `genai-prices` knows prices by tier."""
@@ -271,10 +274,18 @@ def test_a_tier_of_any_length_is_none_either() -> None:
     assert (len(wanted.tier), len(wanted.speed)) == (MAX_TIER_CHARACTERS, MAX_TIER_CHARACTERS)
 
 
-def test_of_several_models_none_is_the_one() -> None:
-    """OpenRouter takes the next of `models` where the first is out, and bills that one."""
-    with pytest.raises(PriceUnknown, match="names no model"):
-        quote(CHAT_PATH, {**ASKS, "models": ["m", "o3"]})
+@pytest.mark.parametrize(
+    ("path", "others"),
+    [
+        (CHAT_PATH, {"models": ["m", "o3"]}),
+        ("/v1/messages", {"fallbacks": [{"model": "o3", "max_tokens": 64_000}]}),
+        ("/v1/messages", {"fallbacks": "default"}),
+    ],
+)
+def test_of_several_models_none_is_the_one(path: str, others: dict[str, Any]) -> None:
+    """OpenRouter takes the next of `models` where the first is out, and bills that one; Anthropic where it declines."""
+    with pytest.raises(PriceUnknown, match="names no model, or several"):
+        quote(path, {**ASKS, **others})
 
 
 @pytest.mark.parametrize(
@@ -371,13 +382,18 @@ def test_sound_and_pictures_are_not_had_at_the_price_of_text(url: str, model: st
         ({"cost": 0.001, "is_byok": True}, None),
         ({"cost": -1}, None),
         ({"cost": "free"}, None),
+        ({"cost": {"request_cost": 0.005, "total_cost": 0.00502}}, 5_020_000),
+        ({"cost": {"total_cost": None}}, None),
+        ({"cost_in_usd_ticks": 377_560_001}, 37_756_001),
+        ({"cost_in_usd_ticks": -1}, None),
         ({}, None),
     ],
 )
-def test_of_openrouter_the_answer_says_what_it_cost(usage: dict[str, Any], usd: int | None) -> None:
-    """A model has many prices there, and `provider` in the request chooses among them."""
+@pytest.mark.parametrize("host", ["https://openrouter.ai/api/v1", "https://api.x.ai/v1", "https://api.perplexity.ai"])
+def test_of_some_the_answer_says_what_it_cost(host: str, usage: dict[str, Any], usd: int | None) -> None:
+    """A model of OpenRouter's has many prices, and `provider` in the request chooses among them; the others search."""
     answer = json.dumps(CHAT | {"usage": CHAT["usage"] | usage}).encode()  # type: ignore[operator]
-    for url, is_told in (("https://openrouter.ai/api/v1", usd is not None), ("https://api.example/v1", False)):
+    for url, is_told in ((host, usd is not None), ("https://api.example/v1", False)):
         quoted = pricing(url).quote(b"POST", CHAT_PATH.encode(), (), json.dumps(ASKS).encode(), NOW_S)
         told = cost_of(quoted, answer, JSON)
         assert told.mark is Mark.EXACT
@@ -526,6 +542,47 @@ def test_a_tier_whose_price_nobody_has_said_is_refused(more: dict[str, str]) -> 
     assert quote(CHAT_PATH, {**ASKS, **more}, unknown_price="warn").model == "m"
 
 
+GEMINI = "https://generativelanguage.googleapis.com"
+TTS, FLASH = "gemini-3.8-flash-tts", "gemini-2.5-flash"
+
+
+@pytest.mark.parametrize("tier", ["priority", "PRIORITY", "SERVICE_TIER_PRIORITY"])
+@pytest.mark.parametrize("name", ["serviceTier", "service_tier"])
+def test_a_tier_of_geminis_is_paid_as_it_is_spelled_there(name: str, tier: str) -> None:
+    """Google's SDK spells it in the first way, and was charged the usual price for what costs 1.8 times that."""
+
+    def quoted(model: str, **more: object) -> Quote:
+        body = {"contents": [], "generationConfig": {"maxOutputTokens": 100}, **more}
+        pricing = pricing_of(CostTable(llm=True), GEMINI, clamp=True)
+        path = f"/v1beta/models/{model}:generateContent"
+        return pricing.quote(b"POST", path.encode(), (), json.dumps(body).encode(), FLEX_S)
+
+    usage = {"promptTokenCount": 10, "candidatesTokenCount": 100, "totalTokenCount": 110}
+    plain, dear = quoted(TTS), quoted(TTS, **{name: tier})
+    paid = cost_of(plain, json.dumps({"usageMetadata": usage}).encode(), JSON).cost["USD"]
+    assert dear.each["USD"] == plain.each["USD"] * 9 // 5
+    for said in ({}, {"serviceTier": tier}):
+        assert cost_of(dear, json.dumps({"usageMetadata": usage | said}).encode(), JSON).cost["USD"] == paid * 9 // 5
+    less = json.dumps({"usageMetadata": usage | {"serviceTier": "standard"}}).encode()  # it was too busy
+    assert cost_of(dear, less, JSON).cost["USD"] == paid
+    with pytest.raises(PriceUnknown, match="service tier"):
+        quoted(FLASH, **{name: tier})  # whose price at this tier is not in the package
+    assert quoted(FLASH, **{name: "standard"}).each == quoted(FLASH).each
+    with pytest.raises(PriceUnknown, match="service tier"):
+        quoted(FLASH, serviceTier=3)  # an enum has a number, too
+    with pytest.raises(PriceUnknown, match="JSON cannot be read"):
+        quoted(TTS, serviceTier="standard", service_tier="priority")
+
+
+@pytest.mark.parametrize(("value", "is_dear"), [("priority", True), (" flex", False), ("flexible", True)])
+def test_nor_is_one_that_a_field_asks_for(value: str, *, is_dear: bool) -> None:
+    line = f"X-Vertex-AI-LLM-Shared-Request-Type: {value}".encode()
+    assert asked(b"\r\n" + line, b"\r\n" + line)[0] is not is_dear
+    body = json.dumps({"contents": []}).encode()
+    with pytest.raises(PriceUnknown, match="tier") if is_dear else contextlib.nullcontext():
+        pricing().quote(b"POST", GEMINI_PATH.encode(), (line,), body, NOW_S)
+
+
 @pytest.mark.parametrize("tier", ["auto", "default", "flex", "standard_only", None])
 def test_one_that_costs_no_more_is_not(tier: str | None) -> None:
     assert quote(CHAT_PATH, {**ASKS, "service_tier": tier}).model == "m"
@@ -588,6 +645,60 @@ def test_in_a_stream_each_of_them_once() -> None:
         feed(meter, *(answer[at : at + size] for at in range(0, len(answer), size)))
         told = meter.result(whole=True, elapsed_ms=1)
         assert told.cost["USD"] - plain.cost["USD"] == 40_000_000
+
+
+@pytest.mark.parametrize(
+    ("tool", "output", "usd"),
+    [
+        ({"type": "code_interpreter", "container": {"type": "auto"}}, ["code_interpreter_call"] * 5, 30_000_000),
+        (
+            {"type": "code_interpreter", "container": {"type": "auto", "memory_limit": "64g"}},
+            ["code_interpreter_call"],
+            1_920_000_000,
+        ),
+        ({"type": "shell", "environment": {"type": "container_auto"}}, ["shell_call"] * 2, 30_000_000),
+        ({"type": "shell", "environment": {"type": "local"}}, ["shell_call"] * 2, 0),
+        ({"type": "x_search"}, ["x_search_call"] * 2, 10_000_000),
+    ],
+)
+def test_a_container_is_paid_once_and_by_its_size(tool: dict[str, Any], output: list[str], usd: int) -> None:
+    answer = RESPONSE | {"tools": [tool], "output": [{"type": one} for one in output]}
+    plain = cost_of(quote("/v1/responses", {"model": "m", "max_output_tokens": 50}), json.dumps(answer).encode(), JSON)
+    quoted = quote("/v1/responses", {"model": "m", "max_output_tokens": 50, "tools": [tool]})
+    told = cost_of(quoted, json.dumps(answer).encode(), JSON)
+    assert told.cost["USD"] - plain.cost["USD"] == usd
+    assert quoted.fixed["USD"] - quoted.fixed["tokens"] * 2_000_000 >= usd
+
+
+def test_the_tools_of_a_stored_prompt_are_paid_as_well() -> None:
+    body = {"model": "m", "max_output_tokens": 50, "prompt": {"id": "pmpt_1"}}
+    plain = cost_of(quote("/v1/responses", body), json.dumps(RESPONSE).encode(), JSON)
+    told = cost_of(quote("/v1/responses", body), json.dumps(RESPONSE | {"output": SEARCHES}).encode(), JSON)
+    assert told.cost["USD"] - plain.cost["USD"] == 40_000_000
+
+
+@pytest.mark.parametrize(("uses", "searches"), [({}, 10), ({"max_uses": 3}, 10), ({"max_uses": 25}, 25)])
+def test_what_anthropics_searches_cost_is_reserved_for(uses: dict[str, int], searches: int) -> None:
+    tools = [{"type": "web_search_20250305", "name": "web_search", **uses}]
+    fixed = quote("/v1/messages", {**ASKS, "tools": tools}).fixed
+    assert fixed["USD"] - fixed["tokens"] * 1_000_000 == searches * 10_000_000
+    assert quote("/v1/messages", {**ASKS, "tools": tools}, reserve={"USD": 5}).fixed["USD"] < 1_000_000_000_000
+
+
+def test_each_search_of_geminis_is_paid() -> None:
+    """Gemini 3 and later pay for each; a stream tells of all so far in each event."""
+    found = {"groundingMetadata": {"webSearchQueries": ["a", 'b"[]', "c,d", "e"]}}
+    said = {"usageMetadata": {"promptTokenCount": 5, "totalTokenCount": 9}}
+    body: dict[str, Any] = {"tools": [{"google_search": {}}], "contents": []}
+    plain = cost_of(quote(GEMINI_PATH, body), json.dumps(said).encode(), JSON).cost["USD"]
+    whole = json.dumps(said | {"candidates": [found]}).encode()
+    assert cost_of(quote(GEMINI_PATH, body), whole, JSON).cost["USD"] - plain == 4 * 14_000_000
+    meter = quote(GEMINI_PATH, body).meter(50, 200, [EVENTS])
+    answer = sse({**said, "candidates": [found]}, {**said, "candidates": [found]})
+    feed(meter, *(answer[at : at + 1] for at in range(len(answer))))
+    assert meter.result(whole=True, elapsed_ms=1).cost["USD"] - plain == 4 * 14_000_000
+    fixed = quote(GEMINI_PATH, body).fixed
+    assert fixed["USD"] - fixed["tokens"] * 2_000_000 == 10 * 14_000_000
 
 
 def test_what_tools_take_is_reserved_for() -> None:

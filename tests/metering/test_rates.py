@@ -116,9 +116,11 @@ def test_the_package_is_not_loaded_for_own_prices() -> None:
 
 def test_own_prices_are_in_usd_per_million() -> None:
     rates = rates_of({"input": 2.5, "cached_input": 1.25, "output": 10, "request": 0.001})
-    assert rates == Rates(2_500_000, 10_000_000, 1_250_000, request=1_000_000_000)
+    assert rates == Rates(2_500_000, 10_000_000, 1_250_000, request=1_000_000_000, search=10_000_000_000)
     assert Tariff(rates).nano(Counts(10, 1, 4)) == 15_000 + 5_000 + 10_000 + 1_000_000
     assert rates_of({"input": 0.000_000_1}).input == 1  # nothing that costs is rounded to nothing
+    # What a search costs, Anthropic says for all models; a price of one's own need not name it.
+    assert rates_of({"input": 1, "search": 0.02}).search == 20_000_000_000
 
 
 @pytest.mark.parametrize(

@@ -289,3 +289,13 @@ def test_fixed_prices_go_first_but_not_for_a_path_that_is_another() -> None:
     assert quote("/v1/files", {}, fixed=fixed, method=b"PUT").fixed == {}
     with pytest.raises(PriceUnknown):
         quote("/v1/images/../chat/completions", ASKS, fixed=fixed)
+
+
+@pytest.mark.parametrize(("url", "most"), [("https://api.openai.com/v1", 16), ("https://vllm.example/v1", 4096)])
+def test_a_legacy_completion_without_a_limit_is_asked_for_no_more_than_its_api_makes(url: str, most: int) -> None:
+    """With `BUDGET_CLAMP=on`, the limit that was put in made it 256 times as long."""
+    body = b'{"model": "m", "prompt": "Hi"}'
+    quoted = pricing(url, clamp=True).quote(b"POST", b"/completions", (), body, NOW_S)
+    assert quoted.most == most
+    assert json.loads(quoted.body(most) or b"")["max_tokens"] == most
+    assert pricing(url).quote(b"POST", b"/completions", (), body, NOW_S).body(most) is body

@@ -1,0 +1,31 @@
+"""Whose API a target's URL is, where that makes a difference to what is asked of it or read out of its answers."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_OPENAI: Final = re.compile(
+    r"(?i)https?://(?:[^/]*\.)?(?:openai\.com|openai\.azure\.com|cognitiveservices\.azure\.com)[:/]"
+)
+_MISTRAL: Final = re.compile(r"(?i)https?://(?:[^/]*\.)?mistral\.ai[:/]")
+_TELLING: Final = re.compile(r"(?i)https?://(?:[^/]*\.)?(?:openrouter\.ai|x\.ai|perplexity\.ai)[:/]")
+
+
+def is_openai(url: str) -> bool:
+    """Whether it has a name of its own for the limit of chat completions: its newer models refuse the common one."""
+    return _OPENAI.match(f"{url}/") is not None
+
+
+def is_mistral(url: str) -> bool:
+    """Whether it refuses members that it does not know, and says the usage of a stream unasked."""
+    return _MISTRAL.match(f"{url}/") is not None
+
+
+def tells_cost(url: str) -> bool:
+    """Whether its answers say what they cost.
+
+    OpenRouter has a model answered by one of many, at very different prices, as the client may choose. x.ai and
+    Perplexity search, at prices that depend on how and how often they do.
+    """
+    return _TELLING.match(f"{url}/") is not None
