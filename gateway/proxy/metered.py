@@ -193,6 +193,12 @@ class MeteredExchange(GuardedExchange):
         self._sent_s = perf_counter()
         GuardedExchange.on_connected(self, connection)
 
+    def on_upstream_lost(self, *, unsent: bool, heard: bool) -> None:
+        """See `Exchange`; what has been sent and costs something may have been billed, whatever its method."""
+        if not unsent and self._asked is not None and any(self._asked[1].fixed.values()):
+            self._request = b""
+        GuardedExchange.on_upstream_lost(self, unsent=unsent, heard=heard)
+
     # --- what it cost ----------------------------------------------------------------------------------------
 
     def on_answer(self, head: AnswerHead, rest: bytes) -> None:

@@ -226,7 +226,11 @@ def test_a_store_that_is_lost_lets_nothing_through(play: Playbook) -> None:
     assert (play.upstreams, costs(play)) == ([], [])
 
 
-def test_a_stale_connection_is_paid_once(play: Playbook) -> None:
+@pytest.mark.parametrize("price", [CENT, 0])
+def test_what_has_been_read_on_a_stale_connection_may_be_billed_and_is_not_sent_again(
+    make: Callable[..., Playbook], price: int
+) -> None:
+    play = make(CostTable(fixed=(FixedPrice(b"*", b"/*", {"USD": price}),)))
     play.client.sends(play.request(b"GET", b"/api/x"))
     play.upstream.request()
     play.upstream.answers()
@@ -234,10 +238,29 @@ def test_a_stale_connection_is_paid_once(play: Playbook) -> None:
     play.client.sends(play.request(b"GET", b"/api/x"))
     play.upstream.request()
     play.upstream.ends()
-    assert play.dials == 2
+    if price:
+        play.client.problem(502, "upstream_unreachable")
+        assert play.dials == 1
+        assert costs(play) == [(CENT, Mark.EXACT), (CENT, Mark.ESTIMATED)]
+        return
+    play.upstream.request()  # what is free may well be
+    play.upstream.answers()
+    assert (play.client.answer().status, play.dials) == (200, 2)
+
+
+def test_what_has_not_is_sent_and_paid_once(play: Playbook) -> None:
+    play.client.sends(play.request(b"GET", b"/api/x"))
     play.upstream.request()
     play.upstream.answers()
-    assert play.client.answer().status == 200
+    play.client.answer()
+    stale = play.upstream
+    stale.stops_reading()
+    play.client.sends(play.request(b"GET", b"/api/x"))
+    stale.ends()
+    stale.got_nothing()
+    play.upstream.request()
+    play.upstream.answers()
+    assert (play.client.answer().status, play.dials) == (200, 2)
     assert costs(play) == [(CENT, Mark.EXACT)] * 2
 
 
