@@ -242,4 +242,4 @@ def test_they_are_shown(tmp_path: Path) -> None:
         "0.09 USD for 1000000000 bytes; reserved where it is unknown 1 USD; without a price refused"
     )
     assert shown["targets.b.cost"] == "not set: nobody counts it, and budgets are not asked"
-    assert shown["prices.my-model"] == "input 2.5, output 10 (USD for a million tokens; request: for one)"
+    assert shown["prices.my-model"] == "input 2.5, output 10 (USD for a million tokens; request and search: for one)"

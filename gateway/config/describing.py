@@ -190,7 +190,7 @@ def _cost(table: CostTable | None) -> str:
 
 def _prices(table: Mapping[str, object]) -> str:
     listed = ", ".join(f"{name} {price}" for name, price in table.items())
-    return f"{listed} (USD for a million tokens; request: for one)"
+    return f"{listed} (USD for a million tokens; request and search: for one)"
 
 
 def _as_written(value: object) -> str:
