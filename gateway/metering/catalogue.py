@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from gateway.metering.hosts import percent_of
 from gateway.metering.rates import Rates, Tariff, pico_of
 
 if TYPE_CHECKING:
@@ -86,7 +87,9 @@ class Catalogue:
             return self._known[key]
         except KeyError:
             context = {"service_tier": tier, "speed": speed}
-            tariff = self._known[_room_in(self._known, key)] = _tariff(found, context, now_s)
+            tariff = self._known[_room_in(self._known, key)] = _tariff(
+                found, context, now_s, percent_of(self._url, found.id)
+            )
             return tariff
 
     def _model(self, model: str) -> tuple[ModelInfo | None, bool]:
@@ -124,25 +127,31 @@ def _room_in(known: dict[_K, _V], key: _K) -> _K:
     return key
 
 
-def _tariff(model: ModelInfo, context: Mapping[str, str], now_s: float) -> Tariff | None:
+def _tariff(model: ModelInfo, context: Mapping[str, str], now_s: float, percent: int) -> Tariff | None:
     prices = model.get_prices(datetime.fromtimestamp(now_s, UTC), context)
-    base = _rates(prices, None)
+    base = _rates(prices, None, percent)
     if base is None or any(kind in model.id and getattr(base, rate) is None for kind, rate in _MAKES):
         return None
     starts = sorted({tier.start for price in prices.__dict__.values() for tier in getattr(price, "tiers", ())})
-    tiers = tuple((start, rates) for start in starts if (rates := _rates(prices, start)) is not None)
+    tiers = tuple((start, rates) for start in starts if (rates := _rates(prices, start, percent)) is not None)
     return Tariff(base, tiers, model.context_window or 0)
 
 
-def _rates(prices: ModelPrice, start: int | None) -> Rates | None:
-    """Return the rates of a tier, of the lowest if `start` is None; None where something costs what is not counted."""
+def _rates(prices: ModelPrice, start: int | None, percent: int) -> Rates | None:
+    """Return the rates of a tier, of the lowest if `start` is None; None where something costs what is not counted.
+
+    Args:
+        prices: Of all tiers.
+        start: As of `Tariff.tiers`.
+        percent: Of the prices of tokens.
+    """
     found: dict[str, int] = {}
     for key, price in prices.__dict__.items():
         if price is None or key in _ELSEWHERE:
             continue
         value = _of_tier(price, start)
         if key in _RATES:
-            found[_RATES[key]] = pico_of(value)
+            found[_RATES[key]] = pico_of(value * percent / 100)
         elif key in _THOUSANDS:
             found[_THOUSANDS[key]] = pico_of(value * 1000)
         else:

@@ -10,6 +10,10 @@ _OPENAI: Final = re.compile(
 )
 _MISTRAL: Final = re.compile(r"(?i)https?://(?:[^/]*\.)?mistral\.ai[:/]")
 _TELLING: Final = re.compile(r"(?i)https?://(?:[^/]*\.)?(?:openrouter\.ai|x\.ai|perplexity\.ai)[:/]")
+# Names of a place before those of all places.
+_REGIONAL: Final = re.compile(r"(?i)https?://[a-z]{2}\.api\.(?:openai\.com|(x\.ai))[:/]")
+# Of OpenAI's models, those of March 2026 and later.
+_DEARER: Final = re.compile(r"(?:^|[:/])gpt-(?:5\.(?:[4-9]|[1-9][0-9])|[6-9]|[1-9][0-9])")
 
 
 def is_openai(url: str) -> bool:
@@ -29,3 +33,13 @@ def tells_cost(url: str) -> bool:
     Perplexity search, at prices that depend on how and how often they do.
     """
     return _TELLING.match(f"{url}/") is not None
+
+
+def percent_of(url: str, model: str) -> int:
+    """Return what of its listed price a model's tokens cost, as it runs in one place only.
+
+    Source: https://developers.openai.com/api/docs/guides/data-residency,
+    https://docs.x.ai/developers/advanced-api-usage/regions
+    """
+    found = _REGIONAL.match(f"{url}/")
+    return 110 if found is not None and (found[1] or _DEARER.search(model)) else 100

@@ -87,6 +87,27 @@ def test_other_tiers_have_their_prices() -> None:
     assert catalogue.find("gpt-4.1", "priority", "", NOW_S) != catalogue.find("gpt-4.1", "", "", NOW_S)
 
 
+@pytest.mark.parametrize(
+    ("url", "model", "percent"),
+    [
+        ("https://eu.api.openai.com/v1", "gpt-5.4", 110),
+        ("https://US.api.openai.com:443/v1", "gpt-6-sol", 110),
+        ("https://eu.api.openai.com/v1", "gpt-5.2", 100),
+        ("https://eu.api.openai.com/v1", "gpt-4o", 100),
+        ("https://api.openai.com/v1", "gpt-5.4", 100),
+        ("https://us.api.x.ai/v1", "grok-4", 110),
+    ],
+)
+def test_to_run_in_one_place_only_costs_more(url: str, model: str, percent: int) -> None:
+    anywhere = Catalogue("https://api.x.ai/v1" if "x.ai" in url else OPENAI).find(model, "", "", NOW_S)
+    there = Catalogue(url).find(model, "", "", NOW_S)
+    assert anywhere is not None
+    assert there is not None
+    for counts in (Counts(1000, 100, 500), Counts(1_000_000, 1)):
+        assert there.nano(counts) == -(-anywhere.nano(counts) * percent // 100)
+    assert there.base.search == anywhere.base.search
+
+
 def test_a_tier_is_for_all_tokens() -> None:
     tariff = Tariff(Rates(1000, 2000), ((100, Rates(3000, 4000)),))
     assert tariff.nano(Counts(100, 1)) == 100 + 2
