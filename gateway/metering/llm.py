@@ -68,6 +68,7 @@ class Terms:
         bounded: Whether the upstream is told to make no more output than was granted.
         hidden: Whether it can make output that does not show.
         fees: Whether something may be billed that no usage tells of.
+        grows: As of `Wanted`.
         strips: Whether the client has not asked for the event that says the usage.
         several: Whether it asks for several answers in one.
         routed: Whether the upstream's answers say what they cost.
@@ -86,6 +87,7 @@ class Terms:
     bounded: bool
     hidden: bool
     fees: bool
+    grows: bool
     strips: bool
     several: bool
     routed: bool
@@ -150,7 +152,9 @@ class Terms:
         if not each:
             return dict(fixed)
         # Some say 0 for the input until they say all of it.
-        begun = None if counts is None or not counts.input else self.exact(said, counts._replace(output=0))
+        begun = (
+            None if counts is None or not counts.input or self.grows else self.exact(said, counts._replace(output=0))
+        )
         spent = fixed if begun is None else begun
         return {unit: atoms + each.get(unit, 0) * output for unit, atoms in spent.items()}
 

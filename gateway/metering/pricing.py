@@ -157,7 +157,7 @@ class LlmPricing:
         if shape is Shape.GEMINI and b":stream" in path:
             wanted = wanted._replace(streams=True)
         # By name, each would take as long as all of them.
-        _, _, _, _, streams, _, _, _, _, _, _, _, tier, speed, geo, _ = wanted
+        _, _, _, _, streams, _, _, _, _, _, _, _, _, tier, speed, geo, _ = wanted
         strips = streams and shape in _ASKED and not self._is_mistral and not asks_usage(wanted)
         if tier or speed or geo:  # of any length
             terms = self._terms(shape, named, strips, wanted, now_s)
@@ -233,6 +233,7 @@ class LlmPricing:
             bounded=self._clamp or wanted.limit is not None,
             hidden=wanted.unseen or may_think_unseen(model),
             fees=fees,
+            grows=wanted.grows,
             strips=strips,
             several=wanted.choices > 1,
             routed=self._is_routed,
@@ -346,6 +347,7 @@ class LlmPricing:
             bounded=False,
             hidden=True,
             fees=False,
+            grows=True,
             strips=False,
             several=True,
             routed=self._is_routed,

@@ -68,6 +68,7 @@ _OPEN_KEYS: Final = {
     Shape.RESPONSES: frozenset(("previous_response_id", "conversation", "prompt")),
     Shape.MESSAGES: frozenset(("mcp_servers", "container")),
 }
+_GROWING: Final = frozenset(("tools", "mcp_servers", "context_management"))
 _OPEN_OF_GEMINI: Final = re.compile(
     rb'"(?:inline_?data|file_?data|google_?search\w*|code_?execution|url_?context|cached_?content|'
     rb'google_?maps|file_?search|computer_?use|executable_?code)"\s*:',
@@ -121,6 +122,7 @@ class Wanted(NamedTuple):
         choices: How many answers it asks for in one.
         streams: Whether as events.
         open: Whether it can bring more input tokens than it has bytes, pictures aside.
+        grows: Whether it can bring more of them than the begin of its answer says: by what the provider's tools find.
         fees: Whether something may be billed that no usage tells of.
         pictures: How many there are in it.
         tools: Whether it brings functions to call.
@@ -137,6 +139,7 @@ class Wanted(NamedTuple):
     choices: int
     streams: bool
     open: bool
+    grows: bool
     fees: bool
     pictures: int
     tools: bool
@@ -201,7 +204,7 @@ def _wanted_usually(shape: Shape, members: dict[str, Any], body: bytes, *, has_t
         is_open, fees, pictures = _brought(shape, members, body, is_open=False)
     # fmt: off
     asked = (
-        members, model, limited, 1, streams, is_open, fees, pictures, False, False, False, 0, "", "", "", False,
+        members, model, limited, 1, streams, is_open, False, fees, pictures, False, False, False, 0, "", "", "", False,
     )
     # fmt: on
     return new(Wanted, asked)
@@ -270,6 +273,7 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
         choices,
         streams,
         is_open,
+        is_open and shape.of_anthropic and not _GROWING.isdisjoint(members),
         fees,
         pictures,
         "tools" in members or "functions" in members,

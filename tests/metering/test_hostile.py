@@ -685,6 +685,24 @@ def test_what_anthropics_searches_cost_is_reserved_for(uses: dict[str, int], sea
     assert quote("/v1/messages", {**ASKS, "tools": tools}, reserve={"USD": 5}).fixed["USD"] < 1_000_000_000_000
 
 
+def test_what_is_found_is_paid_by_who_leaves_before_the_answer_says_so() -> None:
+    """The begin of a message of Anthropic's says what the prompt took; only its end, what searches put into it."""
+    streams = {**ASKS, "stream": True}
+    searching = {**streams, "tools": [{"type": "web_search_20250305", "name": "web_search"}]}
+    begun = {"type": "message_start", "message": {"usage": {"input_tokens": 2000, "output_tokens": 1}}}
+    found = {"type": "content_block_start", "content_block": {"type": "web_search_tool_result", "content": []}}
+    text = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "So"}}
+    use = {"web_search_requests": 3}
+    end = {"type": "message_delta", "usage": {"input_tokens": 42_000, "output_tokens": 9, "server_tool_use": use}}
+    quoted = quote("/v1/messages", searching)
+    left = cost_of(quoted, sse(begun, found, text), EVENTS, whole=False)
+    billed = cost_of(quoted, sse(begun, found, text, end), EVENTS)
+    assert left.mark is Mark.ESTIMATED
+    assert billed.cost["USD"] < left.cost["USD"] <= quoted.fixed["USD"] + quoted.each["USD"] * quoted.most
+    plain = cost_of(quote("/v1/messages", streams), sse(begun, text), EVENTS, whole=False)
+    assert plain.cost["USD"] < 3_000_000_000  # where nothing is looked for, the prompt was all
+
+
 def test_each_search_of_geminis_is_paid() -> None:
     """Gemini 3 and later pay for each; a stream tells of all so far in each event."""
     found = {"groundingMetadata": {"webSearchQueries": ["a", 'b"[]', "c,d", "e"]}}
