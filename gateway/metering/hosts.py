@@ -1,4 +1,4 @@
-"""Whose API a target's URL is, where that makes a difference to what is asked of it or read out of its answers."""
+"""Whose API a target's URL is, or whose a model, where that changes what is asked of it or read out of its answers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ _TELLING: Final = re.compile(r"(?i)https?://(?:[^/]*\.)?(?:openrouter\.ai|x\.ai|
 _REGIONAL: Final = re.compile(r"(?i)https?://[a-z]{2}\.api\.(?:openai\.com|(x\.ai))[:/]")
 # Of OpenAI's models, those of March 2026 and later.
 _DEARER: Final = re.compile(r"(?:^|[:/])gpt-(?:5\.(?:[4-9]|[1-9][0-9])|[6-9]|[1-9][0-9])")
+# Those that refuse `max_tokens`, as other gateways and clouds call them, too.
+_OF_OPENAI: Final = re.compile(r"(?:^|/)(?:gpt-[5-9]|o[1-9](?:-|$))")
 
 
 def is_openai(url: str) -> bool:
     """Whether it has a name of its own for the limit of chat completions: its newer models refuse the common one."""
     return _OPENAI.match(f"{url}/") is not None
+
+
+def is_of_openai(model: str) -> bool:
+    """Whether it is such a model by its name: it may be had by way of others."""
+    return _OF_OPENAI.search(model) is not None
 
 
 def is_mistral(url: str) -> bool:

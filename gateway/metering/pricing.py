@@ -109,7 +109,7 @@ class LlmPricing:
 
     # fmt: off
     __slots__ = (
-        "_base", "_catalogue", "_clamp", "_folded", "_is_mistral", "_is_openai", "_is_routed", "_known", "_limit",
+        "_base", "_catalogue", "_clamp", "_folded", "_is_mistral", "_is_openai", "_is_routed", "_known",
         "_minute", "_own", "_table", "needs_body",
     )
     # fmt: on
@@ -127,7 +127,6 @@ class LlmPricing:
         self._is_mistral = hosts.is_mistral(url)
         self._is_routed = hosts.tells_cost(url)
         self._is_openai = hosts.is_openai(url)
-        self._limit = "max_completion_tokens" if self._is_openai else "max_tokens"
 
     def quote(self, method: bytes, path: bytes, lines: Sequence[bytes], body: bytes | None, now_s: float) -> Quote:
         """See `Pricing`."""
@@ -213,7 +212,7 @@ class LlmPricing:
             unlimited = min(unlimited, USUAL_COMPLETION)
         most = min((wanted.limit or unlimited) * wanted.choices, MAX_TOKENS) if shape in LIMITS else 0
         least = most
-        limit = self._limit_of(shape) if most else ""
+        limit = self._limit_of(shape, model) if most else ""
         if limit:
             # A budget for thinking must be below the limit.
             least = max(LEAST_OUTPUT, wanted.thinking_tokens + 1 if wanted.thinking_tokens else 0)
@@ -280,10 +279,12 @@ class LlmPricing:
             return Tariff(Rates(0, 0, request=(table.default or {}).get("USD", 0) * PICO_IN_NANO)), ""
         return Tariff(Rates(0, 0)), f"There is no price for {what}: its tokens cost nothing."
 
-    def _limit_of(self, shape: Shape) -> str:
+    def _limit_of(self, shape: Shape, model: str) -> str:
         if not self._clamp:
             return ""
-        return self._limit if shape is Shape.CHAT else LIMITS[shape][0]
+        if shape is Shape.CHAT and not self._is_openai and not hosts.is_of_openai(model):
+            return "max_tokens"
+        return LIMITS[shape][0]
 
     def _bounds(
         self, terms: Terms, wanted: Wanted, lines: Sequence[bytes], body: bytes

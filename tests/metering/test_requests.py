@@ -9,8 +9,21 @@ import pytest
 
 from gateway.budgets.spending import Mark
 from gateway.errors import PriceUnknown
-from gateway.metering.costs import FixedPrice
-from tests.metering.recorded import ALL_ANSWERS, ASKS, CHAT, GEMINI_PATH, JSON, NOW_S, STREAMS, cost_of, pricing, quote
+from gateway.metering.costs import CostTable, FixedPrice
+from gateway.metering.pricing import pricing_of
+from tests.metering.recorded import (
+    ALL_ANSWERS,
+    ASKS,
+    CHAT,
+    GEMINI_PATH,
+    JSON,
+    NOW_S,
+    PRICES,
+    STREAMS,
+    cost_of,
+    pricing,
+    quote,
+)
 
 CHAT_PATH = "/v1/chat/completions"
 
@@ -299,3 +312,15 @@ def test_a_legacy_completion_without_a_limit_is_asked_for_no_more_than_its_api_m
     assert quoted.most == most
     assert json.loads(quoted.body(most) or b"")["max_tokens"] == most
     assert pricing(url).quote(b"POST", b"/completions", (), body, NOW_S).body(most) is body
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [("gpt-5-mini", "max_completion_tokens"), ("o3", "max_completion_tokens"), ("m", "max_tokens")]
+)
+def test_a_limit_is_put_in_by_the_name_that_the_model_takes_wherever_it_is_had(model: str, name: str) -> None:
+    """OpenAI's newer ones answer 400 to the other name, by way of Azure's Foundry or of another gateway as well."""
+    table = CostTable(llm=True, prices=PRICES | {"gpt-5-mini": PRICES["m"]})
+    body = json.dumps({"model": model, "messages": []}).encode()
+    quoted = pricing_of(table, "https://x.services.ai.azure.com/openai/v1", clamp=True)
+    sent = quoted.quote(b"POST", b"/chat/completions", (), body, NOW_S).body(20)
+    assert json.loads(sent or b"")[name] == 20
