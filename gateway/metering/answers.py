@@ -6,9 +6,8 @@ from typing import Final
 
 from gateway.metering.endings import list_ending
 from gateway.metering.readers import KEPT_BYTES, Said, name_of, parsed
-from gateway.metering.requests import tier_of_gemini
 from gateway.metering.scan import Scanner
-from gateway.metering.shapes import Shape, counts_of
+from gateway.metering.shapes import Shape, counts_of, tier_of_gemini
 from gateway.tuples import new
 
 _NAMES: Final = frozenset((b"usage", b"model", b"id", b"service_tier"))

@@ -23,7 +23,8 @@ from gateway.metering.fields import answered, upstream_id
 from gateway.metering.fixed import FixedMeter
 from gateway.metering.measured import number, priced
 from gateway.metering.readers import KEPT_BYTES, Said
-from gateway.metering.requests import Changes, rewritten, usual_is_none
+from gateway.metering.requests import Changes, rewritten
+from gateway.metering.shapes import usual_is_none
 from gateway.tuples import new
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from gateway.metering.fields import is_plain, masks, names_mask, names_tier, wan
 from gateway.metering.fixed import FixedQuote
 from gateway.metering.llm import LlmQuote, Terms, may_think_unseen, percent_of
 from gateway.metering.measured import MeasuredQuote
-from gateway.metering.rates import PICO_IN_NANO, Rates, Tariff
+from gateway.metering.rates import PICO_IN_NANO, Rates, Tariff, is_cheaper
 from gateway.metering.readers import name_of
 from gateway.metering.requests import LEAST_OUTPUT, LIMITS, PICTURE_TOKENS, TOOLS_TOKENS, Wanted, asks_usage, read
 from gateway.metering.shapes import MAX_TOKENS, Shape, is_free, shape_of
@@ -109,8 +109,8 @@ class LlmPricing:
 
     # fmt: off
     __slots__ = (
-        "_base", "_catalogue", "_clamp", "_folded", "_is_mistral", "_is_openai", "_is_routed", "_known",
-        "_minute", "_own", "_table", "needs_body",
+        "_base", "_catalogue", "_clamp", "_folded", "_is_mistral", "_is_openai", "_is_routed", "_known", "_minute",
+        "_own", "_table", "needs_body",
     )
     # fmt: on
 
@@ -206,11 +206,12 @@ class LlmPricing:
                 unknown(table, None, what, "leave it out")
         if tariff is None:
             tariff, notice = self._unknown(model)
+        limited = wanted.limit
+        if limited is None:
+            is_short = shape is Shape.COMPLETIONS and self._is_openai
+            limited = min(table.max_output, USUAL_COMPLETION) if is_short else table.max_output
         # No answer is longer; and stores can count what that costs.
-        unlimited = table.max_output
-        if shape is Shape.COMPLETIONS and self._is_openai:
-            unlimited = min(unlimited, USUAL_COMPLETION)
-        most = min((wanted.limit or unlimited) * wanted.choices, MAX_TOKENS) if shape in LIMITS else 0
+        most = min(limited * wanted.choices, MAX_TOKENS) if shape in LIMITS else 0
         least = most
         limit = self._limit_of(shape, model) if most else ""
         if limit:
@@ -361,11 +362,6 @@ class LlmPricing:
             rate=None,
         )
         return LlmQuote(terms, fixed, body, None)
-
-
-def is_cheaper(tariff: Tariff | None, usual: Tariff) -> bool:
-    """Whether one of two tariffs is, for some tokens at least."""
-    return tariff is not None and (tariff.base.input < usual.base.input or tariff.base.output < usual.base.output)
 
 
 def fixed_price(table: CostTable, method: bytes, path: bytes, lines: Sequence[bytes]) -> Mapping[str, int] | None:

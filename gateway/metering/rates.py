@@ -176,6 +176,11 @@ class Tariff:
         return -(-pico // PICO_IN_NANO)
 
 
+def is_cheaper(tariff: Tariff | None, usual: Tariff) -> bool:
+    """Whether one of two tariffs is, for some tokens at least."""
+    return tariff is not None and (tariff.base.input < usual.base.input or tariff.base.output < usual.base.output)
+
+
 def rates_of(prices: Mapping[str, object]) -> Rates:
     """Read own prices, `{"input": 2.5, "cached_input": 1.25, "output": 10}`, in USD per million tokens.
 

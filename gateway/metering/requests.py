@@ -11,7 +11,7 @@ from json.scanner import make_scanner
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gateway.errors import BadRequest
-from gateway.metering.shapes import Shape
+from gateway.metering.shapes import Shape, tier_of_gemini, usual_is_none
 from gateway.tuples import new
 
 if TYPE_CHECKING:
@@ -78,8 +78,6 @@ _OPEN_OF_GEMINI: Final = re.compile(
 
 MAX_MODEL_CHARACTERS: Final = 256
 """How long a model's name may be: it is written to the ledger."""
-MAX_TIER_CHARACTERS: Final = 64
-"""It is remembered with its price, or that there is none: it is the client's to choose."""
 _READ_IN_ANY_CASE: Final = frozenset(
     (
         *(
@@ -197,7 +195,7 @@ def _wanted_usually(shape: Shape, members: dict[str, Any], body: bytes, *, has_t
             limit = max(limit, _number(members[name]) or 0)
     if not isinstance(model, str) or len(model) > MAX_MODEL_CHARACTERS:
         model = ""
-    limited, streams = min(limit, MAX_OUTPUTS) if limit else None, members.get("stream") is True
+    limited, streams = min(limit, MAX_OUTPUTS) or _no_output(shape, members), members.get("stream") is True
     is_open = fees = False
     pictures = 0
     if has_types or shape is Shape.RESPONSES or "audio" in model:
@@ -208,6 +206,15 @@ def _wanted_usually(shape: Shape, members: dict[str, Any], body: bytes, *, has_t
     )
     # fmt: on
     return new(Wanted, asked)
+
+
+def _no_output(shape: Shape, members: Mapping[str, Any]) -> int | None:
+    """Return the limit of a request that has none above 0: None, but 0 where an API takes that for no output at all.
+
+    Anthropic's is then to fill its cache, and a legacy completion to tell of its prompt.
+    """
+    limit = members.get("max_tokens") if shape.of_anthropic or shape is Shape.COMPLETIONS else None
+    return 0 if type(limit) is int and limit == 0 else None
 
 
 def _brought(shape: Shape, members: Mapping[str, Any], body: bytes, *, is_open: bool) -> tuple[bool, bool, int]:
@@ -269,7 +276,7 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
     return Wanted(
         members,
         model,
-        min(limit, MAX_OUTPUTS) or None,
+        min(limit, MAX_OUTPUTS) or _no_output(shape, members),
         choices,
         streams,
         is_open,
@@ -300,19 +307,6 @@ def _of_gemini(members: dict[str, Any], body: bytes) -> tuple[int, int, bool, in
     limit = max(_number(config("maxOutputTokens")) or 0, _number(config("max_output_tokens")) or 0)
     choices = min(max(_number(config("candidateCount")) or 1, _number(config("candidate_count")) or 1), MAX_CHOICES)
     return limit, choices, _OPEN_OF_GEMINI.search(body) is not None, 0
-
-
-def usual_is_none(tier: object) -> str:
-    """Return a service tier or a speed, "" for the one that prices are made for; the begin of a long one."""
-    if not isinstance(tier, str) or tier in {"default", "standard", "auto", "on_demand"}:
-        return ""
-    return tier[:MAX_TIER_CHARACTERS]
-
-
-def tier_of_gemini(tier: object) -> str:
-    """Return a service tier of Gemini's, a word in any case or the number of an enum, as others spell it."""
-    text = "" if tier is None else str(tier)[: 2 * MAX_TIER_CHARACTERS].lower().removeprefix("service_tier_")
-    return "standard" if text == "unspecified" else text
 
 
 _NO_KEYS: Final = frozenset[str]()

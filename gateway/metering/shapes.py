@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MAX_TOKENS: Final = 1 << 30
 """No answer has as many: what says so is wrong. At any price, what they cost fits in 64 bits, as stores need it."""
 
+MAX_TIER_CHARACTERS: Final = 64
+"""It is remembered with its price, or that there is none: it is the client's to choose."""
+
 
 class Shape(Enum):
     """How requests and answers of an API look."""
@@ -90,6 +93,19 @@ def is_free(method: bytes, path: bytes, lines: Sequence[bytes]) -> bool:
     if method == b"POST":
         return _FREE.fullmatch(path) is not None and not is_ambiguous(path)
     return method in _READING and not _UPGRADE.search(b"\r\n" + b"\r\n".join(lines))
+
+
+def usual_is_none(tier: object) -> str:
+    """Return a service tier or a speed, "" for the one that prices are made for; the begin of a long one."""
+    if not isinstance(tier, str) or tier in {"default", "standard", "auto", "on_demand"}:
+        return ""
+    return tier[:MAX_TIER_CHARACTERS]
+
+
+def tier_of_gemini(tier: object) -> str:
+    """Return a service tier of Gemini's, a word in any case or the number of an enum, as others spell it."""
+    text = "" if tier is None else str(tier)[: 2 * MAX_TIER_CHARACTERS].lower().removeprefix("service_tier_")
+    return "standard" if text == "unspecified" else text
 
 
 def counts_of(shape: Shape, usage: Mapping[str, Any]) -> Counts | None:

@@ -16,8 +16,8 @@ from gateway.metering.costs import CostTable, FixedPrice
 from gateway.metering.fields import asked
 from gateway.metering.pricing import pricing_of
 from gateway.metering.rates import Rates
-from gateway.metering.requests import MAX_TIER_CHARACTERS, read
-from gateway.metering.shapes import Shape
+from gateway.metering.requests import read
+from gateway.metering.shapes import MAX_TIER_CHARACTERS, Shape
 from tests.metering.recorded import (
     ASKS,
     CHAT,

@@ -324,3 +324,18 @@ def test_a_limit_is_put_in_by_the_name_that_the_model_takes_wherever_it_is_had(m
     quoted = pricing_of(table, "https://x.services.ai.azure.com/openai/v1", clamp=True)
     sent = quoted.quote(b"POST", b"/chat/completions", (), body, NOW_S).body(20)
     assert json.loads(sent or b"")[name] == 20
+
+
+@pytest.mark.parametrize("clamp", [True, False])
+@pytest.mark.parametrize("more", [{}, {"tools": []}])
+def test_a_cache_that_is_only_to_be_filled_costs_no_output(more: dict[str, Any], *, clamp: bool) -> None:
+    """`max_tokens` of 0 was lowered, with `BUDGET_CLAMP=on`, to 4096."""
+    body = json.dumps({**ASKS, "max_tokens": 0, **more}).encode()
+    quoted = quote("/v1/messages", body, clamp=clamp)
+    assert (quoted.most, quoted.least, quoted.each, quoted.body(0)) == (0, 0, {}, body)
+    said = {"usage": {"input_tokens": 9, "cache_creation_input_tokens": 5, "output_tokens": 0}}
+    told = cost_of(quoted, json.dumps(said).encode(), JSON)
+    assert (told.cost["tokens"], told.mark) == (14, Mark.EXACT)
+    assert quote("/v1/completions", {"model": "m", "prompt": "x", "max_tokens": 0, "echo": True}, clamp=clamp).most == 0
+    assert quote("/v1/messages", {**ASKS, "max_tokens": None}, clamp=clamp).most == 4096
+    assert quote(CHAT_PATH, {**ASKS, "max_tokens": 0}, clamp=clamp).most == 4096  # some take that for no limit
