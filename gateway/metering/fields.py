@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 CRLF: Final = b"\r\n"
 CONTENT_TYPE: Final = b"\r\ncontent-type:"
 CONTENT_ENCODING: Final = b"\r\ncontent-encoding:"
+SERVICE_TIER: Final = b"\r\nx-gemini-service-tier:"
 IDS: Final = (
     b"\r\nx-request-id:",
     b"\r\nrequest-id:",

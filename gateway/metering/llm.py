@@ -7,7 +7,7 @@ than the tokens of its input: as far as all of that is in the body. What is not 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -19,12 +19,12 @@ from gateway.metering.costs import UnitPrice
 from gateway.metering.decoding import gzip_of
 from gateway.metering.events import EventReader
 from gateway.metering.fees import FeeReader
-from gateway.metering.fields import answered, upstream_id
+from gateway.metering.fields import SERVICE_TIER, Fields, answered, upstream_id
 from gateway.metering.fixed import FixedMeter
 from gateway.metering.measured import number, priced
 from gateway.metering.readers import KEPT_BYTES, Said
 from gateway.metering.requests import Changes, rewritten
-from gateway.metering.shapes import usual_is_none
+from gateway.metering.shapes import tier_of_gemini, usual_is_none
 from gateway.tuples import new
 
 if TYPE_CHECKING:
@@ -103,6 +103,11 @@ class Terms:
     def reserved(self, fixed: Mapping[str, int], granted: int) -> dict[str, int]:
         """Return all that was reserved, in atoms by unit."""
         return {unit: atoms + self.each.get(unit, 0) * granted for unit, atoms in fixed.items()}
+
+    def served(self, tier: str) -> Terms:
+        """Return those of a request that was answered at another tier than it asked for, perhaps."""
+        tier = usual_is_none(tier)
+        return replace(self, tier=tier, tariff=self.find(self.model, tier, self.speed) or self.tariff)
 
     def cost(self, fixed: Mapping[str, int], granted: int, said: Said, id_: str, *, whole: bool) -> Cost:
         """Return what a request whose answer is over cost.
@@ -209,6 +214,8 @@ class LlmQuote:
             cost = self.unanswered(granted, 0) if status in UNANSWERED else Cost({}, Mark.EXACT, model=self.model)
             return FixedMeter(cost._replace(upstream_id=upstream_id(lines)))
         terms = self._terms
+        if terms.tier and terms.shape.of_gemini and (tier := Fields(lines).get(SERVICE_TIER)):
+            terms = terms.served(tier_of_gemini(tier.decode("latin-1")))
         coding, is_stream, id_ = answered(lines, form)
         if not content or coding or is_stream or terms.fees or len(content) > KEPT_BYTES:
             return LlmMeter(terms, self.fixed, granted, coding, id_, is_stream=is_stream)

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from gateway.errors import PriceUnknown
 from gateway.metering import hosts
+from gateway.metering.brings import PICTURE_TOKENS, tools_tokens
 from gateway.metering.catalogue import Catalogue
 from gateway.metering.costs import USUAL_COMPLETION, plain_path
 from gateway.metering.fees import bills_searches, most_nano, most_searches
@@ -18,7 +19,7 @@ from gateway.metering.llm import LlmQuote, Terms, may_think_unseen, percent_of
 from gateway.metering.measured import MeasuredQuote
 from gateway.metering.rates import PICO_IN_NANO, Rates, Tariff, is_cheaper
 from gateway.metering.readers import name_of
-from gateway.metering.requests import LEAST_OUTPUT, LIMITS, PICTURE_TOKENS, TOOLS_TOKENS, Wanted, asks_usage, read
+from gateway.metering.requests import LEAST_OUTPUT, LIMITS, Wanted, asks_usage, read
 from gateway.metering.shapes import MAX_TOKENS, Shape, is_free, shape_of
 from gateway.scope import is_ambiguous, names_another, queries_another
 
@@ -294,7 +295,7 @@ class LlmPricing:
         tokens, reserve, unbounded, tariff = len(body), self._table.reserve, 0, terms.tariff
         assert tariff is not None  # noqa: S101 - `_terms` finds one
         if wanted.tools:
-            tokens += TOOLS_TOKENS
+            tokens += tools_tokens(terms.shape, body)
         more = wanted.open or wanted.pictures > 0
         if more:
             context = tariff.context or CONTEXT_TOKENS

@@ -11,6 +11,7 @@ from json.scanner import make_scanner
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gateway.errors import BadRequest
+from gateway.metering.brings import GROWING, OPEN_KEYS, brought, brought_by_gemini, object_of
 from gateway.metering.shapes import Shape, tier_of_gemini, usual_is_none
 from gateway.tuples import new
 
@@ -21,13 +22,8 @@ MAX_OUTPUTS: Final = 10_000_000
 """Output tokens that are reserved at most for one choice: no model writes as many."""
 MAX_CHOICES: Final = 100_000
 """Answers to one prompt: no server gives as many."""
-PICTURE_TOKENS: Final = 50_000
-"""What one picture can cost at most: gpt-4o-mini counts 2833 and 5667 for each of up to 8 tiles."""
 LEAST_OUTPUT: Final = 16
 """Fewer output tokens are not asked for: the responses API takes no lower limit."""
-TOOLS_TOKENS: Final = 1024
-"""What a provider may add to a prompt so that the model knows how to call functions: 200 to 700 tokens."""
-
 # An honest writer of JSON has no reason to escape a letter; one who hides a name has.
 _HIDDEN_LETTER: Final = re.compile(rb"\\u00(?:[46][1-9a-fA-F]|[57][0-9aA]|5[fF])")
 
@@ -39,43 +35,6 @@ LIMITS: Final[Mapping[Shape, tuple[str, ...]]] = {
     Shape.GEMINI: ("maxOutputTokens",),
 }
 """The members that limit the output, by shape; others have none."""
-_HARMLESS: Final = (
-    "text|input_text|output_text|message|function|function_call|function_call_output|tool_use|tool_result|thinking|"
-    "redacted_thinking|reasoning|summary_text|reasoning_text|ephemeral|json_schema|json_object|enabled|disabled|adaptive|"
-    "auto|any|tool|none|custom|refusal|object|string|number|integer|boolean|array|null|content|grammar|allowed_tools|"
-    "custom_tool_call|custom_tool_call_output|query|document_text|base64|url"
-)
-_PICTURES: Final = "image_url|input_image|image"
-# A part, a tool or an item of any other type can bring more tokens than it has bytes.
-_OPEN_TYPE: Final = re.compile(rf'"type"\s*:\s*"(?!(?:{_HARMLESS}|{_PICTURES})")'.encode())
-_PICTURE: Final = re.compile(rf'"type"\s*:\s*"(?:{_PICTURES})"'.encode())
-# What a provider takes money for beside its tokens, and does not say in its usage.
-_FEES: Final = re.compile(
-    rb'"(?:web_search|file_search|code_interpreter|image_generation|computer|code_execution|mcp|google_?search|x_search|'
-    rb"container_auto|google_?maps|search_context|search_parameters)",
-    re.IGNORECASE,
-)
-_SAID_FEES: Final = re.compile(rb'"(?:web_search_20[0-9]*|web_search)"')
-"""Those of Anthropic's that its usage does say."""
-_STORED_SOUND: Final = re.compile(rb'"audio"\s*:\s*\{[^{}]*"id"')
-"""An answer of before, which has no type: the seconds of it are tokens."""
-_OPEN_KEYS: Final = {
-    # The last ones are Azure's, x.ai's and Alibaba's: what is found goes into the prompt.
-    Shape.CHAT: frozenset(
-        ("web_search_options", "plugins", "mcp_servers", "data_sources", "search_parameters", "enable_search")
-    ),
-    Shape.COMPLETIONS: frozenset[str](),
-    Shape.RESPONSES: frozenset(("previous_response_id", "conversation", "prompt")),
-    Shape.MESSAGES: frozenset(("mcp_servers", "container")),
-}
-_GROWING: Final = frozenset(("tools", "mcp_servers", "context_management"))
-_OPEN_OF_GEMINI: Final = re.compile(
-    rb'"(?:inline_?data|file_?data|google_?search\w*|code_?execution|url_?context|cached_?content|'
-    rb'google_?maps|file_?search|computer_?use|executable_?code)"\s*:',
-    re.IGNORECASE,
-)
-
-
 MAX_MODEL_CHARACTERS: Final = 256
 """How long a model's name may be: it is written to the ledger."""
 _READ_IN_ANY_CASE: Final = frozenset(
@@ -94,7 +53,7 @@ _READ_IN_ANY_CASE: Final = frozenset(
         ),
         *("thinking", "tools", "functions", "prediction", "reasoning", "reasoning_effort", "background"),
         "inference_geo",
-        *(name for names in (*LIMITS.values(), *_OPEN_KEYS.values()) for name in names),
+        *(name for names in (*LIMITS.values(), *OPEN_KEYS.values()) for name in names),
     )
 )
 """What is looked at here. Some servers take `MODEL` for `model` (Go's encoding/json), and a Kelvin sign for a k."""
@@ -199,7 +158,7 @@ def _wanted_usually(shape: Shape, members: dict[str, Any], body: bytes, *, has_t
     is_open = fees = False
     pictures = 0
     if has_types or shape is Shape.RESPONSES or "audio" in model:
-        is_open, fees, pictures = _brought(shape, members, body, is_open=False)
+        is_open, fees, pictures = brought(shape, members, body, is_open=False)
     # fmt: off
     asked = (
         members, model, limited, 1, streams, is_open, False, fees, pictures, False, False, False, 0, "", "", "", False,
@@ -217,44 +176,13 @@ def _no_output(shape: Shape, members: Mapping[str, Any]) -> int | None:
     return 0 if type(limit) is int and limit == 0 else None
 
 
-def _brought(shape: Shape, members: Mapping[str, Any], body: bytes, *, is_open: bool) -> tuple[bool, bool, int]:
-    """Return what `Wanted` has as `open`, `fees` and `pictures`.
-
-    Args:
-        shape: Not Gemini's.
-        members: Of the request's body.
-        body: That.
-        is_open: Whether a member of it says so already.
-    """
-    pictures = 0
-    if shape is Shape.RESPONSES:
-        is_open = is_open or _refers(members.get("input"))
-    elif b'"audio"' in body:
-        is_open = is_open or _STORED_SOUND.search(body) is not None
-    if b'"type"' in body:
-        is_open = is_open or _OPEN_TYPE.search(body) is not None
-        pictures = len(_PICTURE.findall(body))
-    return is_open, is_open and _has_fees(shape, body), pictures
-
-
-def _refers(items: object) -> bool:
-    """Whether a conversation only names a stored item in place of one: a reference needs no type."""
-    return isinstance(items, list) and any(
-        not isinstance((of := _object(one)).get("type"), str) and "role" not in of for one in items
-    )
-
-
-def _has_fees(shape: Shape, body: bytes) -> bool:
-    return _FEES.search(_SAID_FEES.sub(b"", body) if shape.of_anthropic else body) is not None
-
-
 def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bool) -> Wanted:
     get = members.get
     model, tier, speed = get("model"), get("service_tier"), get("speed")
     if shape is Shape.GEMINI:
-        limit, choices, is_open, pictures = _of_gemini(members, body)
+        limit, choices = _of_gemini(members)
+        (is_open, fees), pictures = brought_by_gemini(body), 0
         tier = tier_of_gemini(tier or get("serviceTier"))
-        fees = is_open and _has_fees(shape, body)
     else:
         limit, choices = 0, 1
         for name in LIMITS.get(shape, ()):
@@ -264,12 +192,12 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
             choices = min(max(_number(get("n")) or 1, _number(get("best_of")) or 1), MAX_CHOICES)
         if shape is Shape.COMPLETIONS and isinstance(prompts := get("prompt"), list):
             choices *= sum(not isinstance(prompt, int) for prompt in prompts) or 1
-        is_open = not _OPEN_KEYS.get(shape, _NO_KEYS).isdisjoint(members)
-        is_open, fees, pictures = _brought(shape, members, body, is_open=is_open)
+        is_open = not OPEN_KEYS.get(shape, _NO_KEYS).isdisjoint(members)
+        is_open, fees, pictures = brought(shape, members, body, is_open=is_open)
         fees = fees or (shape is Shape.RESPONSES and bool(get("prompt")))  # a stored prompt may have tools
     thinking, streams = get("thinking"), get("stream") is True
     if streams:
-        _object(get("stream_options"))
+        object_of(get("stream_options"))
     # Of several models, nobody knows which one it will be; `fallbacks` are Anthropic's, each with a limit of its own.
     if not isinstance(model, str) or len(model) > MAX_MODEL_CHARACTERS or get("models") or get("fallbacks"):
         model = ""
@@ -280,13 +208,13 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
         choices,
         streams,
         is_open,
-        is_open and shape.of_anthropic and not _GROWING.isdisjoint(members),
+        is_open and shape.of_anthropic and not GROWING.isdisjoint(members),
         fees,
         pictures,
         "tools" in members or "functions" in members,
         "prediction" in members,
         choices > 1 or bool(thinking or get("reasoning") or get("reasoning_effort") or get("background")),
-        0 if thinking is None else _number(_object(thinking).get("budget_tokens")) or 0,
+        0 if thinking is None else _number(object_of(thinking).get("budget_tokens")) or 0,
         usual_is_none(tier) if tier else "",
         usual_is_none(speed) if speed else "",
         str(get("inference_geo") or ""),
@@ -294,8 +222,8 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
     )
 
 
-def _of_gemini(members: dict[str, Any], body: bytes) -> tuple[int, int, bool, int]:
-    """Return the limit (0: none), choices, whether it is open, and pictures.
+def _of_gemini(members: dict[str, Any]) -> tuple[int, int]:
+    """Return the limit (0: none), and how many choices.
 
     Raises:
         ValueError: Its settings are there twice.
@@ -303,27 +231,13 @@ def _of_gemini(members: dict[str, Any], body: bytes) -> tuple[int, int, bool, in
     for one, other in (("generationConfig", "generation_config"), ("serviceTier", "service_tier")):
         if one in members and other in members:
             raise ValueError("two members are one")
-    config = _object(members.get("generationConfig", members.get("generation_config"))).get
+    config = object_of(members.get("generationConfig", members.get("generation_config"))).get
     limit = max(_number(config("maxOutputTokens")) or 0, _number(config("max_output_tokens")) or 0)
     choices = min(max(_number(config("candidateCount")) or 1, _number(config("candidate_count")) or 1), MAX_CHOICES)
-    return limit, choices, _OPEN_OF_GEMINI.search(body) is not None, 0
+    return limit, choices
 
 
 _NO_KEYS: Final = frozenset[str]()
-
-
-def _object(value: object) -> Mapping[str, Any]:
-    """Return an object's members, whichever way it was read; none if it is no object.
-
-    Raises:
-        ValueError: It has two of a name.
-    """
-    if isinstance(value, tuple):
-        members = dict(value)
-        if len(members) != len(value):
-            raise ValueError("two members have one name")
-        return members
-    return value if isinstance(value, dict) else {}
 
 
 def _number(value: object) -> int | None:
@@ -374,12 +288,12 @@ def rewritten(shape: Shape, body: bytes, wanted: Wanted, changes: Changes) -> by
 def _changed(shape: Shape, members: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     if changes.asks_usage:
-        changed["stream_options"] = {**_object(members.get("stream_options")), "include_usage": True}
+        changed["stream_options"] = {**object_of(members.get("stream_options")), "include_usage": True}
     if not changes.output:
         return changed
     if shape is Shape.GEMINI:
         key = "generation_config" if "generation_config" in members else "generationConfig"
-        config = _object(members.get(key))
+        config = object_of(members.get(key))
         present = [name for name in ("maxOutputTokens", "max_output_tokens") if name in config] or [changes.limit]
         return changed | {key: {**config, **dict.fromkeys(present, changes.output)}}
     present = [name for name in LIMITS[shape] if members.get(name) is not None] or [changes.limit]
@@ -388,4 +302,4 @@ def _changed(shape: Shape, members: Mapping[str, Any], changes: Changes) -> dict
 
 def asks_usage(wanted: Wanted) -> bool:
     """Whether a stream is asked to say its usage."""
-    return _object(wanted.members.get("stream_options")).get("include_usage") is True
+    return object_of(wanted.members.get("stream_options")).get("include_usage") is True

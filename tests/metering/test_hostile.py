@@ -565,6 +565,8 @@ def test_a_tier_of_geminis_is_paid_as_it_is_spelled_there(name: str, tier: str) 
         assert cost_of(dear, json.dumps({"usageMetadata": usage | said}).encode(), JSON).cost["USD"] == paid * 9 // 5
     less = json.dumps({"usageMetadata": usage | {"serviceTier": "standard"}}).encode()  # it was too busy
     assert cost_of(dear, less, JSON).cost["USD"] == paid
+    field = (b"X-Gemini-Service-Tier: standard",)
+    assert cost_of(dear, json.dumps({"usageMetadata": usage}).encode(), JSON, lines=field).cost["USD"] == paid
     with pytest.raises(PriceUnknown, match="service tier"):
         quoted(FLASH, **{name: tier})  # whose price at this tier is not in the package
     assert quoted(FLASH, **{name: "standard"}).each == quoted(FLASH).each

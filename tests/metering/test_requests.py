@@ -339,3 +339,21 @@ def test_a_cache_that_is_only_to_be_filled_costs_no_output(more: dict[str, Any],
     assert quote("/v1/completions", {"model": "m", "prompt": "x", "max_tokens": 0, "echo": True}, clamp=clamp).most == 0
     assert quote("/v1/messages", {**ASKS, "max_tokens": None}, clamp=clamp).most == 4096
     assert quote(CHAT_PATH, {**ASKS, "max_tokens": 0}, clamp=clamp).most == 4096  # some take that for no limit
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "more"),
+    [
+        ("/v1/messages", {"tools": [{"type": "bash_20250124", "name": "bash"}]}, 3 * 1024),
+        ("/v1/messages", {"tools": [{"type": "text_editor_20250728"}, {"type": "memory_20250818"}]}, 5 * 1024),
+        ("/v1/messages", {"tools": [{"type": "bash_20250124"}, {"type": "web_fetch_20250910"}]}, 3 * 1024 + 1_000_000),
+        ("/v1/responses", {"tools": [{"type": "shell", "environment": {"type": "local"}}]}, 1024),
+        ("/v1/responses", {"tools": [{"type": "apply_patch"}, {"type": "local_shell"}]}, 1024),
+        ("/v1/responses", {"tools": [{"type": "shell", "environment": {"type": "container_auto"}}]}, 1024 + 1_000_000),
+        ("/v1/responses", {"input": [{"type": "local_shell_call", "action": {"type": "exec"}}]}, 0),
+    ],
+)
+def test_tools_that_the_client_runs_bring_no_more_than_they_say(path: str, body: dict[str, Any], more: int) -> None:
+    """For them, the model's whole context was held: dollars, for each request of an agent."""
+    sent = {**ASKS, **body}
+    assert quote(path, sent).fixed["tokens"] == len(json.dumps(sent)) + more
