@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 PICTURE_TOKENS: Final = 50_000
 """What one picture can cost at most: gpt-4o-mini counts 2833 and 5667 for each of up to 8 tiles."""
+ANTHROPICS_PICTURE_TOKENS: Final = 10_000
+"""Likewise at Anthropic: 4784 of the largest."""
 TOOLS_TOKENS: Final = 1024
 """What a provider may add to a prompt so that the model knows how to call functions: 200 to 700 tokens."""
 
@@ -93,6 +95,33 @@ def brought_by_gemini(body: bytes) -> tuple[bool, bool]:
     """Return what `Wanted` has as `open` and `fees`."""
     is_open = _OPEN_OF_GEMINI.search(body) is not None
     return is_open, is_open and _has_fees(Shape.GEMINI, body)
+
+
+def pictures_tokens(shape: Shape, members: Mapping[str, Any], pictures: int) -> tuple[int, int]:
+    """Return what the pictures of a request can cost at most, and how many of its bytes they are: these are no text.
+
+    Only those count that are where a picture is read: elsewhere, what looks like one is text, and paid by the byte.
+    """
+    each = ANTHROPICS_PICTURE_TOKENS if shape.of_anthropic else PICTURE_TOKENS
+    messages = members.get("input" if shape is Shape.RESPONSES else "messages")
+    try:
+        return pictures * each, sum(map(_data_bytes, messages)) if isinstance(messages, list) else 0
+    except (ValueError, RecursionError):  # a member is there twice: who knows which one is read
+        return pictures * each, 0
+
+
+def _data_bytes(item: object) -> int:
+    """Return how many bytes of a message, or of a part of one, are pictures."""
+    of = object_of(item)
+    kind, url, source = of.get("type"), of.get("image_url"), object_of(of.get("source"))
+    if kind == "image":
+        data = source.get("data") if source.get("type") == "base64" else None
+        return len(data) if isinstance(data, str) else 0
+    if kind in {"image_url", "input_image"}:
+        url = object_of(url).get("url") if kind == "image_url" else url
+        return len(url) if isinstance(url, str) and url.startswith("data:") else 0
+    inner = of.get("content") if kind != "function_call_output" else of.get("output")
+    return sum(map(_data_bytes, inner)) if isinstance(inner, list) else 0
 
 
 def tools_tokens(shape: Shape, body: bytes) -> int:

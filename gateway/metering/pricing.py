@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from gateway.errors import PriceUnknown
 from gateway.metering import hosts
-from gateway.metering.brings import PICTURE_TOKENS, tools_tokens
+from gateway.metering.brings import pictures_tokens, tools_tokens
 from gateway.metering.catalogue import Catalogue
 from gateway.metering.costs import USUAL_COMPLETION, plain_path
 from gateway.metering.fees import bills_searches, most_nano, most_searches
@@ -302,7 +302,9 @@ class LlmPricing:
             # A model that has a price for longer requests takes them, from clients that ask for it.
             if tariff.tiers and context <= tariff.tiers[-1][0] and (b"\\u00" in body or wants_long((*lines, body))):
                 context = max(context, CONTEXT_TOKENS)
-            unbounded = context if wanted.open else min(wanted.pictures * PICTURE_TOKENS, context)
+            seen, data_bytes = pictures_tokens(terms.shape, wanted.members, wanted.pictures)
+            tokens -= data_bytes
+            unbounded = context if wanted.open else min(seen, context)
             tokens += 0 if reserve else unbounded
         # What is reserved for may have any number of tokens.
         rates = tariff.rates(1 << 62 if more and reserve else tokens) if tariff.tiers else tariff.base

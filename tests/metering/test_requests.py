@@ -121,7 +121,7 @@ def test_what_is_billed_beside_tokens_makes_a_cost_an_estimate(name: str, body: 
 
 
 def test_a_picture_may_be_fifty_thousand_tokens() -> None:
-    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    part = {"type": "image_url", "image_url": {"url": "https://x.example/a.png"}}
     body = {**ASKS, "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}, part, part]}]}
     assert quote(CHAT_PATH, body).fixed["tokens"] == len(json.dumps(body)) + 100_000
 
@@ -357,3 +357,33 @@ def test_tools_that_the_client_runs_bring_no_more_than_they_say(path: str, body:
     """For them, the model's whole context was held: dollars, for each request of an agent."""
     sent = {**ASKS, **body}
     assert quote(path, sent).fixed["tokens"] == len(json.dumps(sent)) + more
+
+
+_DATA = "x" * 300_000
+_URL = "data:image/png;base64," + _DATA
+
+
+@pytest.mark.parametrize(
+    ("path", "part", "is_picture"),
+    [
+        (CHAT_PATH, {"type": "image_url", "image_url": {"url": _URL}}, True),
+        (CHAT_PATH, {"type": "image_url", "image_url": {"url": "https://x"}, "detail": _URL}, False),
+        (CHAT_PATH, {"type": "text", "text": _URL, "image_url": {"url": _URL}}, False),
+        ("/v1/responses", {"type": "input_image", "image_url": _URL}, True),
+        ("/v1/messages", {"type": "image", "source": {"type": "base64", "data": _DATA}}, True),
+        (
+            "/v1/messages",
+            {"type": "tool_result", "content": [{"type": "image", "source": {"type": "base64", "data": _DATA}}]},
+            True,
+        ),
+        ("/v1/messages", {"type": "image", "source": {"type": "url", "data": _DATA}}, False),
+    ],
+)
+def test_a_picture_is_not_paid_by_the_byte(path: str, part: dict[str, Any], *, is_picture: bool) -> None:
+    """A screenshot of 300 kB was held to cost as much as a book; what only looks like one is text."""
+    name = "input" if path == "/v1/responses" else "messages"
+    body = {"model": "m", "max_tokens": 9, name: [{"role": "user", "content": [part]}]}
+    tokens = quote(path, body).fixed["tokens"]
+    assert (tokens < 60_000) == is_picture
+    twice = json.dumps(body)[:-1] + f', "tools": [{{"a": {json.dumps(part)}}}]}}'  # there, nobody reads a picture
+    assert quote(path, twice.encode()).fixed["tokens"] >= 300_000
