@@ -194,8 +194,13 @@ class MeteredExchange(GuardedExchange):
         GuardedExchange.on_connected(self, connection)
 
     def on_upstream_lost(self, *, unsent: bool, heard: bool) -> None:
-        """See `Exchange`; what has been sent and costs something may have been billed, whatever its method."""
-        if not unsent and self._asked is not None and any(self._asked[1].fixed.values()):
+        """See `Exchange`; what has been sent and costs something may have been billed, whatever its method.
+
+        And what has not costs nothing, if no other connection can be had for it.
+        """
+        if unsent and not self.answer_started:
+            self.sent = False
+        elif self._asked is not None and any(self._asked[1].fixed.values()):
             self._request = b""
         GuardedExchange.on_upstream_lost(self, unsent=unsent, heard=heard)
 

@@ -287,3 +287,19 @@ def test_but_not_for_ever(make: Callable[..., Playbook]) -> None:
     play.pass_time(2)
     assert play.upstream.state == "aborted"
     assert costs(play) == [(CENT, Mark.ESTIMATED)]
+
+
+def test_what_no_byte_of_which_has_left_costs_nothing_though_its_connection_was_there(play: Playbook) -> None:
+    """An API that restarts: the kept connections end under requests, and it takes no new ones yet."""
+    play.client.sends(play.request(b"GET", b"/api/x"))
+    play.upstream.request()
+    play.upstream.answers()
+    play.client.answer()
+    stale = play.upstream
+    stale.stops_reading()
+    play.dial_error = ConnectionRefusedError()
+    play.client.sends(play.request(b"GET", b"/api/x"))
+    stale.ends()
+    stale.got_nothing()
+    play.client.problem(502, "upstream_unreachable")
+    assert costs(play) == [(CENT, Mark.EXACT)]
