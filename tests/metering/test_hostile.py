@@ -253,6 +253,17 @@ def test_where_unknown_prices_are_allowed_the_answer_still_counts(body: bytes | 
         assert cost_of(quoted, answer, JSON).cost == expected
 
 
+@pytest.mark.parametrize("body", [{"fallbacks": "default"}, {"models": ["m", "o3"]}, {"model": ""}])
+def test_and_that_of_one_of_several_models_if_its_answer_names_it(body: dict[str, Any]) -> None:
+    expected = cost_of(quote(CHAT_PATH, ASKS), json.dumps(CHAT | {"model": "m"}).encode(), JSON).cost
+    tables: list[dict[str, Any]] = [{"unknown_price": "default", "default": {"USD": 3}}, {"unknown_price": "warn"}]
+    for table in tables:
+        quoted = quote(CHAT_PATH, {**ASKS, **body}, **table)
+        assert cost_of(quoted, json.dumps(CHAT | {"model": "m"}).encode(), JSON).cost == expected
+        unknown = cost_of(quoted, json.dumps(CHAT | {"model": "nobody's"}).encode(), JSON)
+        assert unknown.cost["USD"] == table.get("default", {}).get("USD", 0)
+
+
 def test_a_model_with_a_name_of_any_length_is_none() -> None:
     """Its name goes into every entry of the ledger."""
     with pytest.raises(PriceUnknown, match="names no model"):
