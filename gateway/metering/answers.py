@@ -146,9 +146,9 @@ def said_of(shape: Shape, answer: object) -> Said:
         tier = tier_of_gemini(told("serviceTier"))
     model, tier, speed = model and name_of(model), tier and name_of(tier), speed and name_of(speed)
     id_, geo = id_ and name_of(id_), geo and name_of(geo)
-    cost, ticks = told("cost"), told("cost_in_usd_ticks")
+    cost = told("cost")
     if cost is not None:
         cost = cost, told("is_byok"), told("cost_details")
-    elif type(ticks) is int:
+    elif type(ticks := told("cost_in_usd_ticks")) is int:  # x.ai's, ten billion of them a dollar
         cost = f"{ticks}e-10", None, None
     return new(Said, (counts, True, 0, False, model or "", tier or "", speed or "", id_ or "", geo or "", cost))

@@ -133,11 +133,11 @@ class Terms:
         tariff, (_, _, _, _, _, said_tier, said_speed, _, geo, _) = self.tariff, said
         if self.routed and (nano := self.billed(said)) is not None:
             return {"USD": nano, "tokens": counts[0] + counts[1]}
-        is_named = self.model != ""  # else it is one of several, or the default's price was taken
-        if tariff is None or said_tier or said_speed or not is_named:
+        # Without a name, it is one of several models, or the default's price was taken.
+        if tariff is None or said_tier or said_speed or not self.model:
             tier = usual_is_none(said_tier) if said_tier else self.tier
             speed = usual_is_none(said_speed) if said_speed else self.speed
-            if tariff is None or tier != self.tier or speed != self.speed or not is_named:
+            if tariff is None or tier != self.tier or speed != self.speed or not self.model:
                 tariff = self.find(self.model or said.model, tier, speed) or tariff
             if tariff is None:
                 return None
