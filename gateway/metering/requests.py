@@ -168,11 +168,11 @@ def _wanted_usually(shape: Shape, members: dict[str, Any], body: bytes, *, has_t
 
 
 def _no_output(shape: Shape, members: Mapping[str, Any]) -> int | None:
-    """Return the limit of a request that has none above 0: None, but 0 where an API takes that for no output at all.
+    """Return the limit of a request that has none above 0: None, but 0 where Anthropic is only to fill its cache.
 
-    Anthropic's is then to fill its cache, and a legacy completion to tell of its prompt.
+    Some servers of other APIs take it for no limit.
     """
-    limit = members.get("max_tokens") if shape.of_anthropic or shape is Shape.COMPLETIONS else None
+    limit = members.get("max_tokens") if shape.of_anthropic else None
     return 0 if type(limit) is int and limit == 0 else None
 
 
