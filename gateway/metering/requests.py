@@ -39,19 +39,8 @@ MAX_MODEL_CHARACTERS: Final = 256
 """How long a model's name may be: it is written to the ledger."""
 _READ_IN_ANY_CASE: Final = frozenset(
     (
-        *(
-            "model",
-            "models",
-            "fallbacks",
-            "stream",
-            "stream_options",
-            "n",
-            "best_of",
-            "prompt",
-            "service_tier",
-            "speed",
-        ),
-        *("thinking", "tools", "functions", "prediction", "reasoning", "reasoning_effort", "background"),
+        *("model", "models", "fallbacks", "stream", "stream_options", "n", "best_of", "prompt", "service_tier"),
+        *("speed", "thinking", "tools", "functions", "prediction", "reasoning", "reasoning_effort", "background"),
         "inference_geo",
         *(name for names in (*LIMITS.values(), *OPEN_KEYS.values()) for name in names),
     )
