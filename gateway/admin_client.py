@@ -76,7 +76,7 @@ class AdminClient:
 
     def is_no_gateway(self) -> GatewayError:
         """Make the error that tells of an answer which no gateway gives."""
-        return GatewayError(f"what answers at {self.name} is no gateway")
+        return GatewayError(f"what answers at {self.name} is no gateway: say where one is (--url, GATEWAY_LISTEN)")
 
     def _ask(self, method: str, target: str, content: str | None) -> tuple[int, bytes]:
         self._connection.request(method, target, content, self._fields)

@@ -69,12 +69,11 @@ async def _issue(options: argparse.Namespace, settings: Settings, local_url: str
     parent = None if options.parent is None else _text(options.parent).encode()
     if options.url or not (settings.token_secrets or settings.redis):
         if parent is not None:
-            return str(_ask(options.url or local_url, "POST", "/tokens", parent, wishes)["token"])
+            return _ask(options.url or local_url, "POST", "/tokens", parent, wishes, told="token")
         if wishes and settings.admin_key is None:
             what = ", ".join(f"--{name.rstrip('s')}" for name in wishes)
             raise ConfigError(what, "is for the holder of the admin key", "ADMIN_KEY, or TOKEN_SECRET", "ADMIN_KEY=…")
-        answer = _ask(options.url or local_url, "POST", "/register", settings.admin_key, wishes)
-        return str(answer["token"])
+        return _ask(options.url or local_url, "POST", "/register", settings.admin_key, wishes, told="token")
     async with _store(settings, offline=bool(settings.token_secrets)) as store:
         token = await _issue_here(parent, wishes, settings, store)
         await store.ping()  # what was noted in the register has then arrived
@@ -192,7 +191,7 @@ async def _revoke(text: str, options: argparse.Namespace, settings: Settings, lo
     if not is_token_id(token_id):
         raise ConfigError("TOKEN_OR_ID", "is neither", _TAKES, "gateway token revoke -")
     if options.url or settings.redis is None:
-        _ask(options.url or local_url, "DELETE", f"/admin/tokens/{token_id}", settings.admin_key)
+        _ask(options.url or local_url, "DELETE", f"/admin/tokens/{token_id}", settings.admin_key, told="id")
     else:
         async with _store(settings) as store:
             admission = Admission(store, TokenSigner([os.urandom(SECRET_MIN_BYTES)]), (), (), None)
@@ -215,13 +214,17 @@ async def _signer(store: SpendStore, settings: Settings) -> TokenSigner:
     return TokenSigner(settings.token_secrets or [await store.agree_secret(os.urandom(2 * SECRET_MIN_BYTES))])
 
 
-def _ask(url: str, method: str, path: str, key: bytes | None, wishes: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Ask a running gateway, and return the members of its answer."""
+def _ask(
+    url: str, method: str, path: str, key: bytes | None, wishes: dict[str, Any] | None = None, *, told: str
+) -> str:
+    """Ask a running gateway, and return the member of its answer that is named `told`, a text."""
     with contextlib.closing(AdminClient(url, key)) as gateway:
         status, members = gateway.ask(method, path, wishes or None)
         if status >= 300:
             raise GatewayError(f"{gateway.name} answered {status}: {members.get('detail', 'and does not say why')}")
-        return members
+        if not isinstance(text := members.get(told), str):
+            raise gateway.is_no_gateway()
+        return text
 
 
 def _text(argument: str) -> str:

@@ -15,11 +15,12 @@ from tests.kit.printed import printed
 from tests.kit.process import gateway_process
 from tests.kit.programs import run
 from tests.kit.redis import running_redis
+from tests.kit.upstream import head
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.kit.upstream import Upstream
+    from tests.kit.upstream import Call, Upstream
 
 SECRET = "a-token-secret-of-40-characters-or-so-xx"
 ADMIN_KEY = "an-admin-key-of-40-characters-or-so-xxxx"
@@ -126,6 +127,18 @@ async def test_without_it_a_running_gateway_is_asked(upstream: Upstream, tmp_pat
         code, out, err = await gateway("token", "issue", GATEWAY_LISTEN=listen)
         assert (code, out) == (1, "")
         assert err.endswith("'Authorization: Bearer KEY'. (set ADMIN_KEY as the gateway has it)")
+
+
+async def test_an_answer_that_no_gateway_gives_is_one_line(upstream: Upstream) -> None:
+    async def no_token(call: Call) -> None:
+        await call.send(head("200 OK", "Content-Length: 14") + b'{"token": [1]}')
+
+    upstream.default = no_token
+    site = upstream.url.removesuffix("/v1").removeprefix("http://")
+    for arguments in (("issue",), ("issue", "--parent", "gw_a.b"), ("revoke", "abc")):
+        code, out, err = await gateway("token", *arguments, "--url", f"http://{site}")
+        says = f"what answers at {site} is no gateway: say where one is (--url, GATEWAY_LISTEN)"
+        assert (code, out, err) == (1, "", f"gateway: {says}")
 
 
 async def test_through_redis_what_is_revoked_is_refused_by_every_instance_on_its_next_request(
