@@ -29,7 +29,7 @@ from gateway.stores.redis_spend import RedisSpendPlan, Reservation
 from gateway.stores.register import RedisLines
 from gateway.stores.replies import CLOCK, error_code, expect, meaning
 from gateway.stores.sentinel import Whereabouts
-from gateway.stores.spend_scripts import SPEND_SCRIPTS
+from gateway.stores.spend_scripts import SPEND_SCRIPTS, Script
 from gateway.stores.usage_redis import RedisUsage
 
 if TYPE_CHECKING:
@@ -214,8 +214,8 @@ class RedisStore:
         Raises:
             StoreUnavailable: Redis did not answer, or refused.
         """
-        (reply,) = await self.ask_of(plan.key, plan.pack_look())  # type: ignore[attr-defined]  # opaque to others
-        expect(reply, "the script")
+        assert isinstance(plan, RedisPlan)  # noqa: S101 - opaque to others, but this store's own
+        reply = await self.run(plan.key, Script(self.script, self.script_sha), *plan.words_to_look())
         if not isinstance(reply, list):
             raise StoreUnavailable("Redis answered something that is no standing.")
         if len(reply) == 5:
@@ -306,6 +306,23 @@ class RedisStore:
     async def ask_of(self, key: str, *commands: Command) -> list[object]:
         """Send commands about what is in the slot of a key; see `Link.ask`."""
         return await self.link_of(key).ask(*commands)
+
+    async def run(self, key: str, script: Script, *words: str | bytes | int) -> object:
+        """Run a script that is about what is in the slot of a key, and return what it returns.
+
+        Args:
+            key: One of them.
+            script: Its text is only sent where Redis does not have it, or has it elsewhere by now.
+            words: The number of keys, the keys and the arguments.
+
+        Raises:
+            StoreUnavailable: Redis did not answer, or refused.
+        """
+        (reply,) = await self.link_of(key).ask(("EVALSHA", script.sha, *words))
+        if error_code(reply) in {"NOSCRIPT", "MOVED", "ASK"}:
+            (reply,) = await self.ask_of(key, ("EVAL", script.text, *words))
+        expect(reply, "the script")
+        return reply
 
     async def ping(self) -> None:
         """Return when Redis can check limits; raise StoreUnavailable, with what that means, when it cannot in time."""

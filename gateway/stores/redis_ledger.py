@@ -21,7 +21,7 @@ from gateway.stores.leases import RENEWALS
 from gateway.stores.link import KEY_TROUBLE, pack
 from gateway.stores.redis_entries import SPENDERS_KEY, RedisEntries
 from gateway.stores.redis_spend import REDIRECTS
-from gateway.stores.replies import error_code, expect
+from gateway.stores.replies import error_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -197,9 +197,8 @@ class RedisLedger(RedisEntries):
             if not part.budgets:
                 continue
             words = part.standings_words(self._store.now_s())
-            (reply,) = await self._store.ask_of(part.key, ("EVAL", self._store.spends.standings.text, *words))
-            expect(reply, "the script")
-            numbers: Any = iter(reply)  # type: ignore[call-overload]  # as the script answers
+            reply: Any = await self._store.run(part.key, self._store.spends.standings, *words)
+            numbers: Any = iter(reply)
             standings = [BudgetStanding(*three) for three in zip(numbers, numbers, numbers, strict=True)]
             placed += zip(indexes, standings, strict=True)
         return [standing for _, standing in sorted(placed)]

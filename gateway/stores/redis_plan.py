@@ -96,9 +96,9 @@ class RedisPlan:
         """Return the recipient of the reply to a check that was sent with this lease."""
         return AskedLease(self, lease) if self.places else self
 
-    def pack_look(self) -> tuple[str | bytes | int, ...]:
-        """Return the words of a command that looks and charges nothing."""
-        return self._words("EVAL", self.store.script, _LOOK)
+    def words_to_look(self) -> tuple[str | bytes | int, ...]:
+        """Return what the script is to be run with to look and charge nothing."""
+        return self._words(_LOOK)
 
     def give_back(self, connection: Connection, at_us: int, shadowed: int) -> None:
         """Send what takes the charges of `at_us` back, but for the limits in `shadowed`."""
@@ -156,10 +156,10 @@ class RedisPlan:
             self.give_back_late(connection, reply[4], *reply[5:])
 
     def _pack(self, command: str, script: str, lease: bytes) -> bytes:
-        return pack(*self._words(command, script, lease if self.places else b""))
+        return pack(command, script, *self._words(lease if self.places else b""))
 
-    def _words(self, command: str, script: str, lease: str | bytes) -> tuple[str | bytes | int, ...]:
-        return (command, script, len(self._keys), *self._keys, self._kinds, lease, *self._numbers)
+    def _words(self, lease: str | bytes) -> tuple[str | bytes | int, ...]:
+        return (len(self._keys), *self._keys, self._kinds, lease, *self._numbers)
 
 
 class AskedLease:

@@ -127,6 +127,20 @@ async def test_a_reservation_is_one_call_beside_its_limits(shared: RedisServer) 
         assert await marks(store) == []
 
 
+async def test_who_looks_sends_a_script_only_to_a_redis_that_has_lost_it(shared: RedisServer) -> None:
+    async with started(shared) as store:
+        plan = store.spend_plan("abc", parse_limits("2/minute"), BUDGETS)
+        assert (await reserve(store, plan, asking("r-0"))).admitted
+        shared.call("SCRIPT", "FLUSH")
+        for calls in (["2"], []):
+            shared.call("CONFIG", "RESETSTAT")
+            looks = await store.look(plan)
+            assert looks is not None
+            assert [one.used for one in looks] == [1]
+            assert await stands(store, plan) == [(0, 40)] * 3
+            assert re.findall(r"cmdstat_eval:calls=(\d+)", shared.info("commandstats").decode()) == calls
+
+
 async def test_the_smallest_room_is_granted_and_what_it_was_not_used_for_comes_back(shared: RedisServer) -> None:
     async with started(shared) as store:
         plan = store.spend_plan("abc", (), BUDGETS)
