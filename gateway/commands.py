@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from gateway.config import SETTINGS, UnixAddress, listen_address, load
+from gateway.config import SETTINGS, UnixAddress, exposed, listen_address, load
 from gateway.config.describing import describe
 from gateway.errors import ConfigError
 from gateway.exit_codes import FAILURE, FINE, INTERRUPTED, USAGE
@@ -163,7 +163,11 @@ def _arguments(options: argparse.Namespace) -> dict[str, str]:
 
 
 def _load(options: argparse.Namespace) -> Config:
-    return load(arguments=_arguments(options), environ=os.environ, file=_file(options))
+    file = _file(options)
+    config = load(arguments=_arguments(options), environ=os.environ, file=file)
+    if warning := exposed(file):
+        print(f"gateway: warning: {warning}", file=sys.stderr)
+    return config
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from gateway.config import SETTINGS, load
+from gateway.config import SETTINGS, exposed, load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,4 +54,4 @@ def serve(arguments: Mapping[str, str], file: Path | None) -> int:
         del os.environ[variable]
     from gateway.workers import serve as run  # loads the server
 
-    return run(config, read, environ)
+    return run(config, read, environ, exposed(file))

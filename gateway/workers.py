@@ -38,7 +38,7 @@ NOTICE_S: Final = 1.0
 _log = logging.getLogger("gateway")
 
 
-def serve(config: Config, reread: Callable[[], Config], environ: Mapping[str, str]) -> int:
+def serve(config: Config, reread: Callable[[], Config], environ: Mapping[str, str], warning: str = "") -> int:
     """Run the gateway until SIGTERM or SIGINT, then drain it. SIGHUP, and a change of its files, reload it.
 
     SIGUSR2 has the same program, started anew, take its place.
@@ -47,6 +47,7 @@ def serve(config: Config, reread: Callable[[], Config], environ: Mapping[str, st
         config: What it does.
         reread: Makes the configuration anew, from where this one came.
         environ: The environment that this process was started with.
+        warning: What the log is to warn of, once however many workers there are; "": nothing.
 
     Returns:
         0: everything in flight ended within `DRAIN_TIMEOUT`, or had to be cut off then.
@@ -62,6 +63,8 @@ def serve(config: Config, reread: Callable[[], Config], environ: Mapping[str, st
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _allow_all_descriptors()
     place = Place.found(os.environ)
+    if place is None and warning:
+        _log.warning(warning)
     if place is None and config.settings.workers > 1:
         become_supervisor(config.settings, environ)
     others: list[socket.socket] = []

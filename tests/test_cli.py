@@ -212,6 +212,27 @@ def test_a_secret_as_an_option_gets_a_warning_that_does_not_repeat_it() -> None:
     assert_no_canary(result.stdout + result.stderr)
 
 
+def test_check_config_warns_of_a_file_with_secrets_that_others_may_read(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    secrets = f'admin_key = "{CANARIES["ADMIN_KEY"]}"\nredis_url = "redis://:sk-canary@127.0.0.1"\n'
+    maps = f'[targets.maps]\nurl = "{URL}"\n'
+    for content, mode, named in (
+        (f'{secrets}{maps}keys = ["sk-canary-a", "sk-canary-b"]', 0o644, "admin_key, redis_url, targets.maps.keys"),
+        (f'{maps}key = "sk-canary-a"', 0o620, "targets.maps.key"),
+        (f'{secrets}{maps}key = "sk-canary-a"', 0o640, ""),
+        (f'redis_url = "redis://127.0.0.1"\n{maps}key_env = "MAPS_KEY"', 0o644, ""),
+    ):
+        file.write_text(content, encoding="ascii")
+        file.chmod(mode)
+        result = run("check-config", "--config", str(file), TARGET_API_URL=URL, MAPS_KEY="sk-canary-a")
+        assert result.returncode == 0
+        assert_no_canary(result.stderr)
+        assert result.stderr.count("\n") == bool(named)
+        if named:
+            assert f"gateway: warning: {file} has secrets in it ({named}) and mode {mode:o}: " in result.stderr
+            assert f"chmod 600 {file}" in result.stderr
+
+
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1), (404, 1)])
 def test_healthcheck(status: int, code: int) -> None:
     with answering(status) as address:
@@ -352,7 +373,8 @@ def test_serve_runs_until_a_signal_and_exits_0(number: signal.Signals, closed: s
 def test_serve_takes_the_secrets_out_of_its_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     served: list[Config] = []
 
-    def serve(config: Config, reread: Callable[[], Config], environ: Mapping[str, str]) -> int:
+    def serve(config: Config, reread: Callable[[], Config], environ: Mapping[str, str], warning: str) -> int:
+        assert warning == ""
         served.extend((config, reread()))  # which has them still
         assert list(config.files) == [tmp_path / "gateway.toml"]
         assert environ["TARGET_API_KEY"] == CANARIES["TARGET_API_KEY"]  # for those that take this one's place

@@ -6,7 +6,7 @@ Text comes in through `load` (command line, environment, file) or `Config(...)` 
 here opens a connection; of the file system, only the TOML file, key files and CA files are read.
 """
 
-from gateway.config.loading import listen_address, load
+from gateway.config.loading import exposed, listen_address, load
 from gateway.config.settings import Config, Settings
 from gateway.config.table import SETTINGS, Setting
 from gateway.config.target import KeyPair, Target
@@ -23,6 +23,7 @@ __all__ = [
     "Target",
     "TargetSettings",
     "UnixAddress",
+    "exposed",
     "listen_address",
     "load",
 ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import stat
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gateway.config.reading import Spelling
 from gateway.config.settings import Config
 from gateway.config.table import SETTINGS
-from gateway.config.targets import with_environment
+from gateway.config.targets import FORBIDDEN_MODE, with_environment
 from gateway.config.values import Address, addresses
 from gateway.errors import ConfigError
 from gateway.stamps import stamp
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from gateway.config.table import Setting
     from gateway.config.values import UnixAddress
 
 DEFAULT_LISTEN = "127.0.0.1:3000"
@@ -71,6 +73,31 @@ def listen_address(*, environ: Mapping[str, str], file: Path | None) -> tuple[Ad
         setting, spelling = SETTINGS["gateway_listen"], given.spelled["gateway_listen"]
         raise ConfigError(spelling.name, str(error), setting.takes, spelling.example(setting.example)) from None
     return first, isinstance(first, Address) and "gateway_tls_cert" in given.values
+
+
+def exposed(file: Path | None) -> str:
+    """Return a sentence that warns of secrets in a file that others may read or change; "" where there is no need to.
+
+    Args:
+        file: One that `load` has read, or None.
+    """
+    mode = 0 if file is None else file.stat().st_mode
+    if file is None or not stat.S_ISREG(mode) or not mode & FORBIDDEN_MODE:  # a pipe is there to be read once
+        return ""
+    content = _read_file(file)
+    names = [name for name, value in content.items() if name in SETTINGS and _is_secret(SETTINGS[name], value)]
+    tables: Any = content.get("targets", {})
+    names += [f"targets.{name}.{key}" for name, table in tables.items() for key in ("key", "keys") if key in table]
+    if not names:
+        return ""
+    return (
+        f"{file} has secrets in it ({', '.join(names)}) and mode {stat.S_IMODE(mode):o}: others can read or change it; "
+        f"chmod 600 {file}, or keep them out of it (environment, key_file, key_env)"
+    )
+
+
+def _is_secret(setting: Setting, value: object) -> bool:
+    return setting.secret and (setting.name != "redis_url" or "@" in str(value))
 
 
 def _gather(*, arguments: Mapping[str, str], environ: Mapping[str, str], file: Path | None) -> _Given:

@@ -33,7 +33,8 @@ _ENDPOINTS = frozenset({"register", "usage", "healthz", "readyz", "metrics", "ad
 _MAX_LIMITS = 12
 """With those that a token and the gateway have, no more than a store checks at once."""
 _MAX_KEY_FILE_BYTES = 64 * 1024
-_FORBIDDEN_MODE = stat.S_IWGRP | stat.S_IRWXO
+FORBIDDEN_MODE = stat.S_IWGRP | stat.S_IRWXO
+"""Of a file with secrets: whoever is not in its group has no business with it, nor the group with changing it."""
 
 
 class Key(NamedTuple):
@@ -321,7 +322,7 @@ def _read_key(text: str) -> str:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{shown} is not a file")
-        if status.st_mode & _FORBIDDEN_MODE:
+        if status.st_mode & FORBIDDEN_MODE:
             raise ValueError(f"{shown} has mode {stat.S_IMODE(status.st_mode):o}: others can read or replace it")
         with path.open("rb") as file:
             content = file.read(_MAX_KEY_FILE_BYTES + 1)

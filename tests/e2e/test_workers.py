@@ -118,9 +118,11 @@ async def test_a_revoked_token_is_refused_by_all(program: Program) -> None:
 async def test_a_reload_reaches_all_workers(upstream: Upstream, redis: RedisServer, tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text('admin_key = "an-admin-key-of-32-characters-or-more"', encoding="ascii")
+    file.chmod(0o644)
     async with workers_process(upstream, redis, GATEWAY_CONFIG=str(file)) as program:
         program.signal(signal.SIGHUP)
         await until(lambda: program.printed.count("INFO gateway: reloaded") == 2)
+        assert program.printed.count("has secrets in it (admin_key) and mode 644") == 1  # however many read it
 
 
 async def test_the_supervisor_is_small(program: Program) -> None:
