@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,6 +27,10 @@ def pytest_configure() -> None:
     # Else an example that gets no processor for 200 ms fails its test.
     settings.register_profile("on any machine", deadline=None)
     settings.load_profile("on any machine")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As a script's shell has it for what it runs with '&': all that is started here would ignore it, too, as it
+        # should. What is caught here is not, and this process goes on as if it ignored it.
+        signal.signal(signal.SIGINT, lambda *_: None)
 
 
 def pytest_collection_finish() -> None:
