@@ -30,9 +30,11 @@ GRACE_S: Final = 1.0
 """When the gateway stops, a request may be on its way on a connection that is idle here, and no answer has said so
 far. This is much more than a round trip, and lets a busy client come back for an answer with `Connection: close`."""
 LINGER_S: Final = 2.0
+MAX_UPLOAD_LINGER_S: Final = 30.0
+"""As nginx's `lingering_time`; but whoever has a good token may be on a slow line."""
 MAX_LINGER_BYTES: Final = 1024 * 1024
 MAX_UPLOAD_LINGER_BYTES: Final = 64 * MAX_LINGER_BYTES
-"""Behind a good token: many clients read no answer before they have sent all, and fail where they cannot."""
+"""Behind a request: many clients read no answer before they have sent all, and fail where they cannot."""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -45,7 +47,8 @@ class ClientConnection(asyncio.Protocol):
     # fmt: off
     __slots__ = (
         "_context", "transport", "opening", "_advancing", "_buffer", "_partial", "_exchange", "spare",  # what comes
-        "deadline_s", "writable", "untaken_bytes", "_held_back", "_half_closed", "_lingering_bytes", "_watch",
+        "deadline_s", "writable", "untaken_bytes", "_held_back", "_half_closed", "_watch",
+        "_lingering_bytes", "_linger_end_s",
     )
     # fmt: on
 
@@ -91,8 +94,8 @@ class ClientConnection(asyncio.Protocol):
             self._lingering_bytes = max(self._lingering_bytes - len(data), 0)
             if not self._lingering_bytes:
                 self.transport.close()
-            elif self._lingering_bytes > MAX_LINGER_BYTES:  # it may be on a slow line
-                self.deadline_s = self._context.clock.soon_s + LINGER_S
+            else:
+                self.deadline_s = min(self._context.clock.soon_s + LINGER_S, self._linger_end_s)
             return
         self._buffer = self._buffer + data if self._buffer else data
         if self._exchange is None and self.writable:
@@ -208,7 +211,6 @@ class ClientConnection(asyncio.Protocol):
                     break
                 exchange.begin()
             except GatewayError as error:
-                self._exchange = None
                 self._refuse(error, head)
         if left:
             self._advancing = False
@@ -288,9 +290,11 @@ class ClientConnection(asyncio.Protocol):
         if transport.is_closing():
             return
         if not keep_alive:
-            if self._buffer or exchange is None or not exchange.request_done or has_unread(transport):
+            if exchange is None:  # what came was no request
+                self._linger()
+            elif self._buffer or not exchange.request_done or has_unread(transport):
                 is_known = isinstance(exchange, Exchange) and exchange.subject is not None
-                self._linger(MAX_UPLOAD_LINGER_BYTES if is_known else MAX_LINGER_BYTES)
+                self._linger(MAX_UPLOAD_LINGER_BYTES, NEVER if is_known else MAX_UPLOAD_LINGER_S)
             else:
                 self.close()
             return
@@ -317,7 +321,7 @@ class ClientConnection(asyncio.Protocol):
         if self._half_closed or not self.transport.can_write_eof():
             self.close()
         elif not self.transport.is_closing():
-            self._linger(MAX_LINGER_BYTES)
+            self._linger()
 
     def _go_on(self) -> None:
         if self.transport.is_closing():
@@ -357,11 +361,12 @@ class ClientConnection(asyncio.Protocol):
         if is_waiting and self.writable and not self._buffer:
             self.deadline_s = min(self.deadline_s, self._context.clock.soon_s + GRACE_S)
 
-    def _linger(self, most_bytes: int) -> None:
+    def _linger(self, most_bytes: int = MAX_LINGER_BYTES, most_s: float = LINGER_S) -> None:
         """Let the client read its answer before the connection ends: closing on unread bytes would reset it."""
         self._buffer = b""
         self._partial = None
         self._lingering_bytes = most_bytes
+        self._linger_end_s = self._context.clock.soon_s + most_s
         self.deadline_s = self._context.clock.soon_s + LINGER_S
         end_writing(self.transport)
         if not self.transport.is_reading():

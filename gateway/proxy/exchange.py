@@ -89,6 +89,7 @@ class Exchange:
                 return b""
             self._content = data[:length]
             return data[length:]
+        self.request_done = False
         self.upload, rest = begin_upload(self.context, head, self.client.transport, data)
         self.request_done = self.upload.body.done
         return rest
