@@ -36,8 +36,11 @@ TRIM_EVERY: Final = 256
 """Settlements between two looks at the oldest lines, of which twice as many are deleted at most."""
 BUSY_S: Final = 0.1
 """How long to wait for somebody who writes in spite of the lock: nothing else happens meanwhile."""
+PAGE_BYTES: Final = 4096
 WAL_PAGES: Final = 4_000
-"""Of 4 KiB, until they are brought into the file proper: the disk has to be waited for then."""
+"""Until they are brought into the file proper: the disk has to be waited for then."""
+WAL_SHARE: Final = 4
+"""So many times that is free at least: on a disk that is full of these pages, they have no way into the file."""
 
 _MARK: Final = 0x67776C64
 """`gwld`: says that a file is one of these (sqlite.org/fileformat2.html §1.3.18)."""
@@ -109,7 +112,7 @@ class StateFile:
                 self._make()
             self._db = db = sqlite3.connect(self._path, isolation_level=None, timeout=BUSY_S)
             _check(db)  # before anything is changed: it may be somebody else's
-            _use_wal(db)
+            _use_wal(db, self._path)
             return self._read()
         except (OSError, sqlite3.Error, ValueError, LookupError, TypeError) as error:
             self.end()
@@ -242,7 +245,7 @@ class StateFile:
         made = Path(f"{self._path}.new")
         os.close(os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         with contextlib.closing(sqlite3.connect(made, isolation_level=None)) as db:
-            _use_wal(db)
+            _use_wal(db, self._path)
             db.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
         made.rename(self._path)
 
@@ -329,10 +332,12 @@ def _check(db: sqlite3.Connection) -> None:
         raise ValueError(f"it is of version {version}, and this gateway knows version {_VERSION}")
 
 
-def _use_wal(db: sqlite3.Connection) -> None:
+def _use_wal(db: sqlite3.Connection, path: str) -> None:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")
-    db.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES}")
+    disk = os.statvfs(os.path.dirname(path))  # noqa: PTH120 - pathlib has no such call
+    free_pages = disk.f_bavail * disk.f_frsize // PAGE_BYTES
+    db.execute(f"PRAGMA wal_autocheckpoint = {max(min(WAL_PAGES, free_pages // WAL_SHARE), 1)}")
 
 
 def _reservation(accounts: dict[int, Account], request: str, token: str, about: str, atoms: str) -> Reservation:

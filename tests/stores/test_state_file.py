@@ -8,6 +8,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -149,6 +150,20 @@ async def test_a_directory_that_is_gone_is_told(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="cannot be used: No such file or directory"):
         async with opened(tmp_path / "gone" / "state.db"):
             pass
+
+
+async def test_what_is_not_in_the_file_proper_yet_leaves_a_small_disk_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = SimpleNamespace(f_bavail=64, f_frsize=16_384)
+    monkeypatch.setattr("gateway.stores.state_file.os.statvfs", lambda _: free)
+    async with opened(tmp_path / "state.db") as store:
+        plan = store.spend_plan("abc", (), BUDGETS)
+        for number in range(30):  # each of which writes some six pages
+            ask = ask_for(f"r-{number}", 1)
+            assert (await reserve(store, plan, ask)).admitted
+            settle(store, plan, ask, 1)
+        assert (tmp_path / "state.db-wal").stat().st_size < 1024 * 1024 / 2
 
 
 async def test_without_room_on_the_disk_nothing_passes_and_nothing_is_lost(
