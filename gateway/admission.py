@@ -320,7 +320,7 @@ class Admission:
         return {name: limits for name, limits in self._targets.items() if allowed is None or name in allowed}
 
     async def tokens(self) -> list[dict[str, Any]]:
-        """List the tokens that the store's register knows and that have not ended, those that end last first.
+        """List the tokens that the store's register knows and that have not ended; see `Noted.lines`.
 
         It knows those that were issued by a gateway on this store, and those issued elsewhere from their first use on.
 
@@ -343,7 +343,7 @@ class Admission:
             "expires_at": claims.expires_at_s,
         }
         ends_s = claims.issued_at_s + FOR_EVER_S if claims.expires_at_s is None else claims.expires_at_s
-        self.store.note(json.dumps(line, separators=(",", ":")), ends_s)
+        self.store.note(json.dumps(line, separators=(",", ":")), ends_s, is_child="." in claims.id)
 
     def _remember(self, token: bytes, claims: Claims) -> Subject:
         try:

@@ -497,9 +497,10 @@ def test_instances_on_one_redis(api: Api, tmp_path: Path) -> None:
         spelled = {re.sub(":usage-busiest:[0-9-]+", ":usage-busiest:DAY", key) for key in spelled}
         # The first two expire soon, perhaps before the keys are listed; the last is `gateway verify`'s.
         passing = {"gateway:{global}:probe", "gateway:{global}:rights-N", "gateway:{global}:verify"}
-        # Nothing is in flight any more, nobody is revoked, and this is no cluster.
+        # Nothing is in flight any more, nobody is revoked, no token was made from another, and this is no cluster.
         absent = {"gateway:{TOKEN_ID}:inflight", "gateway:{global}:inflight", "gateway:{TOKEN_ID}:revoked"}
-        absent |= {"gateway:{global}:tokens-revoked", "gateway:{tokens-ADDRESS}:limit:WINDOW"}
+        absent |= {f"gateway:{{global}}:tokens-{which}" for which in ("made", "revoked")}
+        absent.add("gateway:{tokens-ADDRESS}:limit:WINDOW")
         absent.add("gateway:{TOKEN_ID}:inflight:TARGET-concurrency")
         absent |= {f"gateway:{{TOKEN_ID}}:open{which}" for which in ("", ":ends", ":assumed")}
         absent |= {name for name in documented if ":CHILD:" in name}

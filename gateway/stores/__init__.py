@@ -128,12 +128,13 @@ class Store(Protocol):
         """
         ...
 
-    def note(self, line: str, ends_s: int) -> None:
+    def note(self, line: str, ends_s: int, *, is_child: bool = False) -> None:
         """Note a token in the register, for people to look at, as far as that is possible just now.
 
         Args:
             line: What is known of it; the same line again is no other.
             ends_s: When it is of no interest any more, in seconds since the epoch.
+            is_child: Whether it was made from another one. However many are, the others stay noted.
         """
         ...
 

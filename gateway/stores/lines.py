@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_LINES: Final = 4096
-"""About 200 bytes each. Of more, those that end first are forgotten."""
+"""Of tokens that were issued, and as many of those made from them, which any token's holder makes 60 a minute of: about
+200 bytes each. Of more, those that end first are forgotten."""
 
 
 class Noted(NamedTuple):
     """What a register knows."""
 
     lines: list[str]
-    """Of the tokens that have not ended, those that end last first."""
+    """Of the tokens that have not ended, those that end last first; those made from others behind all others."""
     revoked: frozenset[str]
     """The ids that were revoked."""
 

@@ -108,7 +108,12 @@ class MemoryStore:
         ledger: Keeps budgets; None: one of this process alone, on the system's clock.
     """
 
-    __slots__ = ("_counters", "_ledger", "_leases", "_limited", "_lines", "_now_us", "_revoked", "_to_purge", "usage")
+    # fmt: off
+    __slots__ = (
+        "_counters", "_ledger", "_leases", "_limited", "_lines", "_lines_of_children", "_now_us", "_revoked",
+        "_to_purge", "usage",
+    )
+    # fmt: on
 
     def __init__(self, now_us: Callable[[], int] = monotonic_us, ledger: MemoryLedger | None = None) -> None:
         self._ledger = ledger
@@ -116,7 +121,7 @@ class MemoryStore:
         self._counters: dict[str, Counter] = {}
         self._to_purge: deque[tuple[str, int]] = deque()
         self._leases = count(1)
-        self._lines = MemoryLines()
+        self._lines, self._lines_of_children = MemoryLines(), MemoryLines()
         self._limited = _Limited()
         self.usage = MemoryUsage()
         self._revoked: dict[str, int] = {}  # until when, in microseconds
@@ -238,14 +243,15 @@ class MemoryStore:
         if self._ledger is not None:
             self._ledger.revoke(subject, lives_s)
 
-    def note(self, line: str, ends_s: int) -> None:
+    def note(self, line: str, ends_s: int, *, is_child: bool = False) -> None:
         """Note a token in the register; see `Store.note`."""
-        self._lines.note(line, ends_s)
+        (self._lines_of_children if is_child else self._lines).note(line, ends_s)
 
     async def noted(self) -> Noted:
         """Return what the register knows, and which tokens are revoked."""
         now_us = self._now_us()
-        return Noted(self._lines.lines(), frozenset(one for one, until in self._revoked.items() if until > now_us))
+        lines = [*self._lines.lines(), *self._lines_of_children.lines()]
+        return Noted(lines, frozenset(one for one, until in self._revoked.items() if until > now_us))
 
     def at_least(self, plan: Plan, index: int, used: int, at_us: int) -> None:
         """See to it that a limit counts no less than is known from elsewhere.

@@ -236,9 +236,9 @@ class RedisStore:
         expect(reply, "SET")
         await self._lines.note_revoked(subject, lives_s)
 
-    def note(self, line: str, ends_s: int) -> None:
+    def note(self, line: str, ends_s: int, *, is_child: bool = False) -> None:
         """Note a token in the register; see `Store.note`."""
-        self._lines.note(line, ends_s)
+        self._lines.note(line, ends_s, is_child=is_child)
 
     async def noted(self) -> Noted:
         """Return what the register knows; see `Store.noted`."""

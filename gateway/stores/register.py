@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 NOTE_SCRIPT: Final = resources.files("gateway.stores").joinpath("note.lua").read_text("utf-8")
 
 _TOKENS_KEY: Final = "gateway:{global}:tokens"
+_CHILDREN_KEY: Final = "gateway:{global}:tokens-made"
 _REVOKED_KEY: Final = "gateway:{global}:tokens-revoked"
 _KEPT_S: Final = 10 * 366 * 86_400
 """No line lasts longer, and every key expires."""
@@ -49,11 +50,11 @@ class RedisLines:
         self._ask_of = ask_of
         self._now_s = now_s
 
-    def note(self, line: str, ends_s: int) -> None:
+    def note(self, line: str, ends_s: int, *, is_child: bool) -> None:
         """Note a token; while Redis cannot be reached, nothing is noted."""
         connection = self._link_of(_TOKENS_KEY).live
         if connection is not None and not connection.congested:
-            self._send(connection, pack(*self._noting(_TOKENS_KEY, line, ends_s)))
+            self._send(connection, pack(*self._noting(_CHILDREN_KEY if is_child else _TOKENS_KEY, line, ends_s)))
 
     async def note_revoked(self, token_id: str, lives_s: int) -> None:
         """Note that a token is revoked.
@@ -72,16 +73,16 @@ class RedisLines:
             StoreUnavailable: Redis did not answer, or refused.
         """
         after = f"({int(self._now_s())}"
-        lines, revoked = await self._ask_of(
-            _TOKENS_KEY,
-            ("ZREVRANGEBYSCORE", _TOKENS_KEY, "+inf", after),
-            ("ZREVRANGEBYSCORE", _REVOKED_KEY, "+inf", after),
-        )
-        expect(lines, "ZREVRANGEBYSCORE")
-        expect(revoked, "ZREVRANGEBYSCORE")
-        if not isinstance(lines, list) or not isinstance(revoked, list):
-            raise StoreUnavailable("Redis answered something that is no register.")
-        return Noted([line.decode() for line in lines], frozenset(one.decode() for one in revoked))
+        keys = (_TOKENS_KEY, _CHILDREN_KEY, _REVOKED_KEY)
+        replies = await self._ask_of(_TOKENS_KEY, *(("ZREVRANGEBYSCORE", key, "+inf", after) for key in keys))
+        found: list[list[str]] = []
+        for reply in replies:
+            expect(reply, "ZREVRANGEBYSCORE")
+            if not isinstance(reply, list):
+                raise StoreUnavailable("Redis answered something that is no register.")
+            found.append([one.decode() for one in reply])
+        issued, made, revoked = found
+        return Noted(issued + made, frozenset(revoked))
 
     def _noting(self, key: str, line: str, ends_s: int) -> Command:
         return ("EVAL", NOTE_SCRIPT, 1, key, ends_s, line, int(self._now_s()), MAX_LINES, _KEPT_S)

@@ -153,9 +153,9 @@ class ScriptStore:
     async def revoke(self, subject: str, lives_s: int) -> None:
         await self._store.revoke(subject, lives_s)
 
-    def note(self, line: str, ends_s: int) -> None:
+    def note(self, line: str, ends_s: int, *, is_child: bool = False) -> None:
         self.asked += 1
-        self._store.note(line, ends_s)
+        self._store.note(line, ends_s, is_child=is_child)
 
     async def noted(self) -> Noted:
         return await self._store.noted()

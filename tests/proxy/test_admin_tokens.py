@@ -47,6 +47,20 @@ def test_what_another_issued_is_listed_once_it_was_used(play: Playbook) -> None:
     assert token_id in listed(play.client)
 
 
+def test_tokens_that_one_is_made_into_push_no_issued_one_off_the_list(
+    guarded: Playbook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.stores.lines.MAX_LINES", 8)
+    ask(guarded.client, b"POST", b"/register", ADMIN, body=b'{"ttl": "1h"}')
+    issued = minted(guarded.client.answer())["id"]
+    for _ in range(20):
+        ask(guarded.client, b"POST", b"/tokens", b"X-Api-Key: " + guarded.token)
+        child = minted(guarded.client.answer())["id"]
+    known = listed(guarded.client, ADMIN)
+    assert {issued, child} <= known.keys()
+    assert len(known) <= 2 + 8
+
+
 def test_a_token_that_is_ended_is_refused_at_once_and_shown_as_revoked(guarded: Playbook) -> None:
     token_id = guarded.admission.authenticate(guarded.token, guarded.context.clock.wall_s).id
     ask(guarded.client, b"DELETE", b"/admin/tokens/" + token_id.encode(), ADMIN)

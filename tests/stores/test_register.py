@@ -43,6 +43,21 @@ async def test_of_too_many_those_that_end_first_are_forgotten(
     assert 6 <= len(listed) <= 8
 
 
+async def test_tokens_made_from_others_do_not_fill_the_room_of_those_that_were_issued(
+    under_test: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "MAX_LINES", 8)
+    monkeypatch.setattr(register, "MAX_LINES", 8)
+    store = await under_test.fresh()
+    store.note("issued", LATER_S)
+    for number in range(20):
+        store.note(f"made {number}", LATER_S + 1 + number, is_child=True)
+    first, *rest = (await store.noted()).lines
+    assert first == "issued"
+    assert rest == [f"made {number}" for number in reversed(range(20))][: len(rest)]
+    assert 6 <= len(rest) <= 8
+
+
 async def test_nothing_is_noted_while_redis_is_out_and_nobody_waits_for_it(under_test: Subject) -> None:
     store = await under_test.fresh()
     if isinstance(store, RedisStore):
