@@ -25,6 +25,7 @@ from gateway.errors import StoreUnavailable, TokenError
 from gateway.exit_codes import DIED_OF_SIGNAL, NOT_EXECUTABLE, NOT_FOUND
 from gateway.names import Loop
 from gateway.server import Gateway
+from gateway.supervisor.stderr import LogStream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +59,8 @@ def run_command(config: Config, command: list[str]) -> int:
         GatewayError, OSError: The gateway could not start.
     """
     level = "warning" if config.log_level == "info" else config.log_level  # stderr is the command's
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=level.upper(), format=form, stream=LogStream())
     paths = paths_for(config.settings.target.base_path.decode())
     # Registering is for the machine's programs, this one among them: it would get itself more than its token allows.
     admin_key = config.admin_key or secrets.token_urlsafe()

@@ -20,6 +20,7 @@ from gateway.names import Loop
 from gateway.server import Gateway
 from gateway.supervising import SHARED_DIR, Place, Successor, become_supervisor
 from gateway.supervisor.plan import remove_shared_directory
+from gateway.supervisor.stderr import LogStream
 
 if TYPE_CHECKING:
     import socket
@@ -57,7 +58,9 @@ def serve(config: Config, reread: Callable[[], Config], environ: Mapping[str, st
         GatewayError, OSError: It could not start.
     """
     logging.basicConfig(
-        level=config.settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=config.settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=LogStream(),
     )
     # A core dump would hold the real key.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -9,6 +9,7 @@ import time
 
 from gateway.supervisor.crew import LEAVING, SERVING
 from gateway.supervisor.plan import PROGRAM, SIGNALS, remove_shared_directory, spawn_worker
+from gateway.supervisor.stderr import LogStream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class System:
         self._plan = plan
         self._ready: dict[int, int] = {}
         self._is_renewal_due = False
+        self._log = LogStream()
         plan.keep_back()
         signal.set_wakeup_fd(plan.signals[1], warn_on_full_buffer=False)
         for number in SIGNALS:
@@ -93,10 +95,7 @@ class System:
         now = time.time()
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
         line = f"{moment},{int(now % 1 * 1000):03d} {level.upper()} gateway.supervisor: {text}\n"
-        try:
-            os.write(2, line.encode("utf-8", "backslashreplace"))
-        except OSError:
-            return  # nobody reads any more, and there is nobody else to tell
+        self._log.write(line)
 
     def _renew(self, supervisor: Supervisor) -> None:
         """Execute this program anew."""

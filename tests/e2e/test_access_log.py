@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -33,7 +32,7 @@ async def test_every_request_has_a_line_when_the_program_has_stopped(upstream: U
     assert "secret" not in printed
 
 
-async def test_a_stdout_that_nobody_reads_holds_up_no_request_and_no_stop(upstream: Upstream) -> None:
+async def test_a_pipe_of_both_outputs_that_nobody_reads_holds_up_no_request_and_no_stop(upstream: Upstream) -> None:
     reading, writing = os.pipe()
     environment = {
         "TARGET_API_URL": upstream.url,
@@ -43,16 +42,21 @@ async def test_a_stdout_that_nobody_reads_holds_up_no_request_and_no_stop(upstre
         "PATH": os.environ["PATH"],
     }
     program = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "gateway", env=environment, stdout=writing, stderr=subprocess.PIPE
+        sys.executable, "-m", "gateway", env=environment, stdout=writing, stderr=writing
     )
     os.close(writing)
     try:
-        assert program.stderr is not None
-        while b"listening on" not in (line := await asyncio.wait_for(program.stderr.readline(), 20)):
-            assert line
-        url = line.split(b"listening on ")[1].split(b",")[0].decode()
+        printed = b""
+        while b"sending to" not in printed:
+            read = await asyncio.wait_for(asyncio.to_thread(os.read, reading, 4096), 20)
+            assert read
+            printed += read
+        url = printed.split(b"listening on ")[1].split(b",")[0].decode()
         async with connected(url) as client:
             for _ in range(2000):  # some 600 kB of lines: a pipe holds 64
+                assert (await client.ask(request("/healthz"))).status == 200
+            program.send_signal(signal.SIGHUP)  # the log has something to say of that
+            for _ in range(50):
                 assert (await client.ask(request("/healthz"))).status == 200
         program.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(program.wait(), 20) == 0
