@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import NoReturn
 
+    from rich.live import Live
+
     from gateway.config import Settings
 
 EVERY_S: Final = 1.0
@@ -97,6 +99,7 @@ def _watch(source: Source, *, as_json: bool) -> None:
 
     signal.signal(signal.SIGTERM, _leave)  # else the terminal would be left with this screen, and without a cursor
     live = Live(auto_refresh=False, screen=True)
+    signal.signal(signal.SIGTSTP, lambda *_: _rest(live))  # likewise, to whoever typed Ctrl-Z
     try:
         for told, trouble in _looks(source):
             live.update(as_table(before, told, trouble))
@@ -132,6 +135,13 @@ def _is_drawn_on() -> bool:
 
 def _leave(number: int, _: object) -> NoReturn:
     sys.exit(128 + number)
+
+
+def _rest(live: Live) -> None:
+    """Stop until somebody has this program go on, with the terminal as it was before."""
+    live.stop()
+    signal.raise_signal(signal.SIGSTOP)
+    live.start(refresh=True)
 
 
 class _Gateway:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.text import Text
 
 Told = dict[str, Any]
 """What `/admin/usage` answers, or one of its members."""
@@ -18,6 +20,8 @@ STORM_RETRIES: Final = 3.0
 """So many refused requests a second, and more, that an SDK had sent again: it does not wait as it is told to."""
 BAR_CELLS: Final = 12
 MAX_ROWS: Final = 20
+TABLE_LINES: Final = 4
+"""Of the table's own: above and below it, the columns' names, and what is under these."""
 WIDE: Final = 100
 """Columns of a terminal that has room for all there is; a narrower one has the latency in the first line alone."""
 WIDE_REST: Final = 72
@@ -133,7 +137,7 @@ def as_line(before: Told | None, now: Told) -> str:
 
 
 class _Fitting:
-    """A table that is drawn for the terminal's width, whatever that is then: rich's `ConsoleRenderable`."""
+    """A table that is drawn for the terminal's size, whatever that is then: rich's `ConsoleRenderable`."""
 
     __slots__ = ("_before", "_now", "_trouble")
 
@@ -145,9 +149,19 @@ class _Fitting:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         from rich.text import Text  # see `_table`
 
+        trouble = Text(self._trouble, "bold red")
         if self._trouble:
-            yield Text(self._trouble, "bold red")
-        yield _table(self._before, self._now, options.max_width)
+            yield trouble
+        total, shown, columns = total_row(self._before, self._now), rows(self._before, self._now), options.max_width
+        head, most = _head(total, self._now), shown[:MAX_ROWS]
+        # What is below the screen's end is not seen.
+        around = [*([trouble] if self._trouble else []), head, _foot(total, len(shown))]
+        lines = options.max_height - TABLE_LINES - sum(len(one.wrap(console, columns)) for one in around)
+        heights = accumulate(_height(row, columns) for row in most)
+        most = most[: max(sum(height <= lines for height in heights), 1)]
+        yield head
+        yield _table(most, columns, has_cost=bool(total.told["cost"]))
+        yield _foot(total, len(shown) - len(most))
 
 
 def as_table(before: Told | None, now: Told, trouble: str = "") -> RenderableType:
@@ -161,23 +175,41 @@ def as_table(before: Told | None, now: Told, trouble: str = "") -> RenderableTyp
     return _Fitting(before, now, trouble)
 
 
-def _table(before: Told | None, now: Told, columns: int) -> RenderableType:
-    from rich import box  # as the others: only who watches has to load it
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
+def _head(total: Row, now: Told) -> Text:
+    from rich.text import Text  # see `_table`
 
-    total = total_row(before, now)
-    head = Text.assemble(
+    return Text.assemble(
         (f"{total.per_s:.1f}", "bold"),
         " requests/s   ",
         (f"{total.refused_per_s:.1f}", "bold yellow" if total.refused_per_s else "bold"),
         f" refused/s   {total.told['in_flight']} in flight   {_latency(total.told)}   {_instances(now)}   ",
         (now["at"][11:19], "dim"),
     )
+
+
+def _foot(total: Row, left: int) -> Text:
+    from rich.text import Text  # see `_table`
+
+    reasons = ", ".join(f"{reason} {count}" for reason, count in total.told["refused"].items())
+    spent = ", ".join(_in_short(total.told))
+    foot = Text(f"spent so far: {spent}   " if spent else "", "bold")
+    return foot.append(f"refused so far: {reasons or 'none'}" + (f"   {left} more tokens" if left > 0 else ""), "dim")
+
+
+def _height(row: Row, columns: int) -> int:
+    """Count the lines of a row in `_table`."""
+    spent, bars = len(row.told["cost"]), len(row.told["limits"]) + len(row.told["budgets"])
+    return max(1 + row.is_storm + spent * (columns < WIDER), spent, bars)
+
+
+def _table(shown: Sequence[Row], columns: int, *, has_cost: bool) -> RenderableType:
+    from rich import box  # as the others: only who watches has to load it
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False, padding=(0, 1, 0, 0))
     is_wide = columns >= WIDE
-    has_column = columns >= WIDER and bool(total.told["cost"])
+    has_column = columns >= WIDER and has_cost
     rest = (WIDE_REST if is_wide else NARROW_REST) + (SPENT if has_column else 0)
     limits_cells = max(columns - rest, BAR_CELLS + 1)
     # Only a column that may wrap is made narrower: names are cut, which are not, and numbers never.
@@ -186,8 +218,7 @@ def _table(before: Told | None, now: Told, columns: int) -> RenderableType:
     names = ("req/s", "total", "refused", "flight", *(("p50 ms", "p99 ms") if is_wide else ()))
     for name in (*(("spent",) if has_column else ()), *names):
         table.add_column(name, justify="right", no_wrap=True)
-    shown = rows(before, now)
-    for row in shown[:MAX_ROWS]:
+    for row in shown:
         told = row.told
         label = Text(row.label, overflow="ellipsis", no_wrap=True)
         if told.get("revoked"):
@@ -208,12 +239,7 @@ def _table(before: Told | None, now: Told, columns: int) -> RenderableType:
             str(told["in_flight"]),
             *((_ms(quantiles["p50"]), _ms(quantiles["p99"])) if is_wide else ()),
         )
-    left = len(shown) - MAX_ROWS
-    reasons = ", ".join(f"{reason} {count}" for reason, count in total.told["refused"].items())
-    spent = ", ".join(_in_short(total.told))
-    foot = Text(f"spent so far: {spent}   " if spent else "", "bold")
-    foot.append(f"refused so far: {reasons or 'none'}" + (f"   {left} more tokens" if left > 0 else ""), "dim")
-    return Group(head, table, foot)
+    return table
 
 
 def _bar(limit: Told) -> Any:  # noqa: ANN401 - rich's

@@ -8,6 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from rich.console import Console
+from rich.screen import Screen
 
 from gateway.budgets.grammar import atoms_of
 from gateway.counts import told
@@ -46,7 +47,7 @@ def look(second: int, *tokens: dict[str, Any]) -> dict[str, Any]:
 
 
 def drawn(before: dict[str, Any] | None, now: dict[str, Any], width: int = 100, trouble: str = "") -> str:
-    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console = Console(width=width, height=100, file=io.StringIO(), color_system=None)
     console.print(as_table(before, now, trouble))
     file = console.file
     assert isinstance(file, io.StringIO)
@@ -121,6 +122,18 @@ def test_on_a_terminal_of_80_columns_names_are_cut_and_numbers_are_not() -> None
     assert "a-very-l" in shown
     for whole in ("req/s", "total", "refused", "flight", " 1234567 ", " 89012 ", "123456/1000000"):
         assert whole in shown
+
+
+def test_on_a_screen_it_ends_with_its_foot_and_says_how_many_tokens_had_no_room() -> None:
+    limits = [limit(), limit("hour", 100, 50), limit("day", 100, 100)]
+    now = look(0, *(token(f"token-{number:02}", 100 - number, 7, limits=limits) for number in range(30)))
+    for columns, lines, found in ((80, 24, 5), (120, 40, 11), (80, 10, 1)):
+        console = Console(width=columns, height=lines, file=io.StringIO(), color_system=None)
+        console.print(Screen(as_table(None, now)))
+        assert isinstance(console.file, io.StringIO)
+        shown = console.file.getvalue()
+        assert len(re.findall(r"token-\d\d", shown)) == shown.count("50/100 hour") == found
+        assert f"refused so far: rate_limited 210   {30 - found} more tokens" in shown
 
 
 def test_a_name_cannot_write_on_the_terminal() -> None:

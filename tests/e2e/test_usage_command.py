@@ -9,6 +9,7 @@ import os
 import pty
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +22,6 @@ from tests.kit.upstream import soon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from tests.kit.process import Program
     from tests.kit.upstream import Upstream
@@ -207,6 +207,16 @@ async def watched(program: Program, kind: str, seen: bytes, number: signal.Signa
     with contextlib.suppress(OSError):  # the other end closes it
         while seen not in shown or b"worker" not in shown:
             shown += await soon(asyncio.to_thread(os.read, terminal, 1 << 16))
+    if (kind, number) == ("xterm", signal.SIGINT):  # but first, Ctrl-Z
+        process.send_signal(signal.SIGTSTP)
+        await until(lambda: " T " in Path(f"/proc/{process.pid}/stat").read_text(encoding="ascii"))
+        left = await soon(asyncio.to_thread(os.read, terminal, 1 << 16))
+        assert CURSOR in left
+        assert SCREEN in left
+        process.send_signal(signal.SIGCONT)
+        while seen not in (drawn := await soon(asyncio.to_thread(os.read, terminal, 1 << 16))):
+            assert drawn
+        shown += left + drawn
     process.send_signal(number)
     reading = asyncio.ensure_future(asyncio.to_thread(read_to_the_end, terminal))
     code = await soon(process.wait())
