@@ -24,9 +24,7 @@ COLUMNS = 116
 
 def svg() -> str:
     """Return the picture."""
-    console = Console(
-        record=True, width=COLUMNS, height=100, file=io.StringIO(), force_terminal=True, color_system="truecolor"
-    )
+    console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(as_table(_look(0), _look(1)))
     return console.export_svg(title="gateway usage --watch", unique_id="usage-watch")
 
