@@ -193,7 +193,7 @@ def _foot(total: Row, left: int) -> Text:
     reasons = ", ".join(f"{reason} {count}" for reason, count in total.told["refused"].items())
     spent = ", ".join(_in_short(total.told))
     foot = Text(f"spent so far: {spent}   " if spent else "", "bold")
-    return foot.append(f"refused so far: {reasons or 'none'}" + (f"   {left} more tokens" if left > 0 else ""), "dim")
+    return foot.append(f"refused so far: {reasons or 'none'}" + (f"   {left} more tokens" if left else ""), "dim")
 
 
 def _height(row: Row, columns: int) -> int:

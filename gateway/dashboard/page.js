@@ -9,6 +9,9 @@ import { Tokens, nameOf, say, showNow, showReasons, showShared, showTargets } fr
 // Where the key is kept: for this tab alone, and never on disk.
 const KEPT = "gateway-admin-key";
 
+// The gateway tells of no more tokens; there may be others.
+const MOST_TOLD = 100;
+
 const $ = (id) => document.getElementById(id);
 
 let key = sessionStorage.getItem(KEPT) ?? "";
@@ -68,7 +71,8 @@ function show({ usage, at_s }) {
   showReasons($("reasons"), $("no-reasons"), usage);
   tokens.show(usage, history);
   showTargets($("targets"), usage, history);
-  say($("tokens-count"), usage.tokens.length ? count(usage.tokens.length) : "");
+  const told = usage.tokens.length;
+  say($("tokens-count"), told < MOST_TOLD ? (told ? count(told) : "") : `the ${told} busiest`);
   $("no-tokens").hidden = usage.tokens.length > 0;
   say($("as-of"), `${clock(at_s)}, ${count(usage.instances)} ${usage.instances === 1 ? "instance" : "instances"}`);
 }

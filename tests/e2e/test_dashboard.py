@@ -118,6 +118,9 @@ async def test_each_event_changes_the_page(page: Page, admin: Admin) -> None:
     await expect(page.get_by_role("img", name=label)).to_be_visible()
     admin.sends(usage(2, NIGHTLY))
     await expect(row(page, "worker")).to_have_count(0)
+    await expect(page.locator("#tokens-count")).to_have_text("1")
+    admin.sends(usage(3, *(token(f"t{number}", f"t{number}", requests=number) for number in range(100))))
+    await expect(page.locator("#tokens-count")).to_have_text("the 100 busiest")
 
 
 async def test_budgets_fill_beside_limits_and_what_is_held_is_told_apart(page: Page, admin: Admin) -> None:
