@@ -1,6 +1,8 @@
 // The gateway's event stream, read again whenever it ends. By fetch: an EventSource cannot send the admin key.
 
-// The gateway sends an event each second. Without one for this long, the connection is taken for dead.
+// The gateway sends an event each second, but for the time that its Redis is out. Without one for so long, what is shown
+// is no news any more; and without one for so long, the connection is taken for dead.
+const LATE_MS = 3_000;
 const SILENCE_MS = 10_000;
 const FIRST_RETRY_MS = 500;
 const LAST_RETRY_MS = 15_000;
@@ -49,7 +51,7 @@ export async function* events(body) {
 
 // Follows a stream for as long as the page is there.
 //   onUsage(usage)     an event came
-//   onState(state, why)  "connecting", "live", or "waiting" to try again
+//   onState(state, why)  "connecting", "live", "late" or "waiting" to try again
 //   onRefused(why)     the key is missing or wrong: it stops until `open` is called
 export class Feed {
   #path;
@@ -86,9 +88,11 @@ export class Feed {
 
   async #follow(abort) {
     let why = "The stream ended.";
-    let watchdog = 0;
+    let watchdog = 0, late = 0;
+    const unwatch = () => [watchdog, late].forEach(clearTimeout);
     const watch = () => {
-      clearTimeout(watchdog);
+      unwatch();
+      late = setTimeout(() => this.#on.onState("late", ""), LATE_MS);
       watchdog = setTimeout(() => abort.abort(), SILENCE_MS);
     };
     this.#on.onState("connecting", "");
@@ -119,7 +123,7 @@ export class Feed {
       else if (error.name === "AbortError") why = "Nothing came for ten seconds.";
       else why = error instanceof SyntaxError ? "The gateway sent no JSON." : "The gateway cannot be reached.";
     } finally {
-      clearTimeout(watchdog);
+      unwatch();
     }
     this.#wait(why);
   }

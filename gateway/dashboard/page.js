@@ -80,7 +80,8 @@ function show({ usage, at_s }) {
 function onState(state, why) {
   if (state === "connecting" && $("state").dataset.state === "waiting") return; // it would only flicker
   $("state").dataset.state = state;
-  say($("state-text"), { connecting: "Connecting", live: "Live", waiting: `Reconnecting. ${why}` }[state]);
+  const waiting = `Reconnecting. ${why}`;
+  say($("state-text"), { connecting: "Connecting", live: "Live", late: "No news from the gateway", waiting }[state]);
   if (state === "live") accepted();
 }
 

@@ -384,7 +384,9 @@ async def test_a_stream_that_is_silent_is_left_for_another(browser: Browser, adm
         await page.reload()
         await expect(state(page)).to_have_text("Live")
         opened_before = admin.opened
-        await page.clock.fast_forward(10_000)
+        await page.clock.fast_forward(3000)
+        await expect(state(page)).to_have_text("No news from the gateway")
+        await page.clock.fast_forward(7000)
         await expect(state(page)).to_have_text("Reconnecting. Nothing came for ten seconds.")
         await page.clock.fast_forward(1000)
         await expect(state(page)).to_have_text("Live")
