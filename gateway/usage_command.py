@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -36,6 +37,10 @@ class Source(Protocol):
 
     def read(self) -> dict[str, Any]:
         """Return what `/admin/usage` would answer now. Raises GatewayError or OSError."""
+        ...
+
+    def rest(self, seconds: float) -> None:
+        """Let so much time pass."""
         ...
 
     def close(self) -> None:
@@ -119,7 +124,7 @@ def _looks(source: Source) -> Iterator[tuple[dict[str, Any], str]]:
     told = source.read()
     yield told, ""
     while True:
-        time.sleep(EVERY_S)
+        source.rest(EVERY_S)
         trouble = ""
         try:
             told = source.read()
@@ -162,6 +167,10 @@ class _Gateway:
             raise GatewayError(f"{self._client.name} answered {status}: {told.get('detail', 'it is no gateway')}")
         return told
 
+    def rest(self, seconds: float) -> None:
+        """See `Source`."""
+        time.sleep(seconds)
+
     def close(self) -> None:
         """See `Source`."""
         self._client.close()
@@ -175,6 +184,7 @@ class _Redis:
     """
 
     def __init__(self, settings: Settings) -> None:
+        logging.getLogger("gateway.store").setLevel(logging.ERROR)  # what is wrong with Redis is told by `read`
         self._runner = asyncio.Runner()
         self._store = make_store(settings)
         # Whose tokens they are is of no interest here, only how their limits stand.
@@ -199,6 +209,10 @@ class _Redis:
                 raise GatewayError(f"no gateway answers, and {error.detail}") from None
             self._is_started = True
         return await self._view.all()
+
+    def rest(self, seconds: float) -> None:
+        """See `Source`. Meanwhile, a connection that was lost is made again."""
+        self._runner.run(asyncio.sleep(seconds))
 
     def close(self) -> None:
         """See `Source`."""

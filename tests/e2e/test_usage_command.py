@@ -105,7 +105,7 @@ async def test_over_a_unix_socket(upstream: Upstream, tmp_path: Path) -> None:
         assert "0 requests" in out
 
 
-async def test_where_no_gateway_answers_it_reads_redis(upstream: Upstream) -> None:
+async def test_where_no_gateway_answers_it_reads_redis_and_goes_on_when_that_comes_back(upstream: Upstream) -> None:
     with running_redis() as redis:
         settings = {"REDIS_URL": redis.url, "STORE_TIMEOUT": "10s", "BUDGET": "1 USD/day"}
         api = {"TARGET_API_URL": upstream.url, "TARGET_COST": "0.005 USD"}
@@ -127,6 +127,18 @@ async def test_where_no_gateway_answers_it_reads_redis(upstream: Upstream) -> No
         )
         assert told["tokens"][0]["cost"] == told["totals"]["cost"] == {"USD": "0.015"}
         assert redis.call("HGET", usage_key(told["tokens"][0]["id"]), "cost:USD") == b"15000000"
+        settings["GATEWAY_LISTEN"] = f"127.0.0.1:{port}"
+        process = await usage(("--watch",), settings, asyncio.subprocess.PIPE)
+        assert process.stdout is not None
+        assert b"busiest: worker" in await soon(process.stdout.readline())
+        redis.kill()
+        assert b" Redis c" in await soon(process.stdout.readline())  # closed the connection, cannot be reached
+        redis.start()
+        while b"requests/s" not in (line := await soon(process.stdout.readline())):  # it comes back
+            assert b" Redis " in line
+        process.send_signal(signal.SIGINT)
+        _, printed_too = await soon(process.communicate())
+        assert (process.returncode, printed_too) == (0, b"")
 
 
 async def test_watching_without_a_terminal_is_a_line_a_second_until_it_is_interrupted(used: Program) -> None:
