@@ -123,7 +123,7 @@ class Gateway:
                 parser=RequestParser(),
                 admission=admission,
                 routes=Routes(),
-                endpoint=self._endpoints(settings, admission, lambda: context.draining),
+                endpoint=self._endpoints(settings, admission, lambda: context.stopping),
                 metrics=self.metrics,
                 access_log=self._log_on(loop),
                 paces=self._paces,
@@ -277,7 +277,7 @@ class Gateway:
         for connection in context.connections:
             connection.spare = None  # it is of what was before
         self._paces.renew(settings, store)
-        context.endpoint = self._endpoints(settings, admission, lambda: context.draining)
+        context.endpoint = self._endpoints(settings, admission, lambda: context.stopping)
         return left
 
     def watch_files(self, known: Mapping[Path, Stamp | None], on_change: Callable[[], None]) -> FileWatch:
@@ -295,8 +295,8 @@ class Gateway:
     async def drain(self, *, notice_s: float = 0.0, handed_over: bool = False) -> bool:
         """Stop listening, and let what is in flight end, for `DRAIN_TIMEOUT` at most.
 
-        From the first moment `/readyz` is a 503 and each answer says that its connection closes; connections that
-        stay idle are closed a second later.
+        From the first moment `/readyz` is a 503, unless another process goes on, and each answer says that its
+        connection closes; connections that stay idle are closed a second later.
 
         Args:
             notice_s: Go on listening for so long, so that load balancers notice first, and again as long as new clients
@@ -309,7 +309,7 @@ class Gateway:
         context, listener = self._context, self._listener
         if context is None or listener is None:
             return True
-        context.draining = True
+        context.draining, context.stopping = True, not handed_over
         context.streams.end()
         for connection in tuple(context.connections):
             connection.drain()

@@ -58,6 +58,8 @@ class ProxyContext:
     connections: set[ClientConnection] = field(default_factory=set)
     draining: bool = False
     """Each answer says that its connection closes, and idle ones end soon."""
+    stopping: bool = False
+    """Likewise, and nobody else goes on in its place."""
     closed: bool = False
     """No connection is taken any more."""
     access_log: AccessLog | None = None

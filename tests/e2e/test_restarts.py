@@ -96,7 +96,7 @@ async def test_what_is_in_flight_ends_on_the_old_program_while_the_new_one_serve
     upstream.paths = {b"/v1/stream": events(queue)}
     async with running(workers, upstream, redis, GATEWAY_CONFIG=str(file)) as program:
         token = await token_of(program.url)
-        async with connected(program.url) as stream, connected(program.url) as idle:
+        async with connected(program.url) as stream, connected(program.url) as idle, connected(program.url) as probe:
             stream.write(request("/api/stream", token))
             queue.put_nowait(b"before")
             assert (await stream.final_head()).status == 200
@@ -105,6 +105,10 @@ async def test_what_is_in_flight_ends_on_the_old_program_while_the_new_one_serve
             write(file, 'rate_limit = "7/minute"\n')
             old = set(program.children()) or {program.process.pid}
             program.signal(signal.SIGUSR2)
+            # A load balancer that keeps its connection for probes is told of no stop: there is none.
+            while (ready := await probe.ask(request("/readyz")))["connection"] != "close":
+                assert ready.status == 200
+            assert ready.status == 200
             # The old one closes what is idle only when the new one serves.
             assert await idle.at_end()
             for _ in range(5):
