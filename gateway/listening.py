@@ -22,7 +22,7 @@ from gateway.unix_sockets import SocketFile, listen_on
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Iterator, Sized
+    from collections.abc import Callable, Iterator, Sequence, Sized
 
     from gateway.certificates import ReloadedTls
     from gateway.proxy.clock import Clock
@@ -223,13 +223,13 @@ class Listener:
         files, self._files = self._files, []
         return [file.mark for file in files]
 
-    def own(self) -> None:
-        """Hear that no other process accepts from this one's sockets any longer; leave the others' to those."""
+    def own(self, sockets: Sequence[socket.socket]) -> None:
+        """Hear from which of its sockets no other process accepts any longer; leave the others' to those."""
         for sock in self._others:
             self._accept(sock, MOST_WAITING)  # for a process that is not there
             sock.close()
         self._others.clear()
-        self._exclusive = list(self._sockets)
+        self._exclusive = list(sockets)
 
     async def until_calm(self, calm_s: float, longest_s: float) -> None:
         """Wait until no client has come for `calm_s`, but for `longest_s` at most."""

@@ -344,10 +344,10 @@ class Gateway:
             raise RuntimeError(_NOT_RUNNING)
         return self._listener.shared()
 
-    def own_sockets(self) -> None:
-        """Hear that the sockets which the gateway was given have become its alone; `drain` has to follow."""
+    def own_sockets(self, sockets: Sequence[socket.socket]) -> None:
+        """Hear which of the sockets that the gateway was given have become its alone; `drain` has to follow."""
         if self._listener is not None:
-            self._listener.own()
+            self._listener.own(sockets)
 
     def leave_files(self) -> list[str]:
         """Leave the files of unix sockets to a process that listens on; return their marks."""

@@ -55,14 +55,14 @@ class Place:
         lifeline: Comes to its end when the supervisor does.
     """
 
-    __slots__ = ("_has_own", "_index", "_ready", "_sockets", "lifeline")
+    __slots__ = ("_index", "_own", "_ready", "_sockets", "lifeline")
 
     def __init__(self, index: int, sockets: Sequence[socket.socket], ready: int, lifeline: int) -> None:
         self._index = index
         self._sockets = sockets
         self.lifeline = lifeline
         self._ready = ready
-        self._has_own = False
+        self._own: list[socket.socket] = []  # of those for this worker, those that are for no other
 
     @classmethod
     def found(cls, environ: MutableMapping[str, str]) -> Self | None:
@@ -98,14 +98,16 @@ class Place:
         by_address: dict[object, list[socket.socket]] = {}
         for sock in self._sockets:
             by_address.setdefault(sock.getsockname(), []).append(sock)
-        self._has_own = all(len(found) >= workers for found in by_address.values())
         for found in by_address.values():
+            if len(found) >= workers:
+                self._own += found[self._index % workers :: workers]
             own += found[self._index % workers :: workers] or [found[self._index % len(found)]]
         return own, [sock for sock in self._sockets if sock not in own]
 
-    def is_alone(self, environ: Mapping[str, str]) -> bool:
-        """Whether no other process accepts from its own sockets, now that it has been told to stop, nor ever will."""
-        return self._has_own and os.path.exists(f"{environ[SHARED_DIR]}/{STOPPING}")  # noqa: PTH110 - see `named_file`
+    def sole_sockets(self, environ: Mapping[str, str]) -> Sequence[socket.socket]:
+        """Return those that no other process accepts from, now that it has been told to stop, nor ever will."""
+        is_sole = os.path.exists(f"{environ[SHARED_DIR]}/{STOPPING}")  # noqa: PTH110 - see `named_file`
+        return self._own if is_sole else ()
 
     def tell_ready(self, workers: int) -> None:
         """Say that this worker serves, and how many its configuration asks for."""

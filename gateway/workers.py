@@ -244,8 +244,8 @@ class _Life:
             _log.warning("some exchanges did not end within DRAIN_TIMEOUT and were cut off")
 
     def _own_sockets(self) -> None:
-        if self._place is not None and self._place.is_alone(self._environ):
-            self._gateway.own_sockets()
+        if self._place is not None and (sole := self._place.sole_sockets(self._environ)):
+            self._gateway.own_sockets(sole)
 
     async def leave(self) -> None:
         """Turn this process into the supervisor of its successor, if it has one; or clean up for one that is gone."""

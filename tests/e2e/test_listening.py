@@ -343,7 +343,7 @@ async def test_who_owns_the_sockets_that_were_given_takes_all_who_wait_and_leave
             listener.adopt(other, is_own=False)
             listener.start()
             connect(sockets, other.getsockname(), 2 * ACCEPTS_A_TURN)
-            listener.own()
+            listener.own([given])
             connect(sockets, also_given.getsockname(), 2 * ACCEPTS_A_TURN)
             listener.end()
             assert [await greeted(sock) for sock in sockets] == [b"hello"] * len(sockets)

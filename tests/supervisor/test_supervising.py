@@ -16,29 +16,32 @@ from gateway.supervisor.plan import Plan
 from tests.kit.upstream import soon
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from gateway import Gateway
 
 
 @pytest.mark.parametrize(
-    ("workers", "exclusive", "is_alone"),
-    [(2, True, True), (1, True, True), (2, False, False), (3, True, False)],
-    ids=["one for each", "more than workers", "somebody else's too", "fewer than workers"],
+    ("workers", "exclusive", "sole"),
+    [(2, True, [0]), (1, True, [0, 1, 2]), (2, False, []), (3, True, [])],
+    ids=["one for each, and one for all", "more than workers", "somebody else's too", "fewer than workers"],
 )
-def test_a_worker_that_stops_with_all_others_knows_whether_its_sockets_are_its_alone(
-    tmp_path: Path, *, workers: int, exclusive: bool, is_alone: bool
+def test_a_worker_that_stops_with_all_others_knows_which_of_its_sockets_are_its_alone(
+    tmp_path: Path, *, workers: int, exclusive: bool, sole: list[int]
 ) -> None:
-    first = socket.create_server(("127.0.0.1", 0), reuse_port=True)
-    with first, socket.create_server(first.getsockname(), reuse_port=True) as second:
-        given = [os.dup(first.fileno()), os.dup(second.fileno())]
+    first, file = socket.create_server(("127.0.0.1", 0), reuse_port=True), socket.socket(socket.AF_UNIX)
+    file.bind(str(tmp_path / "gateway.sock"))
+    with first, file, socket.create_server(first.getsockname(), reuse_port=True) as second:
+        sockets = [first, second, file]
+        given = [os.dup(sock.fileno()) for sock in sockets]
         none = (-1, -1)
         plan = Plan(["x"], sockets=given, lifeline=none, signals=none, shared=str(tmp_path), exclusive=exclusive)
-        place = Place(0, [first, second], *none)
+        place = Place(0, sockets, *none)
         place.sockets(workers)
-        assert not place.is_alone({SHARED_DIR: str(tmp_path)})
+        assert not place.sole_sockets({SHARED_DIR: str(tmp_path)})
         plan.stop_listening()
-        assert place.is_alone({SHARED_DIR: str(tmp_path)}) == is_alone
+        assert list(place.sole_sockets({SHARED_DIR: str(tmp_path)})) == [sockets[at] for at in sole]
         for descriptor in given:
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(descriptor)
@@ -61,7 +64,8 @@ class Stopping:
     def __init__(self) -> None:
         self.owned = asyncio.Event()
 
-    def own_sockets(self) -> None:
+    def own_sockets(self, sockets: Sequence[socket.socket]) -> None:
+        assert sockets
         self.owned.set()
 
     async def drain(self, *, notice_s: float, handed_over: bool) -> bool:
