@@ -15,6 +15,7 @@ ASK_TIMEOUT_S: Final = 10.0
 """Longer than a gateway waits for its Redis, shorter than a person does."""
 
 _KEY_HINT: Final = "set ADMIN_KEY as the gateway has it"
+_NAME_HINT: Final = "; --url takes the name that the certificate is for, and SSL_CERT_FILE who else may vouch for one"
 
 
 class NoAnswer(GatewayError):
@@ -64,7 +65,8 @@ class AdminClient:
                 status, answer = self._ask(method, target, content)
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
-            raise NoAnswer(f"no gateway answers at {self.name}: {error or type(error).__name__}") from None
+            hint = _NAME_HINT if isinstance(error, ssl.SSLCertVerificationError) else ""
+            raise NoAnswer(f"no gateway answers at {self.name}: {error or type(error).__name__}{hint}") from None
         try:
             told: dict[str, Any] = json.loads(answer)
             detail = told.get("detail")

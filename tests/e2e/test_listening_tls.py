@@ -22,6 +22,7 @@ from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
 from gateway import Config, Gateway
+from gateway.admin_client import AdminClient, NoAnswer
 from gateway.certificates import LOOK_EVERY_S, ReloadedTls, server_context
 from gateway.proxy.clock import Clock
 from tests.e2e import CUT_SHORT, KEY, PatternCheck, connected, fetch, request
@@ -463,6 +464,11 @@ async def test_the_program_takes_a_new_certificate_at_sighup(
         assert (await asyncio.to_thread(subprocess.run, check, env=environ, check=False)).returncode == 0
         program.signal(signal.SIGTERM)
         assert await program.ended() == 0
+
+
+async def test_a_command_that_trusts_no_such_certificate_says_what_would_mend_that(gateway: Gateway) -> None:
+    with contextlib.closing(AdminClient(gateway.url, None)) as client, pytest.raises(NoAnswer, match="SSL_CERT_FILE"):
+        await asyncio.to_thread(client.ask, "GET", "/admin/usage")
 
 
 # --- the upstream -----------------------------------------------------------------------------------------------------
