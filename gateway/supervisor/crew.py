@@ -175,6 +175,9 @@ class Supervisor:
         """Do what a signal asks for."""
         if number in {signal.SIGTERM, signal.SIGINT}:
             self._stop()
+        elif number == signal.SIGQUIT:
+            for _ in range(max(2 - self.stops, 1)):  # as if it were the second one
+                self._stop()
         elif number == signal.SIGHUP:
             for pid, worker in self.workers.items():
                 worker.reload = worker.stage == STARTING

@@ -251,6 +251,17 @@ def test_a_second_signal_ends_all_at_once_and_who_hangs_is_killed(machine: Machi
     assert (supervisor.is_over, supervisor.exit_code) == (True, 0)
 
 
+def test_sigquit_ends_all_at_once_whatever_came_before(machine: Machine) -> None:
+    for before in ([], [signal.SIGTERM]):
+        supervisor, pids = serving(machine, 2)
+        for number in before:
+            supervisor.on_signal(number)
+        supervisor.on_signal(signal.SIGQUIT)
+        told = [(pid, number) for number in (signal.SIGTERM, signal.SIGQUIT) for pid in pids]
+        assert (machine.sent(), machine.is_listening) == (told, False)
+        assert supervisor.wake_at_s == machine.time_s + QUIT_TIMEOUT_S
+
+
 def test_a_crash_during_a_stop_is_said_and_not_mended(machine: Machine) -> None:
     supervisor, (first, _) = serving(machine, 2)
     supervisor.on_signal(signal.SIGTERM)
