@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gateway.proxy.context import Answer
     from gateway.proxy.peer import Peer
     from gateway.stores import Store
+    from gateway.subject import Subject
     from gateway.tokens import Claims
     from gateway.usage import Told
 
@@ -184,8 +185,12 @@ class Endpoints:
 
     async def _usage(self, head: RequestHead) -> Answer | Stream:
         """Tell a token's holder how its limits stand and what became of its requests. Nothing is charged."""
-        subject = self._admission.authenticate(head.bearer, time.time())
-        return await _once_or_streamed(head, lambda: self._view.of(subject), subject.id)
+        bearer = head.bearer
+
+        def still() -> Subject:  # a stream may last longer than its token
+            return self._admission.authenticate(bearer, time.time())
+
+        return await _once_or_streamed(head, lambda: self._view.of(still()), still().id)
 
     async def _of_ledger(self, head: RequestHead, path: bytes, peer: Peer) -> Answer:
         from gateway import ledger_pages  # with all that an entry is: for those who look at it

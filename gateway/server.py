@@ -278,6 +278,7 @@ class Gateway:
             connection.spare = None  # it is of what was before
         self._paces.renew(settings, store)
         context.endpoint = self._endpoints(settings, admission, lambda: context.stopping)
+        context.streams.renew()
         return left
 
     def watch_files(self, known: Mapping[Path, Stamp | None], on_change: Callable[[], None]) -> FileWatch:

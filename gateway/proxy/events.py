@@ -39,8 +39,13 @@ class EventStreams:
         self._ending = asyncio.Event()
 
     def end(self) -> None:
-        """Let all of them end now, in good order."""
+        """Let all of them end now, in good order; and those that are still to come, when they have told once."""
         self._ending.set()
+
+    def renew(self) -> None:
+        """Let all of them end now: whoever asks again is told what holds by now, if that is still their right."""
+        self._ending.set()
+        self._ending = asyncio.Event()
 
     async def send(
         self, stream: Stream, client: ClientConnection, head: RequestHead, clock: Clock, idle_s: float
@@ -58,6 +63,7 @@ class EventStreams:
             GatewayError: The refusal to send; nothing was sent yet.
         """
         whose = stream.token_id and stream.token_id.partition(".")[0]
+        ending = self._ending
         self._check(whose)
         self._open[whose] += 1
         try:
@@ -66,7 +72,7 @@ class EventStreams:
             framing = b"Transfer-Encoding: chunked\r\n" if is_chunked else b""
             client.write(_HEAD + framing + b"Connection: close\r\nDate: %b\r\n\r\n" % clock.date().encode())
             client.write(_event(first, is_chunked=is_chunked))
-            while not await self._has_ended_within(EVERY_S):
+            while not await _is_set_within(ending, EVERY_S):
                 if not client.writable:
                     continue
                 client.deadline_s = clock.soon_s + idle_s
@@ -93,13 +99,14 @@ class EventStreams:
             error.limit_fields = [("RateLimit-Policy", quota), ("RateLimit", '"streams";r=0;t=10')]
             raise error
 
-    async def _has_ended_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._ending.wait()
-        except TimeoutError:
-            return False
-        return True
+
+async def _is_set_within(ending: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await ending.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _event(told: Told, *, is_chunked: bool) -> bytes:

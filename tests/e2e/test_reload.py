@@ -140,7 +140,12 @@ async def test_limits_targets_and_the_admin_key_change_counts_stay(upstream: Ups
         statuses = [(await fetch(gateway.url, request("/api/x", token))).status for _ in range(3)]
         assert statuses == [200, 200, 429]
         assert (await fetch(gateway.url, request("/maps/x", token))).status == 404
-        gateway.reload(config(upstream, rate_limit="5/hour", admin_key=key, targets={"maps": {"url": upstream.url}}))
+        changed = config(upstream, rate_limit="5/hour", admin_key=key, targets={"maps": {"url": upstream.url}})
+        async with connected(gateway.url) as watching:
+            watching.write(request("/admin/usage?stream"))
+            assert (await watching.head()).status == 200
+            gateway.reload(changed)
+            assert (await soon(watching.reader.read())).endswith(b"\r\n0\r\n\r\n")
         answer = await fetch(gateway.url, request("/maps/x", token))
         assert (answer.status, answer["ratelimit"].partition(";t")[0]) == (200, '"hour";r=2')
         assert (await fetch(gateway.url, request("/register", method="POST"))).status == 403

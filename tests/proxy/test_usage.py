@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway import endpoints
 from gateway.proxy import events
 from gateway.tally import MAX_LISTED
 from tests.kit.playbook import Incomplete
@@ -433,5 +435,19 @@ def test_a_stream_of_a_token_that_is_revoked_ends(play: Playbook) -> None:
     client.head()
     token_id = read_events(client)[0][0]["id"]
     play.connect().sends(b"DELETE /admin/tokens/" + token_id.encode() + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    play.pass_time(2)
+    assert read_events(client) == ([], True)
+
+
+def test_a_stream_of_a_token_that_expires_ends(play: Playbook, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = [time.time()]
+    monkeypatch.setattr(endpoints, "time", SimpleNamespace(time=lambda: moments[-1]))
+    play.token = play.admission.issue(moments[0], ttl_s=60)[0].encode()
+    client = stream(play, b"/usage?stream")
+    client.head()
+    play.pass_time(1)
+    (told, is_over) = read_events(client)
+    assert (len(told), is_over) == (2, False)
+    moments.append(moments[0] + 60)
     play.pass_time(2)
     assert read_events(client) == ([], True)
