@@ -31,6 +31,10 @@ MOST_AGE_S: Final = 300.0
 names live for a minute; but TLS is set up again then, and a request waits for that."""
 SPREAD_S: Final = 60
 """Up to so much earlier: those that were made together, as a burst came, would all set up TLS again together."""
+LATE_S: Final = 1.0
+"""An attempt that has no answer by then has lost its first packet (RFC 6298 §2.1), so it counts as failed, though
+its client waits no longer. Else a target that answers nobody would never be out where clients have less patience
+than `CONNECT_TIMEOUT`: each would wait, and no log would say for what."""
 _NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 _log = logging.getLogger("gateway.upstream")
@@ -171,6 +175,7 @@ class UpstreamPool:
             waiter.on_connect_failed(UpstreamShut(math.ceil(left_s)))
             return
         connection = UpstreamConnection(self._parser, self._forget)
+        began_s = _now_s()
         health.begin(connection)
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -180,6 +185,12 @@ class UpstreamPool:
             if health.on_success():
                 _log.info("target %s can be connected to again: its requests pass", self._name)
             waiter.on_connected(connection)
+        except asyncio.CancelledError:
+            waited_s = _now_s() - began_s
+            if waited_s >= LATE_S:
+                gave_up = f"no answer within {waited_s:.1f} s, when its request was given up"
+                self._explain(connection, TimeoutError(errno.ETIMEDOUT, gave_up))
+            raise
         except OSError as failure:
             # It refers to what has caught it, which refers to it: garbage that keeps the whole exchange.
             failure.__traceback__ = None

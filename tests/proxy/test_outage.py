@@ -130,6 +130,22 @@ def test_a_client_that_leaves_while_it_tries_makes_way_for_the_next(play: Playbo
     assert play.used() == 1
 
 
+def test_clients_with_less_patience_than_connect_timeout_find_out_as_well(
+    play: Playbook, caplog: pytest.LogCaptureFixture
+) -> None:
+    play.dial_waits = True
+    for waited_s, found_out in ((0.75, False), (2, True)):
+        for _ in range(FAILURES):
+            client = ask(play, play.connect())
+            play.pass_time(waited_s)
+            client.resets()
+        assert ("is out" in caplog.text) == found_out
+    assert "no answer within 2.0 s, when its request was given up. Does a firewall drop" in caplog.text
+    assert told_s(ask(play)) == 1
+    assert play.dials == 2 * FAILURES
+    assert play.used() == 0
+
+
 def test_those_who_pass_the_first_look_together_do_not_try_together(play: Playbook) -> None:
     """A verdict takes time: many may begin while one may be tried, and all but one of them come too late."""
     go_out(play)
