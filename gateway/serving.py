@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import TYPE_CHECKING
 
 from gateway.config import SETTINGS, exposed, load
@@ -38,6 +39,9 @@ def serve(arguments: Mapping[str, str], file: Path | None) -> int:
         ConfigError: The configuration is no good.
         GatewayError, OSError: The gateway could not start.
     """
+    for number in (signal.SIGHUP, signal.SIGUSR2):
+        # Until somebody hears them they would end the program: who restarts it may reload it as quickly.
+        signal.signal(number, signal.SIG_IGN)
     environ = dict(os.environ)  # a reload has it again, and nobody else
 
     def read() -> Config:

@@ -452,3 +452,14 @@ def test_demo_passes_five_and_refuses_three() -> None:
     assert [line.split()[2] for line in requests] == ["200"] * 5 + ["429"] * 3
     assert all('RateLimit: "minute";r=' in line for line in requests)
     assert ["Retry-After: " in line for line in requests] == [False] * 5 + [True] * 3
+
+
+def test_a_signal_for_a_gateway_that_runs_does_not_end_one_that_starts() -> None:
+    code = (
+        "import os, signal\nfrom gateway.errors import ConfigError\nfrom gateway.serving import serve\n"
+        "try:\n    serve({}, None)\nexcept ConfigError:\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n    os.kill(os.getpid(), signal.SIGUSR2)\n    print('goes on')"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "goes on\n"), result.stderr
