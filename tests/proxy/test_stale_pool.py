@@ -15,7 +15,7 @@ from tests.kit.playbook import Incomplete, Playbook, Upstream
 from tests.kit.wire import Message, read_body, read_head
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 FIN: Final = "FIN"
 RST: Final = "RST"
@@ -64,7 +64,9 @@ def spell(play: Playbook, method: bytes, body: bytes) -> bytes:
 
 
 def warm(play: Playbook) -> Upstream:
-    """Use a connection once; it is kept."""
+    """Use a connection once, of a client that is there; it is kept."""
+    if play.client.state != "open":
+        play.client = play.connect()
     play.client.sends(play.request(b"GET", b"/api/warm"))
     play.upstream.request()
     play.upstream.answers(b"warm")
@@ -88,35 +90,43 @@ def as_sent(method: bytes, body: bytes) -> bytes:
         return upstream.unread
 
 
-def reuse(method: bytes, body: bytes, ending: Callable[[Upstream], None], *, later: bytes = b"") -> Seen:
+@pytest.fixture
+def play() -> Iterator[Playbook]:
+    """One for all bytes of a test: what an exchange leaves over shows in the next one, the last one's in a last."""
+    with contextlib.closing(Playbook(rate_limit="1000000/minute")) as playing:
+        yield playing
+        warm(playing)
+
+
+def reuse(
+    play: Playbook, method: bytes, body: bytes, ending: Callable[[Upstream], None], *, later: bytes = b""
+) -> Seen:
     """Send a request on a kept connection, let its upstream do `ending`, and read what comes of it.
 
     Args:
+        play: What was played before is over; its client's connection is used again if it is there.
         method: Of the request.
         body: The end of its head, and what the client sends at first of its body.
         ending: What the upstream does. It reads only what it says.
         later: What the client still sends when the upstream has ended.
     """
-    with contextlib.closing(Playbook()) as play:
-        stale = warm(play)
-        stale.stops_reading()
-        request = spell(play, method, body)
-        play.client.sends(request)
-        ending(stale)
-        assert stale.transport.lost
-        received = stale.unread
-        if later and not play.client.transport.lost:
-            play.client.sends(later)
-        copies = bool(received) + play.dials - 1
-        whole = as_sent(method, body)
-        assert whole.startswith(received)
-        if play.dials > 1:
-            play.upstream.got(whole)
-            play.upstream.answers(b"" if method == b"HEAD" else b"again", b"201 Created")
-        seen = Seen(client_saw(play, method), play.dials - 1, copies, play.used() - 1)
-        if play.client.state == "open":  # what was left over by this exchange would show in the next
-            warm(play)
-        return seen
+    stale = warm(play)
+    dials, used = play.dials, play.used()
+    stale.stops_reading()
+    request = spell(play, method, body)
+    play.client.sends(request)
+    ending(stale)
+    assert stale.transport.lost
+    received = stale.unread
+    if later and not play.client.transport.lost:
+        play.client.sends(later)
+    dialled = play.dials - dials
+    whole = as_sent(method, body)
+    assert whole.startswith(received)
+    if dialled:
+        play.upstream.got(whole)
+        play.upstream.answers(b"" if method == b"HEAD" else b"again", b"201 Created")
+    return Seen(client_saw(play, method), play.dials - dials, bool(received) + dialled, play.used() - used)
 
 
 def client_saw(play: Playbook, method: bytes) -> str:
@@ -165,26 +175,28 @@ def after_reading(size: int, how: str) -> Callable[[Upstream], None]:
     return ending
 
 
-def at_every_byte(method: bytes, body: bytes, how: str, *, later: bytes = b"") -> dict[int, Seen]:
+def at_every_byte(play: Playbook, method: bytes, body: bytes, how: str, *, later: bytes = b"") -> dict[int, Seen]:
     size = len(as_sent(method, body))
-    return {read: reuse(method, body, after_reading(read, how), later=later) for read in range(size + 1)}
+    return {read: reuse(play, method, body, after_reading(read, how), later=later) for read in range(size + 1)}
 
 
 @HOW
 @BODIES
 @pytest.mark.parametrize("method", IDEMPOTENT)
 def test_an_idempotent_request_is_sent_again_whole_whatever_was_read_of_it(
-    method: bytes, body: bytes, how: str
+    play: Playbook, method: bytes, body: bytes, how: str
 ) -> None:
-    seen = at_every_byte(method, body, how)
+    seen = at_every_byte(play, method, body, how)
     assert seen == {**dict.fromkeys(seen, SENT_AGAIN), 0: SENT_LATER}
 
 
 @HOW
 @BODIES
 @pytest.mark.parametrize("method", OTHERS)
-def test_any_other_request_is_never_sent_again_once_a_byte_of_it_has_left(method: bytes, body: bytes, how: str) -> None:
-    seen = at_every_byte(method, body, how)
+def test_any_other_request_is_never_sent_again_once_a_byte_of_it_has_left(
+    play: Playbook, method: bytes, body: bytes, how: str
+) -> None:
+    seen = at_every_byte(play, method, body, how)
     # After a reset the transport has dropped its buffer: nobody can say that nothing had left.
     nothing_left = SENT_LATER if how == FIN else LOST_UNSENT
     assert seen == {**dict.fromkeys(seen, LOST), 0: nothing_left}
@@ -197,18 +209,20 @@ def test_any_other_request_is_never_sent_again_once_a_byte_of_it_has_left(method
     [(b"\r\nContent-Length: 7\r\n\r\nabc", b"defg"), (CHUNKED[:-14], CHUNKED[-14:])],
     ids=["length", "chunked"],
 )
-def test_a_request_that_is_still_coming_is_never_sent_again(method: bytes, body: bytes, later: bytes, how: str) -> None:
-    seen = at_every_byte(method, body, how, later=later)
+def test_a_request_that_is_still_coming_is_never_sent_again(
+    play: Playbook, method: bytes, body: bytes, later: bytes, how: str
+) -> None:
+    seen = at_every_byte(play, method, body, how, later=later)
     assert seen == {**dict.fromkeys(seen, LOST), 0: LOST_UNSENT}
 
 
 @HOW
-def test_a_request_that_no_buffer_holds_is_sent_again_from_its_first_byte(how: str) -> None:
+def test_a_request_that_no_buffer_holds_is_sent_again_from_its_first_byte(play: Playbook, how: str) -> None:
     content = bytes(range(256)) * 1024
     body = b"\r\nContent-Length: %d\r\n\r\n" % len(content) + content
     for read in (1, 65_536, 200_000, len(content)):
-        assert reuse(b"PUT", body, after_reading(read, how)) == SENT_AGAIN
-        assert reuse(b"POST", body, after_reading(read, how)) == LOST
+        assert reuse(play, b"PUT", body, after_reading(read, how)) == SENT_AGAIN
+        assert reuse(play, b"POST", body, after_reading(read, how)) == LOST
 
 
 @HOW
@@ -309,6 +323,7 @@ def expected(method: bytes, sent: bytes, *, ended: bool = False) -> Seen:
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"PUT", b"POST", b"DELETE"])
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_an_answer_cut_at_any_byte_never_looks_whole(
+    play: Playbook,
     kind: str,
     method: bytes,
     byte_by_byte: bool,  # noqa: FBT001
@@ -320,29 +335,31 @@ def test_an_answer_cut_at_any_byte_never_looks_whole(
     body = LENGTH if method in {b"PUT", b"POST"} else NO_BODY
     seen, right = {}, {}
     for size in range(len(answer) + 1):
-        seen[size] = reuse(method, body, after_sending(answer[:size], how, byte_by_byte=byte_by_byte))
+        seen[size] = reuse(play, method, body, after_sending(answer[:size], how, byte_by_byte=byte_by_byte))
         right[size] = expected(method, answer[:size])
     assert seen == right
     assert set(right.values()) >= {WHOLE, LOST}
 
 
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
-def test_an_answer_that_its_connection_ends_is_whole_only_after_an_orderly_end(method: bytes) -> None:
+def test_an_answer_that_its_connection_ends_is_whole_only_after_an_orderly_end(play: Playbook, method: bytes) -> None:
     head_end = len(UNTIL_CLOSE) - len(b"hello")
     for size in range(len(UNTIL_CLOSE) + 1):
         sent = UNTIL_CLOSE[:size]
-        assert reuse(method, NO_BODY, after_sending(sent, FIN)) == expected(method, sent, ended=size >= head_end)
-        assert reuse(method, NO_BODY, after_sending(sent, RST)) == expected(method, sent)
+        assert reuse(play, method, NO_BODY, after_sending(sent, FIN)) == expected(method, sent, ended=size >= head_end)
+        assert reuse(play, method, NO_BODY, after_sending(sent, RST)) == expected(method, sent)
 
 
 @HOW
 @pytest.mark.parametrize("method", [b"PUT", b"POST"])
-def test_an_answer_to_a_request_that_is_still_coming_is_whole_or_cut_or_a_502(method: bytes, how: str) -> None:
+def test_an_answer_to_a_request_that_is_still_coming_is_whole_or_cut_or_a_502(
+    play: Playbook, method: bytes, how: str
+) -> None:
     answer = ANSWERS["length"]
     body = b"\r\nContent-Length: 7\r\n\r\nabc"
     seen, right = {}, {}
     for size in range(len(answer) + 1):
-        seen[size] = reuse(method, body, after_sending(answer[:size], how), later=b"defg")
+        seen[size] = reuse(play, method, body, after_sending(answer[:size], how), later=b"defg")
         right[size] = expected(method, answer[:size]) if size else LOST
     assert seen == right
 
