@@ -108,10 +108,12 @@ class Crowd:
     Args:
         port: The gateway's.
         token: For it.
+        pause_s: Of each client, between two requests.
     """
 
-    def __init__(self, port: int, token: str) -> None:
+    def __init__(self, port: int, token: str, pause_s: float = 0.0) -> None:
         self.tally = Tally()
+        self._pause_s = pause_s
         self._port = port
         self._token = token
         self._stopping = False
@@ -174,6 +176,8 @@ class Crowd:
                 connection.close()
             if not is_kept:
                 connection.close()
+            if self._pause_s:
+                await asyncio.sleep(self._pause_s)
         connection.close()
 
 
@@ -232,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="how many the gateway has (default: 2)")
     parser.add_argument("--requests", type=int, default=100_000, help="at least so many (default: 100000)")
     parser.add_argument("--restarts", type=int, default=10, help="how many (default: 10)")
+    parser.add_argument("--pause-ms", type=int, default=0, help="of each client between two requests (default: 0)")
     options = parser.parse_args(arguments)
     with Lab() as lab:
         try:
@@ -251,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Refused as refused:
             print(f"restarts: {refused}", file=sys.stderr)
             return 1
-        crowd = Crowd(gateway.port, gateway.token)
+        crowd = Crowd(gateway.port, gateway.token, options.pause_ms / 1000)
         pid, sizes = gateway.process.pid, {"requests": options.requests, "restarts": options.restarts}
         began = time.monotonic()
         took, counted = uvloop.run(restart_under_load(pid, crowd, workers=options.workers, **sizes))

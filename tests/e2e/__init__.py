@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tests.kit.printed import printed
-from tests.kit.upstream import PIECE_BYTES, pattern, reset, soon
+from tests.kit.upstream import PIECE_BYTES, TIMEOUT_S, pattern, reset, soon
 
 if TYPE_CHECKING:
     import ssl
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 KEY = "sk-7Vx2Wb9Lm4Rz"
 """The real key of the tests' API."""
+
+AGAIN_S = 0.01
+"""Between two requests of who waits to be served again: as fast as it goes would be ten thousand of them."""
 
 CUT_SHORT = (asyncio.IncompleteReadError, ConnectionError)
 """What a client gets of an answer that did not end as its framing said."""
@@ -75,7 +78,8 @@ class Client:
 
     async def line(self) -> bytes:
         """Read one line, without its end."""
-        line = await soon(self.reader.readline())
+        async with asyncio.timeout(TIMEOUT_S):  # not `soon`: a task for each line takes longer than the line
+            line = await self.reader.readline()
         if not line.endswith(b"\n"):
             raise asyncio.IncompleteReadError(line, None)
         return line.rstrip(b"\r\n")

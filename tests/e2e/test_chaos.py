@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 INSTANCES, CLIENTS_EACH, LIMIT = 4, 4, 40
 SPAN_US: Final = int(1_000_000 * (1 - DRIFT))
 PAUSE_MS: Final = 1500
+PAUSE_S: Final = 0.01
+"""Of a client between two requests: all of them together ask for forty times the limit."""
 ADMITTED, REFUSED, UNDECIDED = 200, 429, 503
 
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
@@ -94,6 +96,7 @@ class Crowd:
                 await soon(reader.readexactly(int(length[1])))
                 self.answers[number, program.url, int(head[9:12])] += 1
                 self._changed.set()
+                await asyncio.sleep(PAUSE_S)
         except CUT_SHORT:
             self.cut += 1
             raise

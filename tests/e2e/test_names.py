@@ -12,7 +12,7 @@ import pytest
 from gateway import Config, Gateway
 from gateway.names import Loop
 from gateway.proxy import pool
-from tests.e2e import connected, fetch, request
+from tests.e2e import AGAIN_S, connected, fetch, request
 from tests.kit.redis import free_ports, running_redis
 from tests.kit.upstream import Upstream, answering, hang, soon
 
@@ -145,6 +145,7 @@ async def test_a_name_that_is_unknown_for_a_while(names: Names, new: Upstream) -
         names.lead("api.test", new)
         answer = await client.ask(post)
         while answer.status == 503:  # for the second that it was told to wait
+            await asyncio.sleep(AGAIN_S)
             answer = await client.ask(post)
         assert answer.content == b"new"
     assert len(new.requests) == 1
@@ -176,6 +177,7 @@ async def test_a_look_up_that_hangs_is_the_only_one_of_its_name_and_holds_up_no_
         await names.answer()
         answer = await fetch(gateway.url, post)
         while answer.status == 503:
+            await asyncio.sleep(AGAIN_S)
             answer = await fetch(gateway.url, post)
         assert answer.content == b"old"
     assert len(old.requests) == 1

@@ -66,6 +66,7 @@ async def test_no_answer_is_broken_by_restarts(
     record_property: Callable[[str, object], None], workers: int, requests: int, restarts: int
 ) -> None:
     sizes = ["--workers", str(workers), "--requests", str(requests), "--restarts", str(restarts)]
+    sizes += ["--pause-ms", "20"]  # it is one of several tests on this machine
     piped = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "perf.restarts", *sizes, cwd=ROOT, stdout=piped, stderr=piped

@@ -17,7 +17,7 @@ import pytest
 from gateway import Config, Gateway
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.health import FAILURES
-from tests.e2e import CUT_SHORT, connected, fetch, request
+from tests.e2e import AGAIN_S, CUT_SHORT, connected, fetch, request
 from tests.e2e.test_process import register
 from tests.kit.process import gateway_process, until
 from tests.kit.upstream import Call, Upstream, answering, chunk, hang, head, soon
@@ -215,6 +215,7 @@ async def test_one_that_refuses_connections_costs_no_token_anything_and_is_notic
             async with await asyncio.start_server(serve, sock=reserved.dup()):
                 answer = await client.ask(post)
                 while answer.status == 503:  # for the second that it was told to wait
+                    await asyncio.sleep(AGAIN_S)
                     answer = await client.ask(post)
                 assert (answer.status, answer.content) == (200, b"back")
                 assert (await client.ask(post)).content == b"back"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ADMIN_KEY = "an-admin-key-of-32-characters-or-more"
 LIMIT = 30
-SMALL = ("--processes", "2", "--connections", "4", "--most", "200000")
+SMALL = ("--processes", "2", "--connections", "2", "--most", "200000")
 POLICY = f'RateLimit-Policy: "second";q={LIMIT};w=1'
 
 
@@ -67,7 +67,7 @@ def told(program: Program) -> dict[str, Any]:
 async def test_four_instances_hold_while_redis_is_paused_and_killed(
     upstream: Upstream, instances: list[str], redis: RedisServer
 ) -> None:
-    words = ("--limit", f"{LIMIT}/second", "--seconds", "7s", "--outage", "500ms", "--json", *SMALL)
+    words = ("--limit", f"{LIMIT}/second", "--seconds", "5s", "--outage", "500ms", "--json", *SMALL)
     faults = ("--pause-redis", "--kill-redis", "--restart-redis", shlex.join(redis.command), "--yes")
     first = redis.pid
     try:
@@ -96,7 +96,7 @@ async def test_four_instances_hold_while_redis_is_paused_and_killed(
 
 
 async def test_a_person_reads_what_it_found(upstream: Upstream, instances: list[str]) -> None:
-    words = ("--limit", f"{LIMIT}/second", "--seconds", "2500ms", *SMALL)
+    words = ("--limit", f"{LIMIT}/second", "--seconds", "2s", *SMALL)
     program = await verify(*instances, *words, code=0, ADMIN_KEY=ADMIN_KEY)
     assert f"in the worst window {LIMIT}\n" in program.printed
     assert "over-admission  0\n" in program.printed
@@ -262,7 +262,7 @@ async def test_a_redis_that_comes_back_empty_is_told_of(upstream: Upstream) -> N
             words = ("--kill-redis", "--restart-redis", shlex.join(redis.command), "--outage", "200ms", "--yes")
             try:
                 found = await verify(
-                    program.url, *words, "--seconds", "6s", "--json", *SMALL, code=1, REDIS_URL=redis.url
+                    program.url, *words, "--seconds", "4s", "--json", *SMALL, code=1, REDIS_URL=redis.url
                 )
             finally:
                 os.kill(redis.pid, signal.SIGKILL)
