@@ -18,6 +18,9 @@ from hypothesis import settings
 
 pytest_plugins = ["tests.kit.printed"]
 
+PROGRAMS = {"e2e", "perf", "stores", "tests"}
+"""Where the tests are that start programs."""
+
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
@@ -38,7 +41,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """What waits for programs comes before what only computes: so no process has much left when others are done."""
+    items.sort(key=lambda item: (item.get_closest_marker("long") is None, item.path.parent.name not in PROGRAMS))
 
 
 def skipped_tests(reporter: TerminalReporter) -> list[str]:

@@ -1,7 +1,8 @@
 """The public corpora of raw requests, which lie beside the checkout where they are to be had, and their driver.
 
 The driver sends each case to a gateway, plays the upstream behind it, and judges what reached that; see its README.
-Most of its time is spent waiting, so the cases are dealt out to several drivers, each with a gateway of its own.
+Most of its time is spent waiting, so the cases are dealt out to several drivers, each of which is a target of its own
+of one gateway.
 """
 
 from __future__ import annotations
@@ -65,14 +66,29 @@ def deal(corpora: Path, to: Path) -> list[list[Path]]:
     return hands
 
 
-async def judge(corpora: Path, mode: str, files: list[Path], out: Path) -> list[Verdict]:
-    """Drive cases through a gateway that is made for them."""
-    with upstream_port() as port:
-        settings = {"TARGET_API_URL": f"http://127.0.0.1:{port}", "TARGET_API_KEY": KEY, "RATE_LIMIT": "100000000"}
-        async with gateway_process(**settings) as gateway:
-            printed = await drive(corpora, mode, files, out, gateway.url, port)
-        assert "Traceback" not in gateway.printed, gateway.printed
-    return read_verdicts(out, printed)
+class Run(NamedTuple):
+    """What one driver does, and where.
+
+    Attributes:
+        name: Of the target that it plays.
+        mode: How it sends.
+        files: The cases.
+        port: Where it plays the target.
+        out: Where it writes its verdicts.
+    """
+
+    name: str
+    mode: str
+    files: list[Path]
+    port: int
+    out: Path
+
+
+def targets(runs: list[Run]) -> str:
+    """Write the gateway's configuration: all drivers as its targets."""
+    return "".join(
+        f'[targets.{run.name}]\nurl = "http://127.0.0.1:{run.port}"\nkey_env = "CORPORA_KEY"\n' for run in runs
+    )
 
 
 def read_verdicts(out: Path, printed: str) -> list[Verdict]:
@@ -82,17 +98,15 @@ def read_verdicts(out: Path, printed: str) -> list[Verdict]:
     return [Verdict(f"{one['file']}/{one['id']}", one.get("score", "ERROR"), one) for one in told]
 
 
-async def drive(corpora: Path, mode: str, files: list[Path], out: Path, url: str, port: int) -> str:
-    """Run the driver, which plays the upstream on `port`; return what it printed."""
-    registered = await fetch(url, request("/register", method="POST"))
-    token = json.loads(registered.content)["token"]
+async def drive(corpora: Path, run: Run, url: str, token: str) -> list[Verdict]:
+    """Run the driver, which plays the upstream on its port; return its verdicts."""
     driver = await asyncio.create_subprocess_exec(
         sys.executable,
         str(corpora / "drive.py"),
         "run",
-        *("--proxy", url.removeprefix("http://"), "--upstream-port", str(port), "--prefix", "/api"),
-        *("--token", token, "--upstream-key", KEY, "--split", mode, "--strict", "--out", str(out), *PATIENCE),
-        *map(str, files),
+        *("--proxy", url.removeprefix("http://"), "--upstream-port", str(run.port), "--prefix", f"/{run.name}"),
+        *("--token", token, "--upstream-key", KEY, "--split", run.mode, "--strict", "--out", str(run.out), *PATIENCE),
+        *map(str, run.files),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -102,16 +116,26 @@ async def drive(corpora: Path, mode: str, files: list[Path], out: Path, url: str
         if driver.returncode is None:
             driver.kill()
             await driver.wait()
-    return printed.decode()
+    return read_verdicts(run.out, printed.decode())
 
 
 async def judge_all(corpora: Path, to: Path) -> dict[str, list[Verdict]]:
     """Drive all cases in all modes, side by side."""
-    hands = deal(corpora, to)
-    runs = [
-        judge(corpora, mode, files, to / f"{mode}-{number}.out") for mode in MODES for number, files in enumerate(hands)
-    ]
-    judged = iter(await asyncio.gather(*runs))
+    hands = list(enumerate(deal(corpora, to)))
+    with contextlib.ExitStack() as stack:
+        runs = [
+            Run(name, mode, files, stack.enter_context(upstream_port()), to / f"{name}.out")
+            for mode in MODES
+            for name, files in ((f"{mode}-{number}", files) for number, files in hands)
+        ]
+        file = to / "gateway.toml"
+        file.write_text(targets(runs), encoding="ascii")
+        settings = {"TARGET_API_URL": "http://127.0.0.1:9", "GATEWAY_CONFIG": str(file), "CORPORA_KEY": KEY}
+        async with gateway_process(**settings, RATE_LIMIT="100000000") as gateway:
+            registered = await fetch(gateway.url, request("/register", method="POST"))
+            token = json.loads(registered.content)["token"]
+            judged = iter(await asyncio.gather(*(drive(corpora, run, gateway.url, token) for run in runs)))
+        assert "Traceback" not in gateway.printed, gateway.printed
     return {mode: [verdict for _ in hands for verdict in next(judged)] for mode in MODES}
 
 

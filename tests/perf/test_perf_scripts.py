@@ -32,7 +32,7 @@ SCRIPTS = {
     "scaling": ["-m", "perf.scaling"],
 }
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.long
 
 Runs = dict[str, subprocess.CompletedProcess[str]]
 
