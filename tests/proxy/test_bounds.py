@@ -67,7 +67,7 @@ class Ahead:
 
 @pytest.mark.parametrize("read_bytes", READS)
 def test_requests_to_an_endpoint_are_not_read_far_ahead_of_their_answers(play: Playbook, read_bytes: int) -> None:
-    count = 25_000
+    count = 16_000
     ahead = Ahead(play, play.client, HEALTH, count, read_bytes)
     assert ahead.rested
     assert ahead.most_bytes <= MAX_PIPELINED_BYTES + read_bytes + len(HEALTH)
@@ -134,7 +134,7 @@ def test_a_full_pipe_behind_an_upload_rests_until_its_answer(make_play: Callable
 
 def test_a_full_pipe_goes_on_when_a_client_that_did_not_read_its_answers_does(play: Playbook) -> None:
     play.client.stops_reading()
-    count = 10_000
+    count = 5_000
     for piece in cut(HEALTH * count, 10_000):
         play.client.sends(piece)
     assert not play.client.transport.is_reading()

@@ -144,4 +144,4 @@ class Clients(Machine):
 
 
 TestClients = Clients.TestCase
-TestClients.settings = machine_settings(100)
+TestClients.settings = machine_settings(75)

@@ -176,4 +176,4 @@ class Upstreams(Machine):
 
 
 TestUpstreams = Upstreams.TestCase
-TestUpstreams.settings = machine_settings(120)
+TestUpstreams.settings = machine_settings(90)
