@@ -162,6 +162,8 @@ class Call:
         """Write, and wait as long as the gateway reads slower than this."""
         self.writer.write(data)
         await self.writer.drain()
+        # That a write has found the connection broken is told in the loop's next turn, which need not come by itself.
+        await asyncio.sleep(0)
 
     async def until_gone(self) -> None:
         """Wait until the gateway ends the connection, in whichever way."""
