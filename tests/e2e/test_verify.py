@@ -191,7 +191,7 @@ async def test_nobody_can_read_the_token_in_the_process_list(upstream: Upstream)
 
     upstream.default = looking
     url = upstream.url.removesuffix("/v1")
-    await verify(url, "--seconds", "1s", *SMALL, code=0, GATEWAY_TOKEN="gw_canary", ADMIN_KEY=ADMIN_KEY)
+    await verify(url, *SMALL, "--most", "500", code=0, GATEWAY_TOKEN="gw_canary", ADMIN_KEY=ADMIN_KEY)
     assert any(b"gateway.verify.worker" in line for line in lines)
     assert not any(b"gw_canary" in line or ADMIN_KEY.encode() in line for line in lines)
     assert upstream.requests[0].field(b"authorization") == b"Bearer gw_canary"
