@@ -196,9 +196,10 @@ class MeteredExchange(GuardedExchange):
     def on_upstream_lost(self, *, unsent: bool, heard: bool) -> None:
         """See `Exchange`; what has been sent and costs something may have been billed, whatever its method.
 
-        And what has not costs nothing, if no other connection can be had for it.
+        And what has not costs nothing, if no other connection can be had for it. Of one that was still coming, only the
+        last part may be what has not been sent.
         """
-        if unsent and not self.answer_started:
+        if unsent and self._request and not self.answer_started:
             self.sent = False
         elif self._asked is not None and any(self._asked[1].fixed.values()):
             self._request = b""

@@ -264,6 +264,17 @@ def test_what_has_not_is_sent_and_paid_once(play: Playbook) -> None:
     assert costs(play) == [(CENT, Mark.EXACT)] * 2
 
 
+def test_an_upload_of_which_only_the_end_has_not_left_may_be_billed(play: Playbook) -> None:
+    head, _, body = play.request(b"POST", b"/api/x", body=b"x" * 3000).partition(b"\r\n\r\n")
+    play.client.sends(head + b"\r\n\r\n" + body[:1])
+    assert play.upstream.head().start.startswith(b"POST")
+    play.upstream.stops_reading()
+    play.client.sends(body[1:2000])
+    play.upstream.ends()
+    play.client.problem(502, "upstream_unreachable")
+    assert costs(play) == [(CENT, Mark.ESTIMATED)]
+
+
 def test_an_answer_is_read_on_when_its_client_has_left(make: Callable[..., Playbook]) -> None:
     play = make(on_disconnect="drain:10s")
     play.client.sends(play.request(b"GET", b"/api/x"))
