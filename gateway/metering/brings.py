@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from gateway.metering.hosts import is_anthropics
 from gateway.metering.shapes import Shape
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 PICTURE_TOKENS: Final = 50_000
 """What one picture can cost at most: gpt-4o-mini counts 2833 and 5667 for each of up to 8 tiles."""
 ANTHROPICS_PICTURE_TOKENS: Final = 10_000
-"""Likewise at Anthropic: 4784 of the largest."""
+"""Likewise with a model of Anthropic's: 4784 of the largest."""
 TOOLS_TOKENS: Final = 1024
 """What a provider may add to a prompt so that the model knows how to call functions: 200 to 700 tokens."""
 
@@ -26,6 +27,7 @@ _HARMLESS: Final = (
     "(?:local_)?shell|(?:local_)?shell_call|(?:local_)?shell_call_output|local|exec|exit|timeout|apply_patch|apply_patch_call|"
     "apply_patch_call_output|create_file|update_file|delete_file|namespace|(?:bash|text_editor|memory|computer)_20[0-9]{6}"
 )
+_HARMLESS_TYPE: Final = re.compile(_HARMLESS)
 # Each of Anthropic's puts a description of its own into the prompt, of up to 1200 tokens.
 _CLIENT_TOOL: Final = re.compile(rb'"(?:bash|text_editor|memory|computer)_20[0-9]{6}"')
 _PICTURES: Final = "image_url|input_image|image"
@@ -51,7 +53,7 @@ OPEN_KEYS: Final = {
     Shape.RESPONSES: frozenset(("previous_response_id", "conversation", "prompt")),
     Shape.MESSAGES: frozenset(("mcp_servers", "container")),
 }
-GROWING: Final = frozenset(("tools", "mcp_servers", "context_management"))
+_GROWING: Final = frozenset(("mcp_servers", "context_management"))
 _OPEN_OF_GEMINI: Final = re.compile(
     rb'"(?:inline_?data|file_?data|google_?search\w*|code_?execution|url_?context|cached_?content|'
     rb"google_?maps|file_?search|computer_?use|executable_?code|(?:enterprise_?web|parallel_?ai|exa_?ai)_?search|"
@@ -97,12 +99,23 @@ def brought_by_gemini(body: bytes) -> tuple[bool, bool]:
     return is_open, is_open and _has_fees(Shape.GEMINI, body)
 
 
-def pictures_tokens(shape: Shape, members: Mapping[str, Any], pictures: int) -> tuple[int, int]:
+def grows(members: Mapping[str, Any]) -> bool:
+    """Whether what a request of Anthropic's shape brings may be more than the begin of its answer says.
+
+    Raises:
+        ValueError: A tool has two members of a name.
+    """
+    tools = members.get("tools")
+    kinds = [object_of(tool).get("type") for tool in tools] if isinstance(tools, list) else []
+    return not _GROWING.isdisjoint(members) or any(kind and not _HARMLESS_TYPE.fullmatch(str(kind)) for kind in kinds)
+
+
+def pictures_tokens(shape: Shape, model: str, members: Mapping[str, Any], pictures: int) -> tuple[int, int]:
     """Return what the pictures of a request can cost at most, and how many of its bytes they are: these are no text.
 
     Only those count that are where a picture is read: elsewhere, what looks like one is text, and paid by the byte.
     """
-    each = ANTHROPICS_PICTURE_TOKENS if shape.of_anthropic else PICTURE_TOKENS
+    each = ANTHROPICS_PICTURE_TOKENS if shape.of_anthropic and is_anthropics(model) else PICTURE_TOKENS
     messages = members.get("input" if shape is Shape.RESPONSES else "messages")
     try:
         return pictures * each, sum(map(_data_bytes, messages)) if isinstance(messages, list) else 0
@@ -117,9 +130,9 @@ def _data_bytes(item: object) -> int:
     if kind == "image":
         data = source.get("data") if source.get("type") == "base64" else None
         return len(data) if isinstance(data, str) else 0
-    if kind in {"image_url", "input_image"}:
+    if kind in ("image_url", "input_image"):  # no set: what is no text may have no hash
         url = object_of(url).get("url") if kind == "image_url" else url
-        return len(url) if isinstance(url, str) and url.startswith("data:") else 0
+        return len(url) if isinstance(url, str) and url.startswith("data:image/") else 0  # some take a PDF, too
     inner = of.get("content") if kind != "function_call_output" else of.get("output")
     return sum(map(_data_bytes, inner)) if isinstance(inner, list) else 0
 

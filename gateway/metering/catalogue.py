@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from gateway.metering.hosts import percent_of
+from gateway.metering.hosts import regional_percent
 from gateway.metering.rates import Rates, Tariff, pico_of
 
 if TYPE_CHECKING:
@@ -87,9 +87,8 @@ class Catalogue:
             return self._known[key]
         except KeyError:
             context = {"service_tier": tier, "speed": speed}
-            tariff = self._known[_room_in(self._known, key)] = _tariff(
-                found, context, now_s, percent_of(self._url, found.id)
-            )
+            percent = regional_percent(self._url, found.id)
+            tariff = self._known[_room_in(self._known, key)] = _tariff(found, context, now_s, percent)
             return tariff
 
     def _model(self, model: str) -> tuple[ModelInfo | None, bool]:

@@ -64,12 +64,13 @@ _LONGEST_LIST: Final = 4096
 """Likewise of Gemini's searches."""
 
 
-def most_nano(shape: Shape, body: bytes) -> int:
+def most_nano(shape: Shape, body: bytes, *, stored: bool) -> int:
     """Return what is reserved for the calls that an answer may take, in nano-USD.
 
     Args:
         shape: Of a request that may be billed for them.
         body: The request's.
+        stored: Whether it has a stored prompt: that may have any tools.
     """
     if shape.of_gemini:
         return CALLS * QUERY_NANO
@@ -77,9 +78,7 @@ def most_nano(shape: Shape, body: bytes) -> int:
         return ANSWER_NANO[shape]
     if shape.of_anthropic:
         return CALLS * CALLS_NANO[b"code_execution"]
-    # A name may be spelled so that it is not found; and a stored prompt may have any tools.
-    hides = b"\\u00" in body or b'"prompt"' in body
-    tools = _TOOLS if hides else frozenset(_TOOL.findall(body))
+    tools = _TOOLS if stored else frozenset(_TOOL.findall(body))
     searches = most_searches(body)
     paid = {b"%b_call" % one: searches if one.endswith(b"search") else 1 for one in tools}
     nano = sum(CALLS_NANO.get(name, 0) * calls for name, calls in paid.items())

@@ -28,6 +28,11 @@ def is_of_openai(model: str) -> bool:
     return _OF_OPENAI.search(model) is not None
 
 
+def is_anthropics(model: str) -> bool:
+    """Whether it is Anthropic's by its name: others are had by an API like Anthropic's, too."""
+    return "claude" in model.lower()
+
+
 def is_mistral(url: str) -> bool:
     """Whether it refuses members that it does not know, and says the usage of a stream unasked."""
     return _MISTRAL.match(f"{url}/") is not None
@@ -42,7 +47,7 @@ def tells_cost(url: str) -> bool:
     return _TELLING.match(f"{url}/") is not None
 
 
-def percent_of(url: str, model: str) -> int:
+def regional_percent(url: str, model: str) -> int:
     """Return what of its listed price a model's tokens cost, as it runs in one place only.
 
     Source: https://developers.openai.com/api/docs/guides/data-residency,

@@ -19,7 +19,7 @@ from gateway.metering.llm import LlmQuote, Terms, may_think_unseen, percent_of
 from gateway.metering.measured import MeasuredQuote
 from gateway.metering.rates import PICO_IN_NANO, Rates, Tariff, is_cheaper
 from gateway.metering.readers import name_of
-from gateway.metering.requests import LEAST_OUTPUT, LIMITS, Wanted, asks_usage, read
+from gateway.metering.requests import LEAST_OUTPUT, LIMITS, Wanted, asks_usage, read, spelled_out
 from gateway.metering.shapes import MAX_TOKENS, Shape, is_free, shape_of
 from gateway.scope import is_ambiguous, names_another, queries_another
 
@@ -173,7 +173,7 @@ class LlmPricing:
         tokens, rate = len(body), terms.rate
         if rate is not None:
             return LlmQuote(terms, {"USD": -(-tokens * rate // PICO_IN_NANO), "tokens": tokens}, body, wanted)
-        fixed, each = self._bounds(terms, wanted, lines, body)
+        fixed, each = self._bounds(terms, wanted, lines, spelled_out(body, wanted))
         if terms.most and each != terms.each:
             terms = replace(terms, each=each)
         return LlmQuote(terms, fixed, body, wanted)
@@ -300,26 +300,24 @@ class LlmPricing:
         if more:
             context = tariff.context or CONTEXT_TOKENS
             # A model that has a price for longer requests takes them, from clients that ask for it.
-            if tariff.tiers and context <= tariff.tiers[-1][0] and (b"\\u00" in body or wants_long((*lines, body))):
+            if tariff.tiers and context <= tariff.tiers[-1][0] and wants_long((*lines, body)):
                 context = max(context, CONTEXT_TOKENS)
-            seen, data_bytes = pictures_tokens(terms.shape, wanted.members, wanted.pictures)
-            tokens -= data_bytes
+            seen, data_bytes = pictures_tokens(terms.shape, terms.model, wanted.members, wanted.pictures)
             unbounded = context if wanted.open else min(seen, context)
-            tokens += 0 if reserve else unbounded
+            tokens += 0 if reserve else unbounded - data_bytes
         # What is reserved for may have any number of tokens.
         rates = tariff.rates(1 << 62 if more and reserve else tokens) if tariff.tiers else tariff.base
         percent, (written, written_1h, _) = 100, _USUAL_CACHES
         if terms.shape.of_anthropic:
-            percent, hides = percent_of(wanted.geo), b"\\u00" in body
-            written, written_1h = hides or b"cache" in body, hides or b'1h"' in body
+            percent, written, written_1h = percent_of(wanted.geo), b"cache" in body, b'1h"' in body
         per_input, each = _dearest(rates, percent, (written, written_1h, more))
         pico = tokens * per_input // 100 + rates.request
         if wanted.predicts:  # what of it is not taken is billed as output, beyond the limit
             pico += len(body) * rates.dearest_output
         fixed = {"USD": -(-pico // PICO_IN_NANO), "tokens": tokens}
         if terms.fees and not reserve:
-            fixed["USD"] += most_nano(terms.shape, body)
-        if terms.shape.of_anthropic and not reserve and (b'"web_search' in body or b"\\u00" in body):
+            fixed["USD"] += most_nano(terms.shape, body, stored="prompt" in wanted.members)
+        if terms.shape.of_anthropic and not reserve and b'"web_search' in body:
             fixed["USD"] += -(-most_searches(body) * rates.search // PICO_IN_NANO)  # which its usage says
         if more and reserve:
             for unit, atoms in {"tokens": unbounded, **reserve}.items():

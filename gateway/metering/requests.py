@@ -11,7 +11,8 @@ from json.scanner import make_scanner
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gateway.errors import BadRequest
-from gateway.metering.brings import GROWING, OPEN_KEYS, brought, brought_by_gemini, object_of
+from gateway.metering.brings import OPEN_KEYS, brought, brought_by_gemini, grows, object_of
+from gateway.metering.hosts import is_anthropics
 from gateway.metering.shapes import Shape, tier_of_gemini, usual_is_none
 from gateway.tuples import new
 
@@ -24,8 +25,8 @@ MAX_CHOICES: Final = 100_000
 """Answers to one prompt: no server gives as many."""
 LEAST_OUTPUT: Final = 16
 """Fewer output tokens are not asked for: the responses API takes no lower limit."""
-# An honest writer of JSON has no reason to escape a letter; one who hides a name has.
-_HIDDEN_LETTER: Final = re.compile(rb"\\u00(?:[46][1-9a-fA-F]|[57][0-9aA]|5[fF])")
+# An honest writer of JSON has no reason to escape what names are made of; one who hides a name has.
+_HIDDEN: Final = re.compile(rb"\\u00(?:2[dD]|3[0-9]|[46][1-9a-fA-F]|[57][0-9aA]|5[fF])")
 
 LIMITS: Final[Mapping[Shape, tuple[str, ...]]] = {
     Shape.CHAT: ("max_completion_tokens", "max_tokens"),
@@ -111,7 +112,7 @@ def read(shape: Shape, body: bytes) -> Wanted | None:
         members: dict[str, Any] = dict(pairs)
         ambiguous = len(members) != len(pairs)
         # A byte is found at once, by its number; and of text it is known at once whether it has a word.
-        if ambiguous or (_BACKSLASH in body and b"\\u00" in body and _HIDDEN_LETTER.search(body) is not None):
+        if ambiguous or (_BACKSLASH in body and b"\\u00" in body and _HIDDEN.search(body) is not None):
             ambiguous = True  # further down, names may be there twice as well
             members = json.loads(body)
             text = json.dumps(members)
@@ -124,6 +125,11 @@ def read(shape: Shape, body: bytes) -> Wanted | None:
         return _wanted(shape, members, body, ambiguous=ambiguous)
     except (ValueError, RecursionError, TypeError, OverflowError, StopIteration):
         return None
+
+
+def spelled_out(body: bytes, wanted: Wanted) -> bytes:
+    """Return a request's body, or what is sent in its place if it hides names: all are in it as they are spelled."""
+    return json.dumps(wanted.members).encode() if wanted.ambiguous else body
 
 
 def _is_misspelled(name: str) -> bool:
@@ -143,7 +149,8 @@ def _wanted_usually(shape: Shape, members: dict[str, Any], body: bytes, *, has_t
             limit = max(limit, _number(members[name]) or 0)
     if not isinstance(model, str) or len(model) > MAX_MODEL_CHARACTERS:
         model = ""
-    limited, streams = min(limit, MAX_OUTPUTS) or _no_output(shape, members), members.get("stream") is True
+    limited = min(limit, MAX_OUTPUTS) if limit else _no_output(shape, model, members)
+    streams = members.get("stream") is True
     is_open = fees = False
     pictures = 0
     if has_types or shape is Shape.RESPONSES or "audio" in model:
@@ -156,12 +163,12 @@ def _wanted_usually(shape: Shape, members: dict[str, Any], body: bytes, *, has_t
     return new(Wanted, asked)
 
 
-def _no_output(shape: Shape, members: Mapping[str, Any]) -> int | None:
+def _no_output(shape: Shape, model: str, members: Mapping[str, Any]) -> int | None:
     """Return the limit of a request that has none above 0: None, but 0 where Anthropic is only to fill its cache.
 
-    Some servers of other APIs take it for no limit.
+    Some servers of other APIs, or of other models, take it for no limit.
     """
-    limit = members.get("max_tokens") if shape.of_anthropic else None
+    limit = members.get("max_tokens") if shape.of_anthropic and is_anthropics(model) else None
     return 0 if type(limit) is int and limit == 0 else None
 
 
@@ -193,11 +200,11 @@ def _wanted(shape: Shape, members: dict[str, Any], body: bytes, *, ambiguous: bo
     return Wanted(
         members,
         model,
-        min(limit, MAX_OUTPUTS) or _no_output(shape, members),
+        min(limit, MAX_OUTPUTS) if limit else _no_output(shape, model, members),
         choices,
         streams,
         is_open,
-        is_open and shape.of_anthropic and not GROWING.isdisjoint(members),
+        is_open and shape.of_anthropic and grows(members),
         fees,
         pictures,
         "tools" in members or "functions" in members,

@@ -19,6 +19,7 @@ JSON = b"content-type: application/json"
 # Of one picodollar each, where none costs as much as another: what was counted can be read in the sum.
 PRICES = {
     "m": rates_of({"input": 1000, "output": 3000, "cached_input": 100, "cache_write": 2000, "cache_write_1h": 5000}),
+    "claude-m": rates_of({"input": 1000, "output": 3000}),
     "o3": rates_of({"input": 1000, "output": 3000}),
 }
 

@@ -533,8 +533,22 @@ def test_a_stream_that_is_nothing_but_an_error_costs_what_an_error_does() -> Non
 def test_a_picture_of_a_message_is_a_picture() -> None:
     """Its source has a type of its own, and is no reason to hold the whole of a model's context."""
     for source, data_bytes in (({"type": "base64", "data": "AAAA"}, 4), ({"type": "url", "url": "https://x"}, 0)):
-        body = {**ASKS, "messages": [{"role": "user", "content": [{"type": "image", "source": source}]}]}
-        assert quote("/v1/messages", body).fixed["tokens"] == len(json.dumps(body)) - data_bytes + 10_000
+        for model, tokens in (("claude-m", 10_000), ("m", 50_000)):  # as gpt-4o-mini is had by this API of OpenRouter's
+            body = {
+                **ASKS,
+                "model": model,
+                "messages": [{"role": "user", "content": [{"type": "image", "source": source}]}],
+            }
+            assert quote("/v1/messages", body).fixed["tokens"] == len(json.dumps(body)) - data_bytes + tokens
+
+
+@pytest.mark.parametrize("kind", [[], {}, {"a": []}, 1, None])
+@pytest.mark.parametrize("name", ["type", "content", "image_url", "source"])
+def test_what_is_none_beside_a_picture_is_text(name: str, kind: object) -> None:
+    """A list for a `type` ended the client's connection in place of an answer."""
+    picture = {"type": "image_url", "image_url": {"url": "https://x"}}
+    body = {**ASKS, "messages": [{"role": "user", "content": [picture, {name: kind}]}]}
+    assert quote(CHAT_PATH, body).fixed["tokens"] == len(json.dumps(body)) + 50_000
 
 
 # --- prices that depend on more than the model ------------------------------------------------------------------------
@@ -683,6 +697,29 @@ def test_a_container_is_paid_once_and_by_its_size(tool: dict[str, Any], output: 
     assert quoted.fixed["USD"] - quoted.fixed["tokens"] * 2_000_000 >= usd
 
 
+@pytest.mark.parametrize(("name", "spelled"), [("memory_limit", "memory\\u005flimit"), ("64g", "\\u00364g")])
+def test_what_hides_its_size_is_reserved_for_all_the_same(name: str, spelled: str) -> None:
+    tool = {"type": "code_interpreter", "container": {"type": "auto", "memory_limit": "64g"}}
+    body = json.dumps({"model": "m", "max_output_tokens": 50, "tools": [tool]})
+    plain, hidden = quote("/v1/responses", body.encode()), quote("/v1/responses", body.replace(name, spelled).encode())
+    assert hidden.fixed == plain.fixed
+    assert json.loads(hidden.body(50) or b"") == json.loads(body)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "each"),
+    [
+        ("/v1/messages", {**ASKS, "messages": [{"role": "user", "content": "é"}]}, 1_000_000),
+        ("/v1/responses", {"model": "m", "input": "é", "tools": [{"type": "web_search"}]}, 2_000_000),
+    ],
+)
+def test_text_that_is_escaped_hides_nothing(path: str, body: dict[str, Any], each: int) -> None:
+    """Python escapes all that is not ASCII; such a message was held to cost ten searches, and a cache for an hour."""
+    escaped, plain = json.dumps(body), json.dumps(body, ensure_ascii=False)
+    usd = [quote(path, text.encode()).fixed["USD"] for text in (escaped, plain)]
+    assert usd[0] - usd[1] == (len(escaped) - len(plain.encode())) * each
+
+
 def test_the_tools_of_a_stored_prompt_are_paid_as_well() -> None:
     body = {"model": "m", "max_output_tokens": 50, "prompt": {"id": "pmpt_1"}}
     plain = cost_of(quote("/v1/responses", body), json.dumps(RESPONSE).encode(), JSON)
@@ -712,8 +749,10 @@ def test_what_is_found_is_paid_by_who_leaves_before_the_answer_says_so() -> None
     billed = cost_of(quoted, sse(begun, found, text, end), EVENTS)
     assert left.mark is Mark.ESTIMATED
     assert billed.cost["USD"] < left.cost["USD"] <= quoted.fixed["USD"] + quoted.each["USD"] * quoted.most
-    plain = cost_of(quote("/v1/messages", streams), sse(begun, text), EVENTS, whole=False)
-    assert plain.cost["USD"] < 3_000_000_000  # where nothing is looked for, the prompt was all
+    file = {"role": "user", "content": [{"type": "document", "source": {"type": "url", "url": "https://x"}}]}
+    for tools in ({}, {"tools": [{"name": "a", "input_schema": {}}, {"type": "bash_20250124"}], "messages": [file]}):
+        plain = cost_of(quote("/v1/messages", {**streams, **tools}), sse(begun, text), EVENTS, whole=False)
+        assert plain.cost["USD"] < 3_000_000_000  # where nothing is looked for, the prompt was all
 
 
 def test_each_search_of_geminis_is_paid() -> None:

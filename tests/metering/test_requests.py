@@ -330,14 +330,16 @@ def test_a_limit_is_put_in_by_the_name_that_the_model_takes_wherever_it_is_had(m
 @pytest.mark.parametrize("more", [{}, {"tools": []}])
 def test_a_cache_that_is_only_to_be_filled_costs_no_output(more: dict[str, Any], *, clamp: bool) -> None:
     """`max_tokens` of 0 was lowered, with `BUDGET_CLAMP=on`, to 4096."""
-    body = json.dumps({**ASKS, "max_tokens": 0, **more}).encode()
+    asks = {**ASKS, "model": "claude-m", **more}
+    body = json.dumps({**asks, "max_tokens": 0}).encode()
     quoted = quote("/v1/messages", body, clamp=clamp)
     assert (quoted.most, quoted.least, quoted.each, quoted.body(0)) == (0, 0, {}, body)
     said = {"usage": {"input_tokens": 9, "cache_creation_input_tokens": 5, "output_tokens": 0}}
     told = cost_of(quoted, json.dumps(said).encode(), JSON)
     assert (told.cost["tokens"], told.mark) == (14, Mark.EXACT)
-    assert quote("/v1/messages", {**ASKS, "max_tokens": None}, clamp=clamp).most == 4096
-    assert quote(CHAT_PATH, {**ASKS, "max_tokens": 0}, clamp=clamp).most == 4096  # some take that for no limit
+    assert quote("/v1/messages", {**asks, "max_tokens": None}, clamp=clamp).most == 4096
+    for path, model in ((CHAT_PATH, "claude-m"), ("/v1/messages", "m")):  # some take that for no limit
+        assert quote(path, {**asks, "model": model, "max_tokens": 0}, clamp=clamp).most == 4096
 
 
 @pytest.mark.parametrize(
@@ -367,6 +369,7 @@ _URL = "data:image/png;base64," + _DATA
     [
         (CHAT_PATH, {"type": "image_url", "image_url": {"url": _URL}}, True),
         (CHAT_PATH, {"type": "image_url", "image_url": {"url": "https://x"}, "detail": _URL}, False),
+        (CHAT_PATH, {"type": "image_url", "image_url": {"url": "data:application/pdf;base64," + _DATA}}, False),
         (CHAT_PATH, {"type": "text", "text": _URL, "image_url": {"url": _URL}}, False),
         ("/v1/responses", {"type": "input_image", "image_url": _URL}, True),
         ("/v1/messages", {"type": "image", "source": {"type": "base64", "data": _DATA}}, True),
@@ -384,5 +387,7 @@ def test_a_picture_is_not_paid_by_the_byte(path: str, part: dict[str, Any], *, i
     body = {"model": "m", "max_tokens": 9, name: [{"role": "user", "content": [part]}]}
     tokens = quote(path, body).fixed["tokens"]
     assert (tokens < 60_000) == is_picture
+    # An amount of one's own is for what the bytes do not bound.
+    assert quote(path, body, reserve={"USD": 1}).fixed["USD"] >= 300_000 * 1_000_000
     twice = json.dumps(body)[:-1] + f', "tools": [{{"a": {json.dumps(part)}}}]}}'  # there, nobody reads a picture
     assert quote(path, twice.encode()).fixed["tokens"] >= 300_000
