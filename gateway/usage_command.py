@@ -22,9 +22,10 @@ from gateway.usage_table import as_line, as_table, as_text
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import NoReturn
 
+    from rich.console import RenderableType
     from rich.live import Live
 
     from gateway.config import Settings
@@ -103,16 +104,57 @@ def _watch(source: Source, *, as_json: bool) -> None:
     from rich.live import Live  # only here: a table takes ten megabytes more
 
     signal.signal(signal.SIGTERM, _leave)  # else the terminal would be left with this screen, and without a cursor
-    live = Live(auto_refresh=False, screen=True)
-    signal.signal(signal.SIGTSTP, lambda *_: _rest(live))  # likewise, to whoever typed Ctrl-Z
+    screen = Screen(Live(auto_refresh=False, screen=True))
+    signal.signal(signal.SIGTSTP, screen.on_stop)  # likewise, to whoever typed Ctrl-Z
     try:
         for told, trouble in _looks(source):
-            live.update(as_table(before, told, trouble))
-            live.start()  # `with` would not hear of an interruption of the first drawing
-            live.refresh()
+            screen.show(as_table(before, told, trouble))
             before = told
     finally:
-        live.stop()
+        screen.close()
+
+
+class Screen:
+    """The terminal that is drawn on. Ctrl-Z gives it back, though not in the middle of a drawing: one cannot hold another.
+
+    Args:
+        live: Draws.
+        stop: Stops this process, until somebody has it go on.
+    """
+
+    __slots__ = ("_is_drawing", "_is_to_stop", "_live", "_stop")
+
+    def __init__(self, live: Live, stop: Callable[[], object] = lambda: signal.raise_signal(signal.SIGSTOP)) -> None:
+        self._live = live
+        self._stop = stop
+        self._is_drawing = self._is_to_stop = False
+
+    def show(self, table: RenderableType) -> None:
+        """Draw."""
+        self._is_drawing = True
+        self._live.update(table)
+        self._live.start()  # `with` would not hear of an interruption of the first drawing
+        self._live.refresh()
+        self._is_drawing = False
+        self._stop_if_asked()
+
+    def on_stop(self, *_: object) -> None:
+        """Hear of SIGTSTP."""
+        self._is_to_stop = True
+        self._stop_if_asked()
+
+    def close(self) -> None:
+        """Leave the terminal as it was before."""
+        self._is_drawing = True
+        self._live.stop()
+
+    def _stop_if_asked(self) -> None:
+        while self._is_to_stop and not self._is_drawing:
+            self._is_to_stop, self._is_drawing = False, True
+            self._live.stop()
+            self._stop()
+            self._live.start(refresh=True)
+            self._is_drawing = False
 
 
 def _looks(source: Source) -> Iterator[tuple[dict[str, Any], str]]:
@@ -140,13 +182,6 @@ def _is_drawn_on() -> bool:
 
 def _leave(number: int, _: object) -> NoReturn:
     sys.exit(128 + number)
-
-
-def _rest(live: Live) -> None:
-    """Stop until somebody has this program go on, with the terminal as it was before."""
-    live.stop()
-    signal.raise_signal(signal.SIGSTOP)
-    live.start(refresh=True)
 
 
 class _Gateway:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree
 
 from rich.console import Console
 from rich.screen import Screen
 
+from gateway import usage_command
 from gateway.budgets.grammar import atoms_of
 from gateway.counts import told
 from gateway.usage_table import as_line, as_table, as_text, rows
@@ -202,3 +203,53 @@ def test_what_each_token_spent_is_a_column_and_on_a_narrow_terminal_below_its_na
     for line in ("12.34 USD", "0.0001235 USD", "123456 tokens"):
         assert re.search(rf"^ ?{line} ", narrow, re.MULTILINE), narrow
     assert "spent" not in drawn(None, look(0, token("def", 1)), width=120)
+
+
+# --- the terminal ----------------------------------------------------------------------------------------------------
+
+
+class Live:
+    """Draws nothing, and says what it was told to. Ctrl-Z comes while it draws, or while it is stopped."""
+
+    def __init__(self, *moments: str) -> None:
+        self.moments = moments
+        self.done: list[str] = []
+        self.screen = usage_command.Screen(cast("Any", self), lambda: self.do("at rest"))
+
+    def do(self, what: str) -> None:
+        self.done.append(f"{what} …")
+        if what in self.moments:
+            self.moments = tuple(moment for moment in self.moments if moment != what)
+            self.screen.on_stop()
+        self.done[-1:] = [what] if self.done[-1] == f"{what} …" else [self.done[-1], f"{what} was disturbed"]
+
+    def update(self, _: object) -> None:
+        self.do("update")
+
+    def start(self, *, refresh: bool = False) -> None:
+        self.do("draw anew" if refresh else "start")
+
+    def refresh(self) -> None:
+        self.do("refresh")
+
+    def stop(self) -> None:
+        self.do("stop")
+
+
+def test_ctrl_z_waits_for_what_is_drawn() -> None:
+    drawing, resting = ["update", "start", "refresh"], ["stop", "at rest", "draw anew"]
+    for moments, done in (
+        ((), drawing),
+        (("update",), drawing + resting),
+        (("refresh",), drawing + resting),
+        (("refresh", "stop"), drawing + resting + resting),
+        (("refresh", "draw anew"), drawing + resting + resting),
+    ):
+        live = Live(*moments)
+        live.screen.show("a table")
+        assert live.done == done, moments
+    live.screen.on_stop()
+    assert live.done == done + resting
+    live.screen.close()
+    live.screen.on_stop()
+    assert live.done == [*done, *resting, "stop"]
