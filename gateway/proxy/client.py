@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, cast
 from gateway.errors import Draining, GatewayError, RequestTimeout
 from gateway.http1.message import CHUNKED, CRLF, HEAD_END, MAX_HEAD_BYTES, RequestHead
 from gateway.http1.partial import HEAD_BEGINS, PartialHead
-from gateway.proxy import own
+from gateway.proxy import lingering, own
 from gateway.proxy.clock import NEVER
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.hangup import HangupWatch
@@ -29,12 +29,6 @@ REQUESTS_A_TURN: Final = 32
 GRACE_S: Final = 1.0
 """When the gateway stops, a request may be on its way on a connection that is idle here, and no answer has said so
 far. This is much more than a round trip, and lets a busy client come back for an answer with `Connection: close`."""
-LINGER_S: Final = 2.0
-MAX_UPLOAD_LINGER_S: Final = 30.0
-"""As nginx's `lingering_time`; but whoever has a good token may be on a slow line."""
-MAX_LINGER_BYTES: Final = 1024 * 1024
-MAX_UPLOAD_LINGER_BYTES: Final = 64 * MAX_LINGER_BYTES
-"""Behind a request: many clients read no answer before they have sent all, and fail where they cannot."""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -47,8 +41,7 @@ class ClientConnection(asyncio.Protocol):
     # fmt: off
     __slots__ = (
         "_context", "transport", "opening", "_advancing", "_buffer", "_partial", "_exchange", "spare",  # what comes
-        "deadline_s", "writable", "untaken_bytes", "_held_back", "_half_closed", "_watch",
-        "_lingering_bytes", "_linger_end_s",
+        "deadline_s", "writable", "untaken_bytes", "_held_back", "_half_closed", "_watch", "_lingering",
     )
     # fmt: on
 
@@ -67,7 +60,7 @@ class ClientConnection(asyncio.Protocol):
         self.untaken_bytes = sys.maxsize
         self._half_closed = False
         self._held_back = False  # there are more requests than are read for now
-        self._lingering_bytes = -1  # so many are still dropped; not lingering
+        self._lingering: lingering.Lingering | None = None
 
     # --- what the transport says ---------------------------------------------------------------------------------
 
@@ -90,12 +83,12 @@ class ClientConnection(asyncio.Protocol):
             data = self._exchange.on_client_bytes(data)
             if not data:
                 return
-        if self._lingering_bytes >= 0:
-            self._lingering_bytes = max(self._lingering_bytes - len(data), 0)
-            if not self._lingering_bytes:
+        if self._lingering is not None:
+            self._lingering.left_bytes -= len(data)
+            if self._lingering.left_bytes <= 0:
                 self.transport.close()
             else:
-                self.deadline_s = min(self._context.clock.soon_s + LINGER_S, self._linger_end_s)
+                self.deadline_s = min(self._context.clock.soon_s + lingering.LINGER_S, self._lingering.end_s)
             return
         self._buffer = self._buffer + data if self._buffer else data
         if self._exchange is None and self.writable:
@@ -159,7 +152,7 @@ class ClientConnection(asyncio.Protocol):
             self.abort()  # what it has not taken is lost, and the end must not look like the answer's
         elif self._exchange is not None:
             self._exchange.on_deadline()
-        elif self._partial is None and self._lingering_bytes < 0 and has_unread(self.transport):
+        elif self._partial is None and self._lingering is None and has_unread(self.transport):
             self.deadline_s = self._context.clock.soon_s  # a request has come just in time
         elif self._partial is None:
             self.close()
@@ -178,7 +171,7 @@ class ClientConnection(asyncio.Protocol):
         exchange: Exchange | LocalExchange
         left = REQUESTS_A_TURN
         # Answers that a client does not read must not pile up: then its next request waits.
-        while left and self._exchange is None and self._buffer and self.writable and self._lingering_bytes < 0:
+        while left and self._exchange is None and self._buffer and self.writable and self._lingering is None:
             left -= 1
             head = None
             try:
@@ -294,7 +287,7 @@ class ClientConnection(asyncio.Protocol):
                 self._linger()
             elif self._buffer or not exchange.request_done or has_unread(transport):
                 is_known = isinstance(exchange, Exchange) and exchange.subject is not None
-                self._linger(MAX_UPLOAD_LINGER_BYTES, NEVER if is_known else MAX_UPLOAD_LINGER_S)
+                self._linger(lingering.MAX_UPLOAD_LINGER_BYTES, NEVER if is_known else lingering.MAX_UPLOAD_LINGER_S)
             else:
                 self.close()
             return
@@ -338,7 +331,7 @@ class ClientConnection(asyncio.Protocol):
             len(self._buffer) <= MAX_PIPELINED_BYTES
             and (exchange is None or exchange.request_done)
             and not self._half_closed
-            and self._lingering_bytes < 0
+            and self._lingering is None
             and not self.transport.is_closing()
         ):
             self._held_back = False
@@ -357,17 +350,16 @@ class ClientConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """The gateway is stopping: a connection that waits ends soon, any other behind its next answer."""
-        is_waiting = self._exchange is None and self._lingering_bytes < 0 and not self.transport.is_closing()
+        is_waiting = self._exchange is None and self._lingering is None and not self.transport.is_closing()
         if is_waiting and self.writable and not self._buffer:
             self.deadline_s = min(self.deadline_s, self._context.clock.soon_s + GRACE_S)
 
-    def _linger(self, most_bytes: int = MAX_LINGER_BYTES, most_s: float = LINGER_S) -> None:
+    def _linger(self, most_bytes: int = lingering.MAX_LINGER_BYTES, most_s: float = lingering.LINGER_S) -> None:
         """Let the client read its answer before the connection ends: closing on unread bytes would reset it."""
         self._buffer = b""
         self._partial = None
-        self._lingering_bytes = most_bytes
-        self._linger_end_s = self._context.clock.soon_s + most_s
-        self.deadline_s = self._context.clock.soon_s + LINGER_S
+        self._lingering = lingering.Lingering(most_bytes, self._context.clock.soon_s + most_s)
+        self.deadline_s = self._context.clock.soon_s + lingering.LINGER_S
         end_writing(self.transport)
         if not self.transport.is_reading():
             self.transport.resume_reading()

@@ -47,7 +47,7 @@ class LogStream:
 def _unblocked(descriptor: int) -> int:
     """Open a pipe or a terminal once more, so that no write waits: others may fill it first, with the room just found.
 
-    To set the descriptor itself so would set it for whoever shares it. Return it as it is where nothing else can be had.
+    To set the descriptor itself so would set it for whoever shares it. Return it as it is where there is nothing else.
     """
     try:
         mode = os.fstat(descriptor).st_mode

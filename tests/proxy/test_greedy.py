@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.http1.message import MAX_HEAD_BYTES
-from gateway.proxy.client import MAX_LINGER_BYTES, MAX_PIPELINED_BYTES, REQUESTS_A_TURN
+from gateway.proxy.client import MAX_PIPELINED_BYTES, REQUESTS_A_TURN
+from gateway.proxy.lingering import MAX_LINGER_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,7 +82,7 @@ def test_what_has_no_end_is_answered_and_closed_and_not_kept(
     play: Playbook, case: str, read_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Behind a request 64 times as much is dropped, which would take as many times as long: see test_admission.py.
-    monkeypatch.setattr("gateway.proxy.client.MAX_UPLOAD_LINGER_BYTES", MAX_LINGER_BYTES)
+    monkeypatch.setattr("gateway.proxy.lingering.MAX_UPLOAD_LINGER_BYTES", MAX_LINGER_BYTES)
     first, again, status, code = ENDLESS[case]
     stream = pieces(first, again, read_bytes)
     sent_bytes = most_bytes = taken_bytes = 0
