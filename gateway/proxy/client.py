@@ -85,10 +85,9 @@ class ClientConnection(asyncio.Protocol):
                 return
         if self._lingering is not None:
             self._lingering.left_bytes -= len(data)
+            self.deadline_s = min(self._context.clock.soon_s + lingering.LINGER_S, self._lingering.end_s)
             if self._lingering.left_bytes <= 0:
                 self.transport.close()
-            else:
-                self.deadline_s = min(self._context.clock.soon_s + lingering.LINGER_S, self._lingering.end_s)
             return
         self._buffer = self._buffer + data if self._buffer else data
         if self._exchange is None and self.writable:
@@ -350,16 +349,19 @@ class ClientConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """The gateway is stopping: a connection that waits ends soon, any other behind its next answer."""
-        is_waiting = self._exchange is None and self._lingering is None and not self.transport.is_closing()
-        if is_waiting and self.writable and not self._buffer:
-            self.deadline_s = min(self.deadline_s, self._context.clock.soon_s + GRACE_S)
+        soon_s = self._context.clock.soon_s
+        if self._lingering is not None:
+            self._lingering.hurry(soon_s)
+        elif self._exchange is None and self.writable and not self._buffer and not self.transport.is_closing():
+            self.deadline_s = min(self.deadline_s, soon_s + GRACE_S)
 
     def _linger(self, most_bytes: int = lingering.MAX_LINGER_BYTES, most_s: float = lingering.LINGER_S) -> None:
         """Let the client read its answer before the connection ends: closing on unread bytes would reset it."""
-        self._buffer = b""
-        self._partial = None
+        self._buffer, self._partial = b"", None
         self._lingering = lingering.Lingering(most_bytes, self._context.clock.soon_s + most_s)
         self.deadline_s = self._context.clock.soon_s + lingering.LINGER_S
+        if self._context.draining:
+            self.drain()
         end_writing(self.transport)
         if not self.transport.is_reading():
             self.transport.resume_reading()

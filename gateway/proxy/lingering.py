@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from gateway.proxy.clock import NEVER
+
 LINGER_S: Final = 2.0
 MAX_UPLOAD_LINGER_S: Final = 30.0
 """As nginx's `lingering_time`; but whoever has a good token may be on a slow line."""
@@ -22,8 +24,13 @@ class Lingering:
 
     Attributes:
         left_bytes: So much; then its connection ends.
-        end_s: Likewise, on the clock's time line. Each byte buys `LINGER_S` until then.
+        end_s: Likewise, on the clock's time line; `NEVER` behind a good token. Each byte buys `LINGER_S` until then.
     """
 
     left_bytes: int
     end_s: float
+
+    def hurry(self, soon_s: float) -> None:
+        """The gateway is stopping, which no stranger may hold up."""
+        if self.end_s < NEVER:
+            self.end_s = min(self.end_s, soon_s + LINGER_S)

@@ -8,6 +8,7 @@ import pytest
 
 from gateway.proxy.client import GRACE_S, REQUESTS_A_TURN
 from gateway.proxy.clock import TICK_S
+from gateway.proxy.lingering import LINGER_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +62,34 @@ def test_a_grace_is_no_longer_than_the_time_that_an_idle_connection_has_anyway(
     drain(play)
     play.pass_time(0.5 + LATE_S)
     assert play.client.state == "closed"
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("is_before", [True, False])
+def test_a_stranger_who_sends_on_behind_a_refusal_holds_up_no_stop(
+    make_play: Callable[..., Playbook],
+    is_before: bool,  # noqa: FBT001 - a parameter of the test
+    is_known: bool,  # noqa: FBT001 - likewise
+) -> None:
+    play = make_play(rate_limit="1/minute")
+    play.client.sends(play.request(b"GET", b"/api/x"))
+    play.upstream.answers()
+    play.client.answer()
+    if not is_known:
+        play.token = b"nobodys"
+    if not is_before:
+        drain(play)
+    play.client.sends(play.request(b"POST", b"/api/x", b"Content-Length: 1000000"))
+    assert play.client.answer().status == (429 if is_known else 401)
+    if is_before:
+        drain(play)
+    for _ in range(int(LINGER_S)):
+        assert play.client.state == "half-closed"
+        play.client.sends(b"x")
+        play.pass_time(1)
+    play.client.sends(b"x")
+    play.pass_time(LATE_S)
+    assert (play.client.state == "half-closed") is is_known
 
 
 def test_a_request_under_way_gets_its_answer_and_then_the_connection_closes(play: Playbook) -> None:
