@@ -115,7 +115,7 @@ def _watch(source: Source, *, as_json: bool) -> None:
 
 
 class Screen:
-    """The terminal that is drawn on. Ctrl-Z gives it back, though not in the middle of a drawing: one cannot hold another.
+    """The terminal that is drawn on. Ctrl-Z gives it back, but not in the middle of a drawing, which takes no other.
 
     Args:
         live: Draws.
