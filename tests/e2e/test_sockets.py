@@ -736,7 +736,7 @@ async def test_embedding_leaves_nothing_behind(upstream: Upstream) -> None:
     assert side_effects() == effects
     assert descriptors() == files
     assert asyncio.all_tasks() == tasks
-    assert parts() == living
+    assert parts() <= living
     assert gc.get_freeze_count() <= frozen
 
 
