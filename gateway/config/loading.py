@@ -81,8 +81,10 @@ def exposed(file: Path | None) -> str:
     Args:
         file: One that `load` has read, or None.
     """
-    mode = 0 if file is None else file.stat().st_mode
-    if file is None or not stat.S_ISREG(mode) or not mode & FORBIDDEN_MODE:  # a pipe is there to be read once
+    if file is None:
+        return ""
+    mode = file.stat().st_mode
+    if not stat.S_ISREG(mode) or not mode & FORBIDDEN_MODE:  # a pipe is there to be read once
         return ""
     content = _read_file(file)
     names = [name for name, value in content.items() if name in SETTINGS and _is_secret(SETTINGS[name], value)]

@@ -42,20 +42,19 @@ MAX_CALLS: Final = 10_000
 TOLD: Final = 3
 """In a stream, a call is told of when it begins, when it has ended, and in the whole response."""
 
+_MEMORY: Final = re.compile(rb'"memory_limit"[ \t\r\n]*:[ \t\r\n]*"([0-9]{1,3})g"')
 _CALL: Final = re.compile(
     rb'"(?:type|name)"[ \t\r\n]*:[ \t\r\n]*"('
     rb"(?:web_search|file_search|code_interpreter|image_generation|x_search|shell)_call|web_search_preview|"
-    rb'container_(?:auto|reference)|(?:bash_)?code_execution)"|"(groundingMetadata)"|'
-    rb'"memory_limit"[ \t\r\n]*:[ \t\r\n]*"([0-9]{1,3})g"'
+    rb'container_(?:auto|reference)|(?:bash_)?code_execution)"|"(groundingMetadata)"|' + _MEMORY.pattern
 )
-_QUERIES: Final = re.compile(rb'"webSearchQueries"[ \t\r\n]*:[ \t\r\n]*\[((?:[^\]"]|"(?:[^"\\]|\\.)*+")*+)')
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"')
+_QUERIES: Final = re.compile(rb'"webSearchQueries"[ \t\r\n]*:[ \t\r\n]*\[((?:[^\]"]|' + _STRING.pattern + rb")*+)")
 _TOOL: Final = re.compile(
     rb'"(web_search_preview|web_search|file_search|code_interpreter|container_auto|image_generation|x_search)'
 )
 _TOOLS: Final = frozenset((_PREVIEW, b"file_search", b"code_interpreter", b"image_generation"))
 _MOST: Final = re.compile(rb'"max_(?:uses|tool_calls)"[ \t\r\n]*:[ \t\r\n]*([0-9]{1,9})')
-_MEMORY: Final = re.compile(rb'"memory_limit"[ \t\r\n]*:[ \t\r\n]*"([0-9]{1,3})g"')
 _SEARCHES: Final = re.compile("-search-(?:preview|api)")
 """Models that search the web for each answer."""
 _LONGEST: Final = 64

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gateway.budgets.spending import Entry
-    from tests.kit.playbook import Playbook
+    from tests.kit.playbook import Playbook, Upstream
 
 CENT = NANO // 100
 FIXED = CostTable(fixed=(FixedPrice(b"*", b"/*", {"USD": CENT}),))
@@ -248,13 +248,18 @@ def test_what_has_been_read_on_a_stale_connection_may_be_billed_and_is_not_sent_
     assert (play.client.answer().status, play.dials) == (200, 2)
 
 
-def test_what_has_not_is_sent_and_paid_once(play: Playbook) -> None:
+def stale_upstream(play: Playbook) -> Upstream:
+    """Have a connection used, and return the upstream's end of it, which reads no more."""
     play.client.sends(play.request(b"GET", b"/api/x"))
     play.upstream.request()
     play.upstream.answers()
     play.client.answer()
-    stale = play.upstream
-    stale.stops_reading()
+    play.upstream.stops_reading()
+    return play.upstream
+
+
+def test_what_has_not_is_sent_and_paid_once(play: Playbook) -> None:
+    stale = stale_upstream(play)
     play.client.sends(play.request(b"GET", b"/api/x"))
     stale.ends()
     stale.got_nothing()
@@ -302,12 +307,7 @@ def test_but_not_for_ever(make: Callable[..., Playbook]) -> None:
 
 def test_what_no_byte_of_which_has_left_costs_nothing_though_its_connection_was_there(play: Playbook) -> None:
     """An API that restarts: the kept connections end under requests, and it takes no new ones yet."""
-    play.client.sends(play.request(b"GET", b"/api/x"))
-    play.upstream.request()
-    play.upstream.answers()
-    play.client.answer()
-    stale = play.upstream
-    stale.stops_reading()
+    stale = stale_upstream(play)
     play.dial_error = ConnectionRefusedError()
     play.client.sends(play.request(b"GET", b"/api/x"))
     stale.ends()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from gateway.stores import lines, register
 from gateway.stores.redis import RedisStore
 
 if TYPE_CHECKING:
-    import pytest
-
     from tests.kit.stores import Subject
 
 LATER_S = int(time.time()) + 3600
@@ -30,11 +30,14 @@ async def test_who_was_revoked_is_in_it(under_test: Subject) -> None:
     assert (await store.noted()).revoked == {"abc"}
 
 
-async def test_of_too_many_those_that_end_first_are_forgotten(
-    under_test: Subject, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def room_for_eight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "MAX_LINES", 8)
     monkeypatch.setattr(register, "MAX_LINES", 8)
+
+
+@pytest.mark.usefixtures("room_for_eight")
+async def test_of_too_many_those_that_end_first_are_forgotten(under_test: Subject) -> None:
     store = await under_test.fresh()
     for number in range(20):
         store.note(str(number), LATER_S + number)
@@ -43,11 +46,8 @@ async def test_of_too_many_those_that_end_first_are_forgotten(
     assert 6 <= len(listed) <= 8
 
 
-async def test_tokens_made_from_others_do_not_fill_the_room_of_those_that_were_issued(
-    under_test: Subject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lines, "MAX_LINES", 8)
-    monkeypatch.setattr(register, "MAX_LINES", 8)
+@pytest.mark.usefixtures("room_for_eight")
+async def test_tokens_made_from_others_do_not_fill_the_room_of_those_that_were_issued(under_test: Subject) -> None:
     store = await under_test.fresh()
     store.note("issued", LATER_S)
     for number in range(20):
